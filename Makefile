@@ -1,0 +1,41 @@
+# Everything runs in a virtual environment in this folder; another interpreter or folder: make demo PYTHON=python3.12 VENV=.venv312
+PYTHON ?= python3
+VENV ?= .venv
+
+python := $(VENV)/bin/python
+
+.PHONY: help demo earth test format
+
+help:
+	@echo 'make demo     install, train on the bundled pictures (6 minutes on 2 cores), translate the test pictures, score them'
+	@echo 'make earth    the same with the longer recipe (60 minutes)'
+	@echo 'make test     install the development tools as well, then lint, types and tests'
+	@echo 'make format   put the code into the form that make test asks for'
+
+demo earth: $(VENV)/installed
+	$(python) train.py @recipes/$@.txt
+	$(python) test.py --name $@
+	$(python) -m scripts.score_earth results/$@/test_latest
+
+test: $(VENV)/installed-dev
+	$(python) -m ruff check
+	$(python) -m ruff format --check
+	$(python) -m mypy
+	$(python) -m pytest
+
+format: $(VENV)/installed-dev
+	$(python) -m ruff check --fix
+	$(python) -m ruff format
+
+# visdom 0.2.4, the last one for Python 3.11, is built by importing pkg_resources, which setuptools 81 removed. Old and new
+# versions of pip disagree on how to bound setuptools in a build of its own; a build that uses the one here suits both.
+$(VENV)/installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=..." if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(python) -m pip install "setuptools>=77,<81"
+	$(python) -m pip install --no-build-isolation .
+	@touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	$(python) -m pip install --no-build-isolation ".[dev]"
+	@touch $@

@@ -1,0 +1,94 @@
+"""Data sets by name: `--dataset_mode X` is the class in data/X_dataset.py."""
+
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from data.base_dataset import BaseDataset, Sample
+from data.image_folder import DataError
+from util.device import pick_device
+from util.registry import find_class
+
+BUNDLED = Path(__file__).resolve().parent.parent / "datasets"
+
+
+class EpochSampler(DistributedSampler[Any]):
+    """Yields (epoch, index) pairs, so that a data set can make every sample a function of both.
+
+    The order is a function of (seed, epoch). Call `set_epoch` before each pass over the loader.
+    """
+
+    def __init__(self, dataset: Dataset, *, shuffle: bool, seed: int):
+        super().__init__(dataset, num_replicas=1, rank=0, shuffle=shuffle, seed=seed)
+        self.skip = 0
+
+    def set_epoch(self, epoch: int, skip: int = 0) -> None:
+        """Go to `epoch`, leaving out its first `skip` samples: those that a continued run has seen already."""
+        super().set_epoch(epoch)
+        self.skip = skip
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        for index in list(super().__iter__())[self.skip :]:
+            yield self.epoch, index
+
+    def __len__(self) -> int:
+        return max(super().__len__() - self.skip, 0)
+
+
+class EpochLoader(DataLoader[Sample]):
+    """The DataLoader of `create_dataset`: batches of a BaseDataset in the order of an EpochSampler."""
+
+    dataset: BaseDataset
+    sampler: EpochSampler
+
+
+def create_dataset(opt: Any) -> EpochLoader:
+    """The loader of the data set that --dataset_mode names. Call `loader.sampler.set_epoch` before each epoch.
+
+    A batch is {"A": (N, input_nc, H, W), "B": (N, output_nc, H, W), "A_paths": list of str, "B_paths": list of str},
+    float32 in [-1, 1]; data sets of one domain have A and A_paths only. The last batch of an epoch holds what is left,
+    which may be fewer than --batch_size.
+
+    Raises:
+        DataError: folders or images do not fit the flags.
+    """
+    if not opt.given("dataroot") and Path(opt.dataroot).is_relative_to(BUNDLED):
+        print(f"--dataroot left out: using the bundled pictures, {opt.dataroot}")
+    dataset: BaseDataset = find_class("data", opt.dataset_mode)(opt)
+    if opt.batch_size > 1:
+        check_same_size(dataset, opt.batch_size)
+    device = pick_device(opt.device, opt.gpu_ids)
+    workers = min(opt.num_threads, math.ceil(len(dataset) / opt.batch_size))
+    if not opt.given("num_threads"):
+        # On the CPU, workers take the cores from the training itself; a pair at 64 px loads in 1 ms, by a worker in 2.
+        workers = min(workers, cpu_count()) if device.type != "cpu" else 0
+    return EpochLoader(
+        dataset,
+        batch_size=opt.batch_size,
+        sampler=EpochSampler(dataset, shuffle=not opt.serial_batches, seed=opt.seed),
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=device.type == "cuda",
+        generator=torch.Generator(),  # the loader draws seeds for its workers; not from the run's own generator
+    )
+
+
+def cpu_count() -> int:
+    """The number of CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def check_same_size(dataset: BaseDataset, batch_size: int) -> None:
+    """Images of several sizes make no batch: raise a DataError that names two files."""
+    for sizes in dataset.sizes.values():
+        if len(sizes) > 1:
+            (size, path), (other, other_path), *_ = sizes.items()
+            raise DataError(
+                f"--batch_size {batch_size} needs images of one size, but {path} comes out as {size[0]}x{size[1]} and"
+                f" {other_path} as {other[0]}x{other[1]} pixels: use --batch_size 1 or --preprocess resize_and_crop."
+            )

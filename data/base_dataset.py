@@ -1,0 +1,54 @@
+"""What every data set shares: samples that depend on (seed, epoch, index) alone."""
+
+import hashlib
+from abc import ABC, abstractmethod
+from argparse import ArgumentParser
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+
+from data.transforms import Transform
+
+Sample = dict[str, Any]
+
+
+class BaseDataset(Dataset[Sample], ABC):
+    """A map-style data set indexed by `dataset[epoch, index]`.
+
+    A sample holds tensors "A" and "B", (C, H, W) in [-1, 1], and the files "A_paths" and "B_paths" they come from.
+    A new data set is data/X_dataset.py with a class XDataset, chosen by `--dataset_mode X`; start from TemplateDataset.
+    """
+
+    def __init__(self, opt: Any):
+        self.seed: int = opt.seed
+        # For each of "A", "B": every (width, height) it comes out with, and one file that does.
+        self.sizes: dict[str, dict[tuple[int, int], Path]] = {}
+
+    @staticmethod
+    def modify_commandline_options(parser: ArgumentParser, is_train: bool) -> ArgumentParser:
+        """Add the data set's own flags and defaults."""
+        return parser
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def __getitem__(self, at: tuple[int, int]) -> Sample: ...
+
+    def generator(self, epoch: int, index: int) -> torch.Generator:
+        """Random numbers for one sample: always the same for the same (seed, epoch, index), in whichever process."""
+        digest = hashlib.blake2b(repr((self.seed, epoch, index)).encode(), digest_size=8).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest))
+
+
+def create_transform(opt: Any, channels: int) -> Transform:
+    """The transform that the flags ask for."""
+    return Transform(
+        preprocess=opt.preprocess,
+        load_size=opt.load_size,
+        crop_size=opt.crop_size,
+        flip=not opt.no_flip,
+        channels=channels,
+    )

@@ -1,0 +1,189 @@
+"""Find and read the images of a folder; every error names the folder or file and what to do about it."""
+
+import math
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from PIL import Image, ImageOps
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".tif", ".tiff")
+EXIF_ORIENTATION = 0x0112
+
+
+class DataError(ValueError):
+    """A mistake in the user's data, or in a flag about it; the message is complete and meant for the user."""
+
+    def __init__(self, message: str):
+        # A DataLoader worker re-raises with its whole traceback as the message: keep only the part for people.
+        super().__init__(message.rpartition(f"{type(self).__name__}: ")[2].rstrip())
+
+    @property
+    def message(self) -> str:
+        """The text. An error with this attribute spares a DataLoader a reference cycle that delays its end by 5 s."""
+        return str(self)
+
+
+def list_images(folder: Path, limit: float = math.inf) -> list[Path]:
+    """All images below `folder`, sorted by their path relative to it; at most `limit`, cut after sorting.
+
+    Sub-folders and symbolic links are followed, hidden files and folders are left out.
+    """
+    paths = []
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        paths += [Path(parent, name) for name in names if is_image(name)]
+    paths.sort(key=lambda path: path.relative_to(folder).as_posix())
+    return paths[: int(min(limit, len(paths)))]
+
+
+def is_image(name: str) -> bool:
+    return name.lower().endswith(EXTENSIONS) and not name.startswith(".")
+
+
+def domain_images(dataroot: str | Path, phase: str, domain: str, limit: float = math.inf) -> list[Path]:
+    """The images of `dataroot/{phase}{domain}`, for example trainA.
+
+    Raises:
+        DataError: the folder is missing (shows the expected and the found tree, and the likely mistake) or empty.
+    """
+    folder = Path(dataroot, f"{phase}{domain}")
+    if not folder.is_dir():
+        raise DataError(missing_domain(Path(dataroot), phase, domain))
+    return _not_empty(folder, list_images(folder, limit))
+
+
+def any_images(dataroot: str | Path, phase: str, domain: str, limit: float = math.inf) -> list[Path]:
+    """The images of `dataroot/{phase}{domain}` where that folder exists, else all images below `dataroot`.
+
+    So a folder made for two domains serves one-domain work as it is.
+
+    Raises:
+        DataError: there is no such folder, or no image in it.
+    """
+    folder = Path(dataroot, f"{phase}{domain}")
+    if not folder.is_dir():
+        folder = Path(dataroot)
+    if not folder.is_dir():
+        raise DataError(f"--dataroot {dataroot}: no such folder.\nFound:\n{tree(nearest_folder(folder))}")
+    return _not_empty(folder, list_images(folder, limit))
+
+
+def _not_empty(folder: Path, paths: list[Path]) -> list[Path]:
+    if not paths:
+        raise DataError(
+            f"No image in {folder}: --dataroot needs files that end in {' '.join(EXTENSIONS)},"
+            " and --max_dataset_size has to be at least 1."
+        )
+    return paths
+
+
+def missing_domain(dataroot: Path, phase: str, domain: str) -> str:
+    """The message for a missing `dataroot/{phase}{domain}`: expected tree, found tree, likely mistake."""
+    expected = [f"{dataroot}{os.sep}"] + [f"  {phase}{letter}{os.sep}  images of domain {letter}" for letter in "AB"]
+    lines = [
+        f"--dataroot {dataroot}: there is no folder {phase}{domain} in it.",
+        "Expected:",
+        *expected,
+        "Found:",
+        tree(nearest_folder(dataroot)),
+    ]
+    return "\n".join(lines + [hint for hint in [nearest_fix(dataroot, phase + domain)] if hint])
+
+
+def nearest_folder(path: Path) -> Path:
+    """`path`, or the closest of its parents that exists."""
+    return next((folder for folder in (path, *path.parents) if folder.is_dir()), Path.cwd())
+
+
+def nearest_fix(dataroot: Path, name: str) -> str:
+    """Where a folder like `name` lies instead (one level up, nested, in other letters, as train/A), or ''."""
+    phase, domain = name[:-1], name[-1]
+    around = nearest_folder(dataroot)
+    candidates = [around, around.parent, *subfolders(around, 2 if around == dataroot else 1)]
+    for folder in candidates:
+        if (folder / name).is_dir():
+            return f"Did you mean --dataroot {folder}?"
+    for folder in candidates:
+        for child in subfolders(folder, 2):
+            spelled = "".join(child.relative_to(folder).parts)
+            if spelled.lower() in (name.lower(), f"{phase}_{domain}".lower(), f"{phase}-{domain}".lower()):
+                return f"Rename {child} to {folder / name}, then use --dataroot {folder}."
+    return ""
+
+
+def subfolders(folder: Path, depth: int, most: int = 100) -> list[Path]:
+    """Visible folders at most `depth` levels below `folder`, nearest first, no more than about `most`."""
+    found: list[Path] = []
+    level = [folder]
+    for _ in range(depth):
+        level = [child for parent in level[:most] for child in _children(parent)[:most]]
+        found += level
+    return found[:most]
+
+
+def _children(folder: Path) -> list[Path]:
+    try:
+        return sorted(child for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
+    except PermissionError:
+        return []  # only looked at to give a hint; the folder that is really needed reports its own error
+
+
+def tree(folder: Path, most: int = 12) -> str:
+    """`folder` and its sub-folders, one a line, with the number of images right in each."""
+    children = _children(folder)
+    lines = [f"{folder}{os.sep}  {_count(folder)}"]
+    lines += [f"  {child.name}{os.sep}  {_count(child)}" for child in children[:most]]
+    if len(children) > most:
+        lines.append(f"  ... and {len(children) - most} more folders")
+    return "\n".join(lines)
+
+
+def _count(folder: Path) -> str:
+    try:
+        number = sum(is_image(path.name) for path in folder.iterdir())
+    except PermissionError:
+        return "(not readable)"
+    return f"{number} image{'' if number == 1 else 's'}"
+
+
+def read_image(path: Path) -> Image.Image:
+    """The image as RGB, upright (EXIF orientation applied), transparent parts on white.
+
+    Raises:
+        DataError: the file cannot be read, is truncated, or holds more than 8 bits a channel.
+    """
+    try:
+        with Image.open(path) as file:
+            image = ImageOps.exif_transpose(file)
+            image.load()
+    except Exception as error:  # Pillow's decoders raise a dozen unrelated types for a broken file
+        raise DataError(f"Cannot read the image {path} ({error}): replace or remove this file.") from error
+    if image.mode.startswith(("I", "F")):
+        raise DataError(f"{path} has more than 8 bits a channel (mode {image.mode}): convert it to 8 bits first.")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """(width, height) of the upright image, in pixels, from the file's header alone.
+
+    Raises:
+        DataError: the header cannot be read.
+    """
+    try:
+        with Image.open(path) as file:
+            width, height = file.size
+            return (height, width) if file.getexif().get(EXIF_ORIENTATION, 1) >= 5 else (width, height)
+    except Exception as error:  # as in read_image
+        raise DataError(f"Cannot read the image {path} ({error}): replace or remove this file.") from error
+
+
+def image_sizes(paths: Iterable[Path]) -> dict[tuple[int, int], Path]:
+    """Every size that occurs, (width, height) in pixels, with the first file that has it."""
+    sizes: dict[tuple[int, int], Path] = {}
+    for path in paths:
+        sizes.setdefault(image_size(path), path)
+    return sizes

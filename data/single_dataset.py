@@ -1,0 +1,25 @@
+"""One folder of images, to be translated in one direction."""
+
+from typing import Any
+
+from data.base_dataset import BaseDataset, Sample, create_transform
+from data.image_folder import any_images, read_image
+
+
+class SingleDataset(BaseDataset):
+    """All images below DATAROOT, or of DATAROOT/{phase}A where there is one ({phase}B with --direction BtoA)."""
+
+    def __init__(self, opt: Any):
+        super().__init__(opt)
+        domain = "B" if opt.direction == "BtoA" else "A"
+        self.A_paths = any_images(opt.dataroot, opt.phase, domain, opt.max_dataset_size)
+        self.transform = create_transform(opt, opt.input_nc)
+        self.sizes = {"A": self.transform.output_sizes(self.A_paths)}
+
+    def __len__(self) -> int:
+        return len(self.A_paths)
+
+    def __getitem__(self, at: tuple[int, int]) -> Sample:
+        epoch, index = at
+        path = self.A_paths[index]
+        return {"A": self.transform(read_image(path), self.generator(epoch, index)), "A_paths": str(path)}

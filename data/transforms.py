@@ -1,0 +1,104 @@
+"""From an RGB image to the tensor a network sees: resize, crop, flip, normalise, by upstream's five modes."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F
+
+from data.image_folder import DataError, image_sizes
+
+PREPROCESS = ("resize_and_crop", "crop", "scale_width", "scale_width_and_crop", "none")
+SIZE_MULTIPLE = 4  # `none` rounds to what a generator that halves its input twice gives back in the same size
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transform:
+    """Image -> float32 tensor (channels, H, W) in [-1, 1].
+
+    preprocess: resize_and_crop (to load_size x load_size, then a crop_size square), crop (only that), scale_width
+        (width to load_size, height in proportion but at least crop_size), scale_width_and_crop, or none (sides
+        rounded to multiples of 4). load_size and crop_size are in pixels; resizing is bicubic.
+    flip: mirror half of the images. channels: 1 (grey) or 3 (colour).
+
+    Raises:
+        DataError: a setting is out of its choices, or the crop is larger than what it is cut from.
+    """
+
+    preprocess: str = "resize_and_crop"
+    load_size: int = 286
+    crop_size: int = 256
+    flip: bool = True
+    channels: int = 3
+
+    def __post_init__(self) -> None:
+        if self.preprocess not in PREPROCESS:
+            raise DataError(f"--preprocess {self.preprocess}: choose from {', '.join(PREPROCESS)}.")
+        if self.channels not in (1, 3):
+            raise DataError(f"--input_nc and --output_nc: images have 1 (grey) or 3 channels, not {self.channels}.")
+        if min(self.load_size, self.crop_size) < 1:
+            raise DataError(f"--load_size {self.load_size} and --crop_size {self.crop_size}: at least 1 pixel.")
+        if self.preprocess in ("resize_and_crop", "scale_width_and_crop") and self.load_size < self.crop_size:
+            raise DataError(
+                f"--load_size {self.load_size} is smaller than --crop_size {self.crop_size}: the crop does not fit in."
+            )
+
+    def __call__(self, image: Image.Image, generator: torch.Generator | None = None) -> Tensor:
+        """Crop position and flip are drawn from `generator`; without one the centre is cut and nothing mirrored."""
+        if self.channels == 1:
+            image = image.convert("L")
+        size = self.resized(image.size)
+        if size != image.size:
+            image = image.resize(size, Image.Resampling.BICUBIC)
+        if self.crops:
+            left, top = self.crop_position(size, generator)
+            image = image.crop((left, top, left + self.crop_size, top + self.crop_size))
+        if self.flip and generator is not None and torch.rand((), generator=generator) < 0.5:
+            image = ImageOps.mirror(image)
+        return F.pil_to_tensor(image) / 255 * 2 - 1
+
+    @property
+    def crops(self) -> bool:
+        return self.preprocess.endswith("crop")
+
+    def resized(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(width, height) before the crop, for an image of `size` (width, height), in pixels."""
+        width, height = size
+        if self.preprocess == "resize_and_crop":
+            return self.load_size, self.load_size
+        if self.preprocess.startswith("scale_width"):
+            return self.load_size, max(int(self.load_size * height / width), self.crop_size)
+        if self.preprocess == "none":
+            return round(width / SIZE_MULTIPLE) * SIZE_MULTIPLE, round(height / SIZE_MULTIPLE) * SIZE_MULTIPLE
+        return size
+
+    def crop_position(self, size: tuple[int, int], generator: torch.Generator | None) -> tuple[int, int]:
+        """(left, top) of the crop in an image of `size`, uniform over all places where it fits, or centred."""
+        spare = [side - self.crop_size for side in size]
+        if min(spare) < 0:
+            raise DataError(f"--crop_size {self.crop_size} does not fit in an image of {size[0]}x{size[1]} pixels.")
+        if generator is None:
+            return spare[0] // 2, spare[1] // 2
+        left, top = (int(torch.randint(room + 1, (), generator=generator)) for room in spare)
+        return left, top
+
+    def output_sizes(self, paths: list[Path]) -> dict[tuple[int, int], Path]:
+        """Every (width, height) that the files come out with, each with a file that does; reads headers at most.
+
+        Raises:
+            DataError: an image is too small for this transform; names the file, its size and the flag.
+        """
+        if self.preprocess in ("resize_and_crop", "scale_width_and_crop"):
+            return {(self.crop_size, self.crop_size): paths[0]}
+        outputs: dict[tuple[int, int], Path] = {}
+        for size, path in image_sizes(paths).items():
+            if min(self.resized(size)) < (self.crop_size if self.crops else 1):
+                raise DataError(
+                    f"{path} is {size[0]}x{size[1]} pixels, too small for --preprocess {self.preprocess}"
+                    f"{f' with --crop_size {self.crop_size}' if self.crops else ''}: use a smaller --crop_size,"
+                    " --preprocess resize_and_crop, or remove the file."
+                )
+            outputs.setdefault((self.crop_size, self.crop_size) if self.crops else self.resized(size), path)
+        return outputs

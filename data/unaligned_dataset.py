@@ -1,0 +1,47 @@
+"""Two folders of images without pairs: the data of CycleGAN."""
+
+from typing import Any
+
+import torch
+
+from data.base_dataset import BaseDataset, Sample, create_transform
+from data.image_folder import domain_images, read_image
+
+
+class UnalignedDataset(BaseDataset):
+    """DATAROOT/{phase}A and DATAROOT/{phase}B; as long as the larger of the two.
+
+    In training every A meets a random B. With --serial_batches, and so in testing, it meets the B at its own place:
+    where both folders hold the same names, the same name. With --direction BtoA, A is read from {phase}B.
+    """
+
+    def __init__(self, opt: Any):
+        super().__init__(opt)
+        first, second = ("B", "A") if opt.direction == "BtoA" else ("A", "B")
+        self.A_paths = domain_images(opt.dataroot, opt.phase, first, opt.max_dataset_size)
+        self.B_paths = domain_images(opt.dataroot, opt.phase, second, opt.max_dataset_size)
+        self.transform_A = create_transform(opt, opt.input_nc)
+        self.transform_B = create_transform(opt, opt.output_nc)
+        self.sizes = {
+            "A": self.transform_A.output_sizes(self.A_paths),
+            "B": self.transform_B.output_sizes(self.B_paths),
+        }
+        self.serial: bool = opt.serial_batches
+
+    def __len__(self) -> int:
+        return max(len(self.A_paths), len(self.B_paths))
+
+    def __getitem__(self, at: tuple[int, int]) -> Sample:
+        epoch, index = at
+        generator = self.generator(epoch, index)
+        partner = index if self.serial else int(torch.randint(len(self.B_paths), (), generator=generator))
+        # In serial order the two may be a pair: a second generator in the same state gives both the same crop and flip.
+        B_generator = self.generator(epoch, index) if self.serial else generator
+        A_path = self.A_paths[index % len(self.A_paths)]
+        B_path = self.B_paths[partner % len(self.B_paths)]
+        return {
+            "A": self.transform_A(read_image(A_path), generator),
+            "B": self.transform_B(read_image(B_path), B_generator),
+            "A_paths": str(A_path),
+            "B_paths": str(B_path),
+        }

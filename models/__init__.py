@@ -1,0 +1,11 @@
+"""Models by name: `--model X` is the class in models/X_model.py."""
+
+from typing import Any
+
+from models.base_model import BaseModel
+from util.registry import find_class
+
+
+def create_model(opt: Any) -> BaseModel:
+    """Build the model that --model names, ready for inference, on the CPU, with fresh weights."""
+    return find_class("models", opt.model)(opt)

@@ -1,0 +1,167 @@
+"""What every model shares: optimizers and schedules, the update of one group of networks, the state that is saved."""
+
+import copy
+from argparse import ArgumentParser
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from models import optim
+from util.image_pool import ImagePool
+
+Images = dict[str, Tensor]
+Losses = dict[str, Tensor]
+
+
+class BaseModel(nn.Module):
+    """A set of networks and how they are trained.
+
+    Every child module is a network, saved under its own name: netG_A is latest_net_G_A.pth. `__init__(opt)` builds what
+    inference needs and `prepare_training(opt)` the rest. A subclass writes these two, `forward` and `step`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.optimizers: dict[str, Optimizer] = {}
+        self.schedulers: dict[str, LRScheduler] = {}
+        self.pools: dict[str, ImagePool] = {}
+        self.ema_decay = 0.0
+        self.updates = 0
+        self.epoch_losses: dict[str, Tensor] = {}
+        self.bf16 = False
+
+    @staticmethod
+    def modify_commandline_options(parser: ArgumentParser, is_train: bool) -> ArgumentParser:
+        """Add the model's own flags and defaults to the parser and return it."""
+        return parser
+
+    def prepare_training(self, opt: Any) -> None:
+        """Build discriminators, losses and optimizers; subclasses call this first, on the device they train on."""
+        self.bf16 = opt.precision == "bf16"
+        self.ema_decay = opt.ema_decay
+
+    def step(self, batch: dict) -> tuple[Losses, Images]:
+        """One training step on a batch of the loader. Returns losses (scalars) and images (B, C, H, W) in [-1, 1]."""
+        raise TypeError(f"{type(self).__name__} cannot be trained")
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks are."""
+        return next(self.parameters()).device
+
+    def inputs(self, batch: dict, *names: str) -> list[Tensor]:
+        """The named images of a batch, (B, C, H, W) in [-1, 1], on the model's device."""
+        return [batch[name].to(self.device, non_blocking=True) for name in names]
+
+    def autocast(self) -> torch.autocast:
+        """The context of a forward pass: bfloat16 with --precision bf16. Leave it before `update`."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+
+    def add_optimizer(self, name: str, nets: list[nn.Module], opt: Any) -> None:
+        """Let `update(name, loss)` train the weights of `nets`."""
+        parameters = [parameter for net in nets for parameter in net.parameters()]
+        self.optimizers[name] = optim.adam(parameters, lr=opt.lr, beta1=opt.beta1)
+        self.schedulers[name] = optim.make_scheduler(
+            self.optimizers[name],
+            opt.lr_policy,
+            n_epochs=opt.n_epochs,
+            n_epochs_decay=opt.n_epochs_decay,
+            lr_decay_iters=opt.lr_decay_iters,
+            epoch=opt.epoch_count,
+        )
+
+    def update(self, name: str, loss: Tensor) -> None:
+        """One optimizer step down the gradient of `loss`, which is computed for the weights of this optimizer alone."""
+        optimizer = self.optimizers[name]
+        optimizer.zero_grad()
+        loss.backward(inputs=[parameter for group in optimizer.param_groups for parameter in group["params"]])
+        optimizer.step()
+        loss = loss.detach()
+        self.epoch_losses[name] = self.epoch_losses[name] + loss if name in self.epoch_losses else loss
+
+    def end_epoch(self) -> None:
+        """Step the learning-rate schedules; plateau judges the sum of the losses of this epoch."""
+        for name, scheduler in self.schedulers.items():
+            if isinstance(scheduler, ReduceLROnPlateau):
+                scheduler.step(self.epoch_losses[name].item())
+            else:
+                scheduler.step()
+        self.epoch_losses = {}
+
+    @property
+    def learning_rate(self) -> float:
+        """The rate of the first optimizer."""
+        return next(iter(self.optimizers.values())).param_groups[0]["lr"]
+
+    def add_ema(self, *names: str) -> None:
+        """Keep an exponential moving average of the named networks, as networks `{name}_ema`, if --ema_decay is set."""
+        if self.ema_decay:
+            for name in names:
+                average = copy.deepcopy(self.get_submodule(name)).requires_grad_(False).eval()
+                self.add_module(f"{name}_ema", average)
+
+    def update_ema(self) -> None:
+        """Move the averages towards their networks; to call once a step."""
+        for name, average in self.named_children():
+            if name.endswith("_ema"):
+                net = self.get_submodule(name.removesuffix("_ema"))
+                optim.update_ema(average, net, decay=self.ema_decay, updates=self.updates)
+        self.updates += 1
+
+    def summary(self, *, verbose: bool = False) -> str:
+        """A line a network with its number of weights; with `verbose`, its layers."""
+        lines = []
+        for name, net in self.named_children():
+            weights = sum(parameter.numel() for parameter in net.parameters())
+            lines += [f"{name}: {weights / 1e6:.3f} M weights", *([str(net)] if verbose else [])]
+        return "\n".join([*lines, f"computing on {self.device}"])
+
+    def check_size(self, width: int, height: int) -> None:
+        """Raise ValueError if a network cannot take pictures of this size in pixels; only shapes are computed."""
+        for name, net in self.named_children():
+            channels = next(weight for weight in net.parameters() if weight.dim() == 4).shape[1]
+            picture = torch.empty(1, channels, height, width, device="meta")
+            try:
+                out = copy.deepcopy(net).to("meta")(picture)
+            except (RuntimeError, ValueError) as error:
+                raise ValueError(f"{name} cannot take pictures of {width}x{height} pixels: {error}") from error
+            if name.startswith("netG") and out.shape[2:] != picture.shape[2:]:
+                made = f"{out.shape[3]}x{out.shape[2]}"
+                raise ValueError(
+                    f"{name} makes {made} pixels of {width}x{height}: sizes must be multiples of 4; "
+                    "change --crop_size or --load_size, or use --preprocess none, which rounds"
+                )
+
+    def sources(self, name: str, *, reverse: bool) -> list[str]:
+        """Labels of the files that may hold the weights of network `name`, best first.
+
+        `reverse` asks for the other direction than the run was trained in.
+        """
+        return [name.removeprefix("net")]
+
+    def translators(self) -> dict[str, tuple[str, nn.Module]]:
+        """Networks whose attention the results page shows: name there -> (label of the input image, network)."""
+        return {}
+
+    def training_state(self) -> dict[str, Any]:
+        """All that continuing needs beside the networks' weights; tensors and plain values only."""
+        return {
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
+            "schedulers": {name: scheduler.state_dict() for name, scheduler in self.schedulers.items()},
+            "pools": {name: pool.images for name, pool in self.pools.items()},
+            "updates": self.updates,
+            "epoch_losses": self.epoch_losses,
+        }
+
+    def load_training_state(self, state: dict[str, Any]) -> None:
+        """Take over what `training_state` returned."""
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][name])
+            self.schedulers[name].load_state_dict(state["schedulers"][name])
+        for name, pool in self.pools.items():
+            pool.images = [image.to(self.device) for image in state["pools"][name]]
+        self.updates = state["updates"]
+        self.epoch_losses = {name: loss.to(self.device) for name, loss in state["epoch_losses"].items()}

@@ -1,0 +1,97 @@
+"""CycleGAN: translation between two sets of pictures that need no pairs."""
+
+from argparse import ArgumentParser
+from typing import Any
+
+from torch import nn
+from torch.nn import functional as F
+
+from data import BUNDLED
+from models import networks
+from models.base_model import BaseModel, Images, Losses
+from models.losses import GANLoss
+from util.image_pool import ImagePool
+
+
+class CycleGANModel(BaseModel):
+    """Unpaired A <-> B, Zhu et al. 2017, https://arxiv.org/abs/1703.10593.
+
+    G_A: A -> B (paper: G), G_B: B -> A (F); D_A judges B (D_Y), D_B judges A (D_X).
+    """
+
+    @staticmethod
+    def modify_commandline_options(parser: ArgumentParser, is_train: bool) -> ArgumentParser:
+        """No dropout, the earth pictures, and the weights of the cycle and identity losses."""
+        parser.set_defaults(no_dropout=True, dataroot=str(BUNDLED / "earth"))
+        if is_train:
+            group = parser.add_argument_group("cycle_gan")
+            group.add_argument("--lambda_A", type=float, default=10.0, help="weight of the cycle loss A -> B -> A")
+            group.add_argument("--lambda_B", type=float, default=10.0, help="weight of the cycle loss B -> A -> B")
+            group.add_argument(
+                "--lambda_identity", type=float, default=0.5,
+                help="weight of the identity loss, relative to lambda_A and lambda_B; 0 = off",
+            )  # fmt: skip
+        return parser
+
+    def __init__(self, opt: Any) -> None:
+        super().__init__()
+        self.netG_A = networks.define_G(opt, opt.input_nc, opt.output_nc)
+        self.netG_B = networks.define_G(opt, opt.output_nc, opt.input_nc)
+
+    def prepare_training(self, opt: Any) -> None:
+        """Discriminators, losses, pools and optimizers."""
+        super().prepare_training(opt)
+        if opt.lambda_identity and opt.input_nc != opt.output_nc:
+            raise ValueError(
+                f"the identity loss compares pictures of A and B, but --input_nc {opt.input_nc} and --output_nc "
+                f"{opt.output_nc} differ: add --lambda_identity 0"
+            )
+        self.lambda_A, self.lambda_B, self.lambda_identity = opt.lambda_A, opt.lambda_B, opt.lambda_identity
+        self.netD_A = networks.define_D(opt, opt.output_nc).to(self.device)
+        self.netD_B = networks.define_D(opt, opt.input_nc).to(self.device)
+        self.gan_loss = GANLoss(opt.gan_mode, lambda_gp=opt.lambda_gp)
+        self.pools = {"fake_A": ImagePool(opt.pool_size), "fake_B": ImagePool(opt.pool_size)}
+        self.add_optimizer("G", [self.netG_A, self.netG_B], opt)
+        self.add_optimizer("D", [self.netD_A, self.netD_B], opt)
+        self.add_ema("netG_A", "netG_B")
+
+    def forward(self, batch: dict) -> Images:
+        """Translate a batch in both directions and back: images (B, C, H, W) in [-1, 1]."""
+        real_A, real_B = self.inputs(batch, "A", "B")
+        fake_B, fake_A = self.netG_A(real_A), self.netG_B(real_B)
+        return {
+            "real_A": real_A, "fake_B": fake_B, "rec_A": self.netG_B(fake_B),
+            "real_B": real_B, "fake_A": fake_A, "rec_B": self.netG_A(fake_A),
+        }  # fmt: skip
+
+    def step(self, batch: dict) -> tuple[Losses, Images]:
+        """The generators first, then the discriminators, which see fakes from the pools."""
+        with self.autocast():
+            x = self(batch)
+            losses = {
+                "G_A": self.gan_loss.generator(self.netD_A, x["fake_B"]),
+                "G_B": self.gan_loss.generator(self.netD_B, x["fake_A"]),
+                "cycle_A": F.l1_loss(x["rec_A"], x["real_A"]) * self.lambda_A,
+                "cycle_B": F.l1_loss(x["rec_B"], x["real_B"]) * self.lambda_B,
+            }
+            if self.lambda_identity:
+                x["idt_A"], x["idt_B"] = self.netG_A(x["real_B"]), self.netG_B(x["real_A"])
+                losses["idt_A"] = F.l1_loss(x["idt_A"], x["real_B"]) * self.lambda_B * self.lambda_identity
+                losses["idt_B"] = F.l1_loss(x["idt_B"], x["real_A"]) * self.lambda_A * self.lambda_identity
+        self.update("G", sum(losses.values()))
+        with self.autocast():
+            fake_B, fake_A = self.pools["fake_B"].query(x["fake_B"]), self.pools["fake_A"].query(x["fake_A"])
+            losses["D_A"] = self.gan_loss.discriminator(self.netD_A, x["real_B"], fake_B)
+            losses["D_B"] = self.gan_loss.discriminator(self.netD_B, x["real_A"], fake_A)
+        self.update("D", losses["D_A"] + losses["D_B"])
+        self.update_ema()
+        return losses, x
+
+    def translators(self) -> dict[str, tuple[str, nn.Module]]:
+        """The generators."""
+        return {"G_A": ("real_A", self.netG_A), "G_B": ("real_B", self.netG_B)}
+
+    def sources(self, name: str, *, reverse: bool) -> list[str]:
+        """In the other direction, the two generators change places."""
+        label = name.removeprefix("net")
+        return [label.translate(str.maketrans("AB", "BA")) if reverse else label]

@@ -1,0 +1,65 @@
+"""Adversarial losses, from the discriminator's side and from the generator's."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+MODES = ("lsgan", "vanilla", "wgangp", "hinge")
+
+
+class GANLoss:
+    """The adversarial game between a generator and a discriminator of scores (no sigmoid at its end).
+
+    Args:
+        mode: lsgan (least squares, Mao et al. 2017, arXiv:1611.04076), vanilla (cross entropy, Goodfellow et al. 2014,
+            arXiv:1406.2661), wgangp (Wasserstein with gradient penalty, Gulrajani et al. 2017, arXiv:1704.00028) or
+            hinge (Lim and Ye 2017, arXiv:1705.02894).
+        lambda_gp: weight of the gradient penalty, wgangp only.
+    """
+
+    def __init__(self, mode: str = "lsgan", *, lambda_gp: float = 10.0):
+        if mode not in MODES:
+            raise ValueError(f"--gan_mode {mode}: choose from {', '.join(MODES)}")
+        self.mode = mode
+        self.lambda_gp = lambda_gp
+
+    def generator(self, net: nn.Module, fake: Tensor) -> Tensor:
+        """How far `net` is from taking fake (B, C, H, W) for real; a scalar."""
+        score = net(fake)
+        return -score.mean() if self.mode == "hinge" else self.distance(score, True)
+
+    def discriminator(self, net: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
+        """How badly `net` tells real from fake, both (B, C, H, W); a scalar. No gradient reaches the generator.
+
+        lsgan and vanilla are halved, which slows the discriminator down relative to the generator, as in CycleGAN.
+        """
+        fake = fake.detach()
+        loss = self.distance(net(real), True) + self.distance(net(fake), False)
+        if self.mode in ("lsgan", "vanilla"):
+            return loss / 2
+        if self.mode == "wgangp":
+            return loss + self.lambda_gp * gradient_penalty(net, real, fake)
+        return loss
+
+    def distance(self, score: Tensor, real: bool) -> Tensor:
+        """Distance of scores, of any shape, from the verdict `real`; a scalar."""
+        if self.mode == "lsgan":
+            return F.mse_loss(score, torch.full_like(score, float(real)))
+        if self.mode == "vanilla":
+            return F.binary_cross_entropy_with_logits(score, torch.full_like(score, float(real)))
+        signed = -score if real else score
+        return signed.mean() if self.mode == "wgangp" else F.relu(1 + signed).mean()
+
+
+def gradient_penalty(net: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
+    """Mean of (|gradient of the score| - 1)^2 at random points between real and fake (B, C, H, W); a scalar.
+
+    Gulrajani et al. 2017, arXiv:1704.00028.
+    """
+    mix = torch.rand(len(real), 1, 1, 1, device=real.device)
+    points = torch.lerp(fake, real, mix).requires_grad_()
+    with sdpa_kernel(SDPBackend.MATH):  # the fused attention kernels have no second derivative
+        scores = net(points)
+        (gradient,) = torch.autograd.grad(scores.sum(), points, create_graph=True)
+    return (gradient.flatten(1).norm(dim=1) - 1).square().mean()

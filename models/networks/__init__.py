@@ -1,0 +1,52 @@
+"""Generators and discriminators by name, built from the options; each class also works alone, by keywords."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from models.networks.layers import init_weights, spectral_normalise
+from models.networks.patchgan import NLayerDiscriminator, PixelDiscriminator
+from models.networks.resnet import ResnetGenerator
+from models.networks.unet import UnetGenerator
+
+GENERATORS: dict[str, Callable[..., nn.Module]] = {
+    "resnet_9blocks": partial(ResnetGenerator, n_blocks=9),
+    "resnet_6blocks": partial(ResnetGenerator, n_blocks=6),
+    "unet_256": partial(UnetGenerator, n_downs=8),
+    "unet_128": partial(UnetGenerator, n_downs=7),
+}
+DISCRIMINATORS: dict[str, Callable[..., nn.Module]] = {
+    "basic": partial(NLayerDiscriminator, n_layers=3),
+    "n_layers": NLayerDiscriminator,
+    "pixel": PixelDiscriminator,
+}
+
+
+def stages(flag: str) -> list[str]:
+    """The stage names in the value of --attn_G or --attn_D: separated by commas, `none` for no attention."""
+    return [] if flag == "none" else [stage.strip() for stage in flag.split(",")]
+
+
+def define_G(opt: Any, input_nc: int, output_nc: int) -> nn.Module:
+    """Build and initialise the generator that --netG names: (B, input_nc, H, W) -> (B, output_nc, H, W) in [-1, 1]."""
+    net = GENERATORS[opt.netG](
+        input_nc,
+        output_nc,
+        ngf=opt.ngf,
+        norm=opt.norm,
+        dropout=not opt.no_dropout,
+        upsample=opt.upsample,
+        attention=stages(opt.attn_G),
+    )
+    init_weights(net, opt.init_type, opt.init_gain)
+    return spectral_normalise(net) if opt.spectral_norm_G else net
+
+
+def define_D(opt: Any, input_nc: int) -> nn.Module:
+    """Build and initialise the discriminator that --netD names: (B, input_nc, H, W) -> (B, 1, h, w) scores."""
+    n_layers = {"n_layers": opt.n_layers_D} if opt.netD == "n_layers" else {}
+    net = DISCRIMINATORS[opt.netD](input_nc, ndf=opt.ndf, norm=opt.norm, attention=stages(opt.attn_D), **n_layers)
+    init_weights(net, opt.init_type, opt.init_gain)
+    return spectral_normalise(net) if opt.spectral_norm_D else net

@@ -1,0 +1,100 @@
+"""Self-attention over the positions of a feature map, as SAGAN uses it, and its place beside a chain of layers."""
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class SelfAttention2d(nn.Module):
+    """x + gamma * attention(x), where every position of a feature map looks at all others.
+
+    Zhang et al. 2019, Self-Attention Generative Adversarial Networks, https://arxiv.org/abs/1805.08318. Queries and
+    keys have C / 8 channels and are compared without scaling; `gamma` is learned and starts at 0, so that a new block
+    changes nothing.
+
+    Args:
+        channels: C, a multiple of 8.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        if channels % 8:
+            raise ValueError(f"attention needs a multiple of 8 channels, got {channels}: change --ngf or --ndf")
+        self.query_conv = nn.Conv2d(channels, channels // 8, 1)
+        self.key_conv = nn.Conv2d(channels, channels // 8, 1)
+        self.value_conv = nn.Conv2d(channels, channels, 1)
+        self.gamma = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor, return_attention: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        """(B, C, H, W) -> (B, C, H, W), and the attention map (B, N, N), N = H * W, when asked.
+
+        Row i of the map holds the weights, summing to 1, with which position i looks at all others. It is built only
+        when asked for: otherwise the fused kernel does without.
+        """
+        # one head, one token a position: (B, 1, N, channels)
+        query, key, value = (
+            conv(x).flatten(2).transpose(1, 2).unsqueeze(1)
+            for conv in (self.query_conv, self.key_conv, self.value_conv)
+        )
+        if return_attention:
+            attention = torch.softmax(query @ key.transpose(-2, -1), dim=-1)
+            out = attention @ value
+        else:
+            out = F.scaled_dot_product_attention(query, key, value, scale=1.0)
+        out = x + self.gamma * out.squeeze(1).transpose(1, 2).reshape(x.shape)
+        return (out, attention.squeeze(1)) if return_attention else out
+
+
+class AttentiveChain(nn.Module):
+    """A chain of layers, `self.model`, with attention blocks beside it, in `self.attention`.
+
+    The chain keeps its indices, hence its state_dict keys, wherever attention is placed: a checkpoint made without
+    attention fits, and with gamma = 0 gives the same output.
+
+    Args:
+        layers: the chain.
+        stages: where attention may be placed: name -> (index of the stage's last layer, channels there). Two names for
+            one place are one block, known by the first of them.
+        attention: names of the stages after which a block acts.
+
+    Raises:
+        ValueError: a name is not among the stages; the message lists those that are.
+    """
+
+    def __init__(self, layers: Iterable[nn.Module], stages: Mapping[str, tuple[int, int]], attention: Iterable[str]):
+        super().__init__()
+        self.model = nn.Sequential(*layers)
+        first_names = {index: (name, channels) for name, (index, channels) in reversed(list(stages.items()))}
+        self.attention = nn.ModuleDict()
+        self._block_after: dict[int, str] = {}
+        for wanted in attention:
+            if wanted not in stages:
+                raise ValueError(
+                    f"no stage {wanted!r} for attention (--attn_G, --attn_D): choose from {', '.join(stages)}; or none"
+                )
+            index = stages[wanted][0]
+            name, channels = first_names[index]
+            self.attention[name] = SelfAttention2d(channels)
+            self._block_after[index] = name
+
+    def forward(self, x: Tensor, return_attention: bool = False) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
+        """Run the chain on (B, C, H, W); the result has the dtype of `x` under autocast too.
+
+        When asked, the attention maps come with it: stage -> (B, h, w, h, w), where [b, i, j] is the picture, summing
+        to 1, of where position (i, j) looks.
+        """
+        dtype, maps = x.dtype, {}
+        for index, layer in enumerate(self.model):
+            x = layer(x)
+            if index in self._block_after:
+                name = self._block_after[index]
+                if return_attention:
+                    size = x.shape[2:]
+                    x, attention = self.attention[name](x, return_attention=True)
+                    maps[name] = attention.unflatten(2, size).unflatten(1, size)
+                else:
+                    x = self.attention[name](x)
+        x = x.to(dtype)
+        return (x, maps) if return_attention else x

@@ -1,0 +1,95 @@
+"""The ResNet generator of CycleGAN."""
+
+from collections.abc import Iterable
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.networks.attention import AttentiveChain
+from models.networks.layers import needs_bias, norm_layer
+
+
+class ResidualBlock(nn.Module):
+    """x + (pad, convolution, norm, ReLU, [dropout], pad, convolution, norm)(x), He et al. 2016, arXiv:1512.03385."""
+
+    def __init__(self, channels: int, *, norm: str = "instance", dropout: bool = False):
+        super().__init__()
+        make_norm, bias = norm_layer(norm), needs_bias(norm)
+        self.conv_block = nn.Sequential(
+            nn.ReflectionPad2d(1),
+            nn.Conv2d(channels, channels, 3, bias=bias),
+            make_norm(channels),
+            nn.ReLU(inplace=True),
+            *([nn.Dropout(0.5)] if dropout else []),
+            nn.ReflectionPad2d(1),
+            nn.Conv2d(channels, channels, 3, bias=bias),
+            make_norm(channels),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        return x + self.conv_block(x)
+
+
+class ResizeConv2d(nn.Conv2d):
+    """Nearest-neighbour enlargement by 2, then a convolution: no overlapping kernels, hence no checkerboard.
+
+    Odena et al. 2016, https://distill.pub/2016/deconv-checkerboard/.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C_in, H, W) -> (B, C_out, 2H, 2W)."""
+        return super().forward(F.interpolate(x, scale_factor=2))
+
+
+def upsample_layer(name: str, in_channels: int, out_channels: int, *, bias: bool) -> nn.Module:
+    """One doubling of height and width: `deconv` (transposed convolution, upstream's) or `nearest` (ResizeConv2d)."""
+    if name == "deconv":
+        return nn.ConvTranspose2d(in_channels, out_channels, 3, stride=2, padding=1, output_padding=1, bias=bias)
+    if name == "nearest":
+        return ResizeConv2d(in_channels, out_channels, 3, padding=1, padding_mode="reflect", bias=bias)
+    raise ValueError(f"--upsample {name}: choose from deconv, nearest")
+
+
+class ResnetGenerator(AttentiveChain):
+    """Two halvings of the size, residual blocks at a quarter of it, two doublings.
+
+    Johnson et al. 2016, arXiv:1603.08155, as used by CycleGAN (Zhu et al. 2017, arXiv:1703.10593).
+    (B, input_nc, H, W) -> (B, output_nc, H, W) in [-1, 1]; H and W are multiples of 4. Attention stages: down1 (H / 2),
+    down2, block1 ... blockN (H / 4; `bottleneck` is the middle block), up1 (H / 2), up2 (H).
+
+    Args:
+        ngf: channels of the first and last layers; 4 * ngf in the residual blocks.
+        upsample: deconv or nearest, see `upsample_layer`.
+        attention: stages after which a SelfAttention2d block acts.
+    """
+
+    def __init__(
+        self,
+        input_nc: int,
+        output_nc: int,
+        *,
+        ngf: int = 64,
+        norm: str = "instance",
+        dropout: bool = False,
+        n_blocks: int = 9,
+        upsample: str = "deconv",
+        attention: Iterable[str] = (),
+    ):
+        make_norm, bias = norm_layer(norm), needs_bias(norm)
+        layers = [nn.ReflectionPad2d(3), nn.Conv2d(input_nc, ngf, 7, bias=bias), make_norm(ngf), nn.ReLU(inplace=True)]
+        stages = {}
+        for i, channels in enumerate((2 * ngf, 4 * ngf), 1):
+            convolution = nn.Conv2d(channels // 2, channels, 3, stride=2, padding=1, bias=bias)
+            layers += [convolution, make_norm(channels), nn.ReLU(inplace=True)]
+            stages[f"down{i}"] = len(layers) - 1, channels
+        for i in range(1, n_blocks + 1):
+            layers.append(ResidualBlock(4 * ngf, norm=norm, dropout=dropout))
+            stages[f"block{i}"] = len(layers) - 1, 4 * ngf
+        stages["bottleneck"] = stages[f"block{(n_blocks + 1) // 2}"]
+        for i, channels in enumerate((2 * ngf, ngf), 1):
+            layers += [upsample_layer(upsample, 2 * channels, channels, bias=bias), make_norm(channels)]
+            layers.append(nn.ReLU(inplace=True))
+            stages[f"up{i}"] = len(layers) - 1, channels
+        layers += [nn.ReflectionPad2d(3), nn.Conv2d(ngf, output_nc, 7), nn.Tanh()]
+        super().__init__(layers, stages, attention)

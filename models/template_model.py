@@ -1,0 +1,58 @@
+"""A model to start your own from: copy this file to models/NAME_model.py, name the class NAMEModel.
+
+Then `--model NAME` finds it. This one is plain regression from A to B; with the template data set it learns to sharpen:
+python train.py --model template --name sharpen.
+"""
+
+from argparse import ArgumentParser
+from typing import Any
+
+from torch import nn
+from torch.nn import functional as F
+
+from data import BUNDLED
+from models import networks
+from models.base_model import BaseModel, Images, Losses
+
+
+class TemplateModel(BaseModel):
+    """One generator A -> B, trained on pairs by the mean absolute difference alone."""
+
+    @staticmethod
+    def modify_commandline_options(parser: ArgumentParser, is_train: bool) -> ArgumentParser:
+        """Other defaults for the shared flags, and flags of your own: those of training only where is_train."""
+        parser.set_defaults(dataset_mode="template", dataroot=str(BUNDLED / "earth"))
+        if is_train:
+            group = parser.add_argument_group("template")
+            group.add_argument("--lambda_regression", type=float, default=1.0, help="weight of the regression loss")
+        return parser
+
+    def __init__(self, opt: Any) -> None:
+        """What inference needs. Every child module is a network: it is saved as latest_net_G.pth, loaded, tested."""
+        super().__init__()
+        self.netG = networks.define_G(opt, opt.input_nc, opt.output_nc)
+
+    def prepare_training(self, opt: Any) -> None:
+        """What training needs beside: here, only an optimizer."""
+        super().prepare_training(opt)
+        self.lambda_regression = opt.lambda_regression
+        self.add_optimizer("G", [self.netG], opt)
+        self.add_ema("netG")
+
+    def forward(self, batch: dict) -> Images:
+        """Images (B, C, H, W) in [-1, 1] under the labels that pages and files show."""
+        real_A, real_B = self.inputs(batch, "A", "B")
+        return {"real_A": real_A, "fake_B": self.netG(real_A), "real_B": real_B}
+
+    def step(self, batch: dict) -> tuple[Losses, Images]:
+        """Forward, losses, update. You choose the names of losses and images: they show up in the log and on pages."""
+        with self.autocast():
+            x = self(batch)
+            losses = {"regression": F.l1_loss(x["fake_B"], x["real_B"]) * self.lambda_regression}
+        self.update("G", losses["regression"])
+        self.update_ema()
+        return losses, x
+
+    def translators(self) -> dict[str, tuple[str, nn.Module]]:
+        """The generators."""
+        return {"G": ("real_A", self.netG)}

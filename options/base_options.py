@@ -1,0 +1,195 @@
+"""The flags that train.py and test.py share, the three passes of parsing, and the read-only result."""
+
+import json
+import math
+from argparse import ArgumentParser
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, ClassVar, NoReturn
+
+from data.transforms import PREPROCESS
+from models.networks import DISCRIMINATORS, GENERATORS
+from models.networks.layers import NORMS
+from options import values
+from options.parser import Parser
+from util.registry import find_class
+
+
+class Options:
+    """The value of every flag, as an attribute; read-only."""
+
+    def __init__(self, values: Mapping[str, Any], *, given: Mapping[str, Any], defaults: Mapping[str, Any], name: str):
+        self.__dict__.update(_values=dict(values), _given=frozenset(given), _defaults=dict(defaults), _name=name)
+
+    def __getattr__(self, flag: str) -> Any:
+        try:
+            return self.__dict__["_values"][flag]
+        except KeyError:
+            raise AttributeError(f"no option --{flag}") from None
+
+    def __setattr__(self, flag: str, value: object) -> NoReturn:
+        raise AttributeError(f"options are read-only: --{flag} cannot become {value!r}")
+
+    def __delattr__(self, flag: str) -> NoReturn:
+        raise AttributeError(f"options are read-only: --{flag} cannot be deleted")
+
+    def __str__(self) -> str:
+        """One flag a line, in upstream's layout, with the default where it differs."""
+        lines = ["----------------- Options ---------------"]
+        for flag, value in sorted(self._values.items()):
+            default = self._defaults[flag]
+            comment = "" if value == default else f"\t[default: {default}]"
+            lines.append(f"{flag:>25}: {value!s:<30}{comment}")
+        return "\n".join([*lines, "----------------- End -------------------"])
+
+    def given(self, flag: str) -> bool:
+        """Whether the flag was on the command line (or in an @FILE there)."""
+        assert flag in self._values, f"no option --{flag}"
+        return flag in self._given
+
+    def as_dict(self) -> dict[str, Any]:
+        """A copy of all values: flag -> value."""
+        return dict(self._values)
+
+    def save(self, run_dir: Path) -> None:
+        """Write train_opt.txt (upstream's layout) and train_opt.json, or test_opt, into the folder `run_dir`."""
+        # 1e999 is how JSON can say infinity; Python's own `Infinity` is not JSON.
+        texts = {flag: "1e999" if value == math.inf else json.dumps(value) for flag, value in self._values.items()}
+        lines = ",\n".join(f"  {json.dumps(flag)}: {text}" for flag, text in texts.items())
+        (run_dir / f"{self._name}_opt.json").write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
+        text = f"{self}\n".encode(errors="surrogateescape")
+        (run_dir / f"{self._name}_opt.txt").write_bytes(text)
+
+
+def read_saved(run_dir: Path) -> dict[str, Any]:
+    """The options that a run in `run_dir` was trained with; empty where none are saved.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    path = run_dir / "train_opt.json"
+    if not path.is_file():
+        return {}
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error}): restore or remove it") from error
+
+
+class BaseOptions:
+    """Declares the shared flags; TrainOptions and TestOptions add theirs."""
+
+    is_train: ClassVar[bool]
+    own_flags: ClassVar[frozenset[str]]  # those that a call never takes over from the saved options of a run
+
+    def initialize(self, parser: ArgumentParser) -> None:
+        """Declare the shared flags."""
+        add_run_flags(parser)
+        add_data_flags(parser)
+        add_network_flags(parser)
+
+    def parse(self, argv: Sequence[str] | None = None, saved: Mapping[str, object] = MappingProxyType({})) -> Options:
+        """Read the command line (`argv`, or the process's own); ends the process with status 2 on a mistake.
+
+        Three passes: the shared flags name the model, whose flags and defaults name the data set, which adds its own.
+        `saved` are the options that a run was trained with: all but `own_flags` replace declared defaults. Touches no
+        file but those named by @FILE, and no GPU.
+        """
+        name = "train" if self.is_train else "test"
+        parser = Parser(f"{name}.py")
+        self.initialize(parser)
+        inherited = {flag: value for flag, value in saved.items() if flag not in self.own_flags}
+        parser.inherit(inherited)
+        for package, flag in (("models", "model"), ("data", "dataset_mode")):
+            given, _ = parser.read(argv)
+            chosen = given.get(flag, parser.get_default(flag))
+            if flag == "model" and chosen != inherited.get("model"):
+                inherited.pop("dataset_mode", None)  # another model may need other data
+            try:
+                cls = find_class(package, chosen)
+            except ValueError as error:
+                parser.error(f"argument --{flag}: {error}")
+            cls.modify_commandline_options(parser, self.is_train)
+            parser.inherit(inherited)
+        text = "show this page, with the flags of --model and --dataset_mode"
+        parser.add_argument("-h", "--help", action="help", help=text)
+        given, unknown = parser.read(argv)
+        if unknown:
+            parser.refuse(unknown)
+        defaults = parser.defaults()
+        flags = defaults | given
+        self.complete(flags, given, parser)
+        return Options(flags, given=given, defaults=defaults, name=name)
+
+    def complete(self, flags: dict[str, Any], given: Mapping[str, Any], parser: ArgumentParser) -> None:
+        """Check flags against each other and fill in what follows from others."""
+        if flags["dataroot"] is None:
+            parser.error(f"--dataroot: name the folder of your pictures; --model {flags['model']} comes without any")
+        cut = flags["preprocess"] in ("resize_and_crop", "scale_width_and_crop")
+        if cut and flags["crop_size"] > flags["load_size"]:
+            parser.error(
+                f"--crop_size {flags['crop_size']} is larger than --load_size {flags['load_size']}: nothing to cut it from"
+            )
+        if flags["suffix"]:
+            try:
+                flags["name"] += "_" + flags["suffix"].format(**flags)
+            except (LookupError, ValueError, TypeError, AttributeError) as error:
+                parser.error(f"--suffix {flags['suffix']}: only flags, such as {{netG}}, can be filled in ({error})")
+            if not values.is_plain_name(flags["name"]):
+                parser.error(f"--suffix {flags['suffix']}: makes {flags['name']!r}, not a plain name without slashes")
+
+
+def add_run_flags(parser: ArgumentParser) -> None:
+    """What runs, where, and what it is called."""
+    add = parser.add_argument_group("run").add_argument
+    add("--name", type=values.plain_name, default="experiment_name", help="name of the run and of its folder")
+    add("--suffix", default="", help="added to the name, with flags filled in: {model}_{netG}_size{load_size}")
+    add("--model", type=values.class_name("models"), default="cycle_gan", help="models/MODEL_model.py")
+    add("--checkpoints_dir", default="./checkpoints", help="folder of all runs; weights go to CHECKPOINTS_DIR/NAME")
+    add("--epoch", type=values.plain_name, default="latest", help="which weights to load: latest or an epoch's number")
+    add("--load_iter", type=values.non_negative_int, default=0, help="load iter_LOAD_ITER instead; 0 = as --epoch says")
+    add("--seed", type=values.seed, default=0, help="random seed of weights, order and augmentation, 0 to 2**32 - 1")
+    add("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="auto = a GPU if there is one")
+    add("--gpu_ids", type=values.gpu_ids, default="0", help="CUDA GPUs, such as 0,1: the first is used; -1 = CPU")
+    add("--display_winsize", type=values.positive_int, default=256, help="width of pictures on pages, in pixels")
+    add("--verbose", action="store_true", help="print the layers of the networks, and tracebacks of errors")
+    add("--use_wandb", action="store_true", help="log to Weights & Biases (pip install wandb)")
+    add("--wandb_project_name", default="CycleGAN-and-pix2pix", help="project there")
+
+
+def add_data_flags(parser: ArgumentParser) -> None:
+    """Which pictures, and how they are read."""
+    add = parser.add_argument_group("data").add_argument
+    add("--dataroot", help="folder of pictures; for two domains, of trainA, trainB, testA, testB")
+    add("--dataset_mode", type=values.class_name("data"), default="unaligned", help="data/DATASET_MODE_dataset.py")
+    add("--direction", default="AtoB", choices=("AtoB", "BtoA"), help="which domain is translated to which")
+    add("--preprocess", default="resize_and_crop", choices=PREPROCESS, help="how pictures get their size")
+    add("--load_size", type=values.positive_int, default=286, help="pictures are resized to this, in pixels")
+    add("--crop_size", type=values.positive_int, default=256, help="then squares of this size are cut out, in pixels")
+    add("--no_flip", action="store_true", help="do not mirror half of the pictures in training")
+    add("--serial_batches", action="store_true", help="take pictures in their order, not at random")
+    add("--max_dataset_size", type=values.count, default=math.inf, help="use the first so many pictures; inf = all")
+    add("--batch_size", type=values.positive_int, default=1, help="pictures a step")
+    add("--num_threads", type=values.non_negative_int, default=4, help="processes that load pictures; 0 = the main one")
+
+
+def add_network_flags(parser: ArgumentParser) -> None:
+    """The architecture of generators (G) and discriminators (D)."""
+    add = parser.add_argument_group("network").add_argument
+    add("--input_nc", type=values.positive_int, default=3, help="channels of input pictures: 3 = colour, 1 = grey")
+    add("--output_nc", type=values.positive_int, default=3, help="channels of output pictures: 3 = colour, 1 = grey")
+    add("--netG", default="resnet_9blocks", choices=list(GENERATORS), help="generator")
+    add("--netD", default="basic", choices=list(DISCRIMINATORS), help="discriminator: basic = n_layers with 3")
+    add("--ngf", type=values.positive_int, default=64, help="channels of G's first layer")
+    add("--ndf", type=values.positive_int, default=64, help="channels of D's first layer")
+    add("--n_layers_D", type=values.positive_int, default=3, help="halving layers of --netD n_layers")
+    add("--norm", default="instance", choices=list(NORMS), help="normalisation")
+    add("--no_dropout", action="store_true", help="no dropout in G")
+    add("--upsample", default="deconv", choices=("deconv", "nearest"), help="nearest = resize, then convolve: no grid")
+    add("--attn_G", default="none", help="stages of G followed by self-attention: bottleneck, or a list as block5,up1")
+    add("--attn_D", default="none", help="stages of D followed by self-attention: bottleneck, or a list of them")
+    add("--spectral_norm_G", action="store_true", help="spectral normalisation in G")
+    add("--spectral_norm_D", action="store_true", help="spectral normalisation in D")
+    add("--init_type", default="normal", choices=("normal", "xavier", "kaiming", "orthogonal"), help="initial weights")
+    add("--init_gain", type=values.positive_float, default=0.02, help="their scale; kaiming takes none")

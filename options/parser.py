@@ -1,0 +1,79 @@
+"""argparse with response files that may hold comments, help in full, and hints for mistyped flags."""
+
+import argparse
+import difflib
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+RENAMED = {
+    "niter": "n_epochs", "niter_decay": "n_epochs_decay", "batchSize": "batch_size", "loadSize": "load_size",
+    "fineSize": "crop_size", "nThreads": "num_threads", "which_model_netG": "netG", "which_model_netD": "netD",
+    "which_direction": "direction", "which_epoch": "epoch", "resize_or_crop": "preprocess", "how_many": "num_test",
+    "identity": "lambda_identity",
+}  # fmt: skip
+_MISSING = object()
+
+
+class Parser(argparse.ArgumentParser):
+    """Takes flags in full (no abbreviations) and files of them (@FILE); -h is left for its user to add."""
+
+    def __init__(self, prog: str):
+        super().__init__(
+            prog=prog,
+            usage=f"python {prog} [@FILE] [--FLAG VALUE ...]; --help shows all flags",
+            formatter_class=_HelpFormatter,
+            fromfile_prefix_chars="@",
+            add_help=False,
+            allow_abbrev=False,
+        )
+
+    def defaults(self) -> dict[str, Any]:
+        """All flags declared so far, with the values they have when nobody gives them."""
+        return vars(self.parse_args([]))
+
+    def inherit(self, values: Mapping[str, object]) -> None:
+        """Make `values` the defaults of those flags among them that are declared."""
+        declared = self.defaults()
+        self.set_defaults(**{name: value for name, value in values.items() if name in declared})
+
+    def read(self, argv: Sequence[str] | None) -> tuple[dict[str, Any], list[str]]:
+        """The values of the flags in `argv` (None: the process's own), and the words that belong to no flag."""
+        blank = argparse.Namespace(**dict.fromkeys(self.defaults(), _MISSING))
+        try:
+            namespace, unknown = self.parse_known_args(argv, blank)
+        except UnicodeDecodeError as error:
+            self.error(f"an @FILE has to be a text file: {error}")
+        return {name: value for name, value in vars(namespace).items() if value is not _MISSING}, unknown
+
+    def convert_arg_line_to_args(self, arg_line: str) -> list[str]:
+        """The words of a line of a response file."""
+        try:
+            words = shlex.split(arg_line, comments=True)
+        except ValueError as error:
+            self.error(f"in an @FILE, line {arg_line!r}: {error}")
+        if any(word.startswith("@") for word in words):
+            self.error(f"in an @FILE, line {arg_line!r}: no file can be read from within another")
+        return words
+
+    def refuse(self, unknown: Sequence[str]) -> NoReturn:
+        """End with an error about words that belong to no flag, and a hint where one is similar."""
+        flag = next((word.split("=")[0] for word in unknown if word.startswith("-")), None)
+        if flag is None:
+            self.error(f"{unknown[0]!r} belongs to no option")
+        known = [f"--{name}" for name in self.defaults()]
+        new = "--" + RENAMED.get(flag.lstrip("-"), "")
+        similar = [new] if new in known else difflib.get_close_matches(flag, known, 1)
+        self.error(f"no option {flag}; " + (f"did you mean {similar[0]}?" if similar else "--help lists them"))
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows defaults, but not those of switches and of flags without a value."""
+
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=32)
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default is None or isinstance(action.default, bool) or action.default == "":
+            return action.help
+        return super()._get_help_string(action)

@@ -1,0 +1,41 @@
+"""The flags of test.py."""
+
+import math
+from argparse import ArgumentParser
+from collections.abc import Mapping
+from typing import Any
+
+from options import values
+from options.base_options import BaseOptions
+
+
+class TestOptions(BaseOptions):
+    """Declares the flags of testing beside the shared ones. Left out, those of data and network are the trained run's."""
+
+    __test__ = False  # not a test, whatever pytest makes of the name
+    is_train = False
+    own_flags = frozenset(
+        (
+            "name", "suffix", "checkpoints_dir", "epoch", "load_iter", "seed", "device", "gpu_ids", "display_winsize",
+            "verbose", "use_wandb", "wandb_project_name", "load_size", "no_flip", "serial_batches", "max_dataset_size",
+            "batch_size", "num_threads", "phase",
+        )
+    )  # fmt: skip
+
+    def initialize(self, parser: ArgumentParser) -> None:
+        """Declare all flags; pictures come in order, and none is mirrored."""
+        super().initialize(parser)
+        parser.set_defaults(no_flip=True, serial_batches=True)
+        add = parser.add_argument_group("testing").add_argument
+        add("--phase", default="test", help="which pictures: folders PHASEA and PHASEB")
+        add("--num_test", type=values.count, default=math.inf, help="translate the first so many pictures; inf = all")
+        add("--results_dir", default="./results/", help="the page goes to RESULTS_DIR/NAME/PHASE_EPOCH/index.html")
+        add("--aspect_ratio", type=values.positive_float, default=1.0, help="widen results by it; below 1: heighten")
+        add("--eval", action="store_true", help="eval mode: running statistics in batch norm, no dropout")
+        add("--no_ema", action="store_true", help="plain weights, where the run kept their average too")
+
+    def complete(self, flags: dict[str, Any], given: Mapping[str, Any], parser: ArgumentParser) -> None:
+        """Without --load_size, pictures are scaled to the crop: nothing is cut off."""
+        if "load_size" not in given:
+            flags["load_size"] = flags["crop_size"]
+        super().complete(flags, given, parser)

@@ -1,0 +1,85 @@
+"""The flags of train.py."""
+
+from argparse import ArgumentParser
+from collections.abc import Mapping
+from typing import Any
+
+from models.losses import MODES
+from models.optim import POLICIES
+from options import values
+from options.base_options import BaseOptions
+
+
+class TrainOptions(BaseOptions):
+    """Declares the flags of training beside the shared ones. A run that goes on keeps them, but for its `own_flags`."""
+
+    is_train = True
+    own_flags = frozenset(["name", "suffix", "checkpoints_dir", "continue_train", "epoch", "load_iter", "epoch_count"])
+
+    def initialize(self, parser: ArgumentParser) -> None:
+        """Declare all flags."""
+        super().initialize(parser)
+        add_training_flags(parser)
+        add_rate_flags(parser)
+        add_saving_flags(parser)
+        add_display_flags(parser)
+
+    def complete(self, flags: dict[str, Any], given: Mapping[str, Any], parser: ArgumentParser) -> None:
+        """Refuse a run without epochs."""
+        super().complete(flags, given, parser)
+        epochs = flags["n_epochs"] + flags["n_epochs_decay"]
+        if flags["epoch_count"] > epochs:
+            parser.error(
+                f"--epoch_count {flags['epoch_count']}: --n_epochs {flags['n_epochs']} and --n_epochs_decay "
+                f"{flags['n_epochs_decay']} make {epochs} epochs"
+            )
+
+
+def add_training_flags(parser: ArgumentParser) -> None:
+    """How long, how exactly, and against which loss."""
+    add = parser.add_argument_group("training").add_argument
+    add("--phase", default="train", help="which pictures: folders PHASEA and PHASEB")
+    add("--n_epochs", type=values.non_negative_int, default=100, help="epochs at the full learning rate")
+    add("--n_epochs_decay", type=values.non_negative_int, default=100, help="epochs after these, at a falling rate")
+    add("--epoch_count", type=values.positive_int, default=1, help="number of the first epoch")
+    add("--continue_train", action="store_true", help="go on where the run of this name was saved, with its flags")
+    add("--max_minutes", type=values.non_negative_float, default=0.0, help="then save and stop; 0 = no limit")
+    precision = "of the networks; bf16 is faster where the processor has it, and coarser: losses and weights stay fp32"
+    add("--precision", default="fp32", choices=("fp32", "bf16"), help=precision)
+    add("--gan_mode", default="lsgan", choices=MODES, help="adversarial loss")
+    add("--lambda_gp", type=values.non_negative_float, default=10.0, help="gradient penalty's weight in wgangp")
+    add("--pool_size", type=values.non_negative_int, default=50, help="older fakes to show to D; 0 = none")
+    add("--ema_decay", type=values.fraction, default=0.0, help="of an average of G's weights, kept beside; 0 = none")
+
+
+def add_rate_flags(parser: ArgumentParser) -> None:
+    """The optimizer and its schedule."""
+    add = parser.add_argument_group("learning rate").add_argument
+    policy = "linear: to 0 in --n_epochs_decay; step: a tenth every --lr_decay_iters; plateau: a fifth when G's loss "
+    policy += "stands still; cosine: to 0 over the whole run"
+    add("--lr", type=values.positive_float, default=0.0002, help="full learning rate of Adam")
+    add("--beta1", type=values.fraction, default=0.5, help="momentum of Adam")
+    add("--lr_policy", default="linear", choices=POLICIES, help=policy)
+    add("--lr_decay_iters", type=values.positive_int, default=50, help="epochs from step to step of --lr_policy step")
+
+
+def add_saving_flags(parser: ArgumentParser) -> None:
+    """How often checkpoints are written."""
+    add = parser.add_argument_group("saving").add_argument
+    add("--save_latest_freq", type=values.positive_int, default=5000, help="images from save to save of `latest`")
+    add("--save_epoch_freq", type=values.positive_int, default=5, help="epochs from checkpoint to checkpoint kept")
+    add("--save_by_iter", action="store_true", help="keep those of --save_latest_freq too, as iter_N")
+
+
+def add_display_flags(parser: ArgumentParser) -> None:
+    """Where a run is shown, and how often."""
+    add = parser.add_argument_group("display").add_argument
+    add("--print_freq", type=values.positive_int, default=100, help="images from line to line of losses")
+    add("--update_html_freq", type=values.positive_int, default=1000, help="images from update to update of the page")
+    add("--no_html", action="store_true", help="no page at CHECKPOINTS_DIR/NAME/web/index.html")
+    add("--display_freq", type=values.positive_int, default=400, help="images from update to update in visdom")
+    add("--display_id", type=values.whole_number, default=1, help="first window in visdom; 0 or less = no visdom")
+    add("--display_ncols", type=values.non_negative_int, default=4, help="pictures a row in visdom; 0 = windows of one")
+    add("--display_server", default="http://localhost", help="address of the visdom server")
+    add("--display_port", type=values.port, default=8097, help="its port")
+    add("--display_env", default="main", help="environment there")

@@ -1,0 +1,61 @@
+"""What a flag accepts: functions for argparse's `type=` that turn the text of a value into a checked value."""
+
+import math
+import re
+from argparse import ArgumentTypeError
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from util.registry import choices, suggestion
+
+T = TypeVar("T")
+
+
+def checked(convert: Callable[[str], T], accepts: Callable[[T], bool], wanted: str) -> Callable[[str], T]:
+    """A `type=` function that converts a text and refuses what is not `wanted`."""
+
+    def check(text: str) -> T:
+        try:
+            value = convert(text)
+        except ValueError:
+            pass
+        else:
+            if accepts(value):
+                return value
+        raise ArgumentTypeError(f"{text!r} is not {wanted}")
+
+    return check
+
+
+def class_name(package: str) -> Callable[[str], str]:
+    """The name of a class in "models" or "data"."""
+
+    def check(text: str) -> str:
+        if text not in choices(package):
+            raise ArgumentTypeError(f"there is no {text!r}: {suggestion(text, choices(package))}")
+        return text
+
+    return check
+
+
+def is_plain_name(text: str) -> bool:
+    """Whether `text` can name a folder or file inside another one."""
+    return Path(text).name == text not in ("", "..") and "\\" not in text and text.isprintable()
+
+
+whole_number = checked(int, lambda value: True, "a whole number")
+positive_int = checked(int, lambda value: value >= 1, "a whole number from 1")
+non_negative_int = checked(int, lambda value: value >= 0, "a whole number from 0")
+seed = checked(int, lambda value: 0 <= value < 2**32, "a whole number from 0 to 2**32 - 1")
+port = checked(int, lambda value: 0 < value < 2**16, "a port, 1 to 65535")
+count = checked(
+    lambda text: math.inf if text == "inf" else int(text), lambda value: value >= 1, "a whole number from 1, or inf"
+)
+positive_float = checked(float, lambda value: 0 < value < math.inf, "a number above 0")
+non_negative_float = checked(float, lambda value: 0 <= value < math.inf, "a number from 0")
+fraction = checked(float, lambda value: 0 <= value < 1, "a number from 0 to below 1")
+plain_name = checked(str, is_plain_name, "a plain name, without slashes")
+gpu_ids = checked(
+    str, lambda text: bool(re.fullmatch(r"-1|[0-9]+(,[0-9]+)*", text)), "a list of GPU numbers such as 0 or 0,1, or -1"
+)

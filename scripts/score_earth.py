@@ -1,0 +1,61 @@
+"""Score translated satellite photos against the true maps: python -m scripts.score_earth results/demo/test_latest."""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F
+
+from data import BUNDLED
+from data.image_folder import read_image
+from util.command import run_command
+from util.metrics import mean_absolute_error, ssim
+
+REFERENCES = {
+    "the photo left as it is": (80.1, 0.267, 0.859),
+    "upstream, 9.8 minutes": (47.8, 0.202, 0.584),
+}
+
+
+def load(path: Path) -> Tensor:
+    """The picture in a file: (1, 3, H, W), integers 0..255."""
+    return F.pil_to_tensor(read_image(path).convert("RGB")).unsqueeze(0).int()
+
+
+def water(pictures: Tensor) -> Tensor:
+    """Where (B, 3, H, W) maps of integers 0..255 show water, clearly more blue than red: (B, H, W) of bool."""
+    return pictures[:, 2] - pictures[:, 0] > 15
+
+
+def score(fakes: Tensor, truth: Tensor) -> tuple[float, float, float]:
+    """(L1 in grey levels 0..255, SSIM, IoU of water over all pixels) of (B, 3, H, W) maps of integers 0..255."""
+    overlap, union = (water(fakes) & water(truth)).sum(), (water(fakes) | water(truth)).sum()
+    fakes, truth = fakes / 127.5 - 1, truth / 127.5 - 1
+    return (
+        mean_absolute_error(fakes, truth).mean().item(),
+        ssim(fakes, truth).mean().item(),
+        (overlap / union).item(),
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print a table of the figures beside the known ones."""
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("results", type=Path, help="folder that test.py wrote: results/NAME/test_latest")
+    folder = parser.parse_args(argv).results
+    maps = sorted((BUNDLED / "earth" / "testB").glob("*.jpg"))
+    fakes = [folder / "images" / f"{path.stem}_fake_B.png" for path in maps]
+    missing = [str(path) for path in fakes if not path.is_file()]
+    if missing:
+        raise ValueError(f"{missing[0]} and {len(missing) - 1} more are missing: is {folder} a test of datasets/earth?")
+    figures = score(torch.cat([load(path) for path in fakes]), torch.cat([load(path) for path in maps]))
+    print(f"fake_B against the true map, {len(maps)} pictures    L1 (0..255)   SSIM   water IoU")
+    for name, (l1, similarity, iou) in {**REFERENCES, folder.parent.name + ", this run": figures}.items():
+        print(f"{name:<44} {l1:10.1f} {similarity:8.3f} {iou:9.3f}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,135 @@
+"""Translate images with a trained model: python test.py --name maps. Writes results/maps/test_latest/index.html."""
+
+import dataclasses
+import itertools
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from data import create_dataset
+from models import create_model
+from models.base_model import BaseModel
+from models.networks.attention import AttentiveChain
+from options.base_options import Options, read_saved
+from options.test_options import TestOptions
+from util.attention import AttentionMap
+from util.checkpoint import find_weights, load_weights
+from util.command import run_command
+from util.device import pick_device
+from util.html import ResultsPage
+from util.metrics import mean_absolute_error, ssim
+
+
+@dataclasses.dataclass(frozen=True)
+class Translation:
+    """What a model made of one test image."""
+
+    path: Path
+    images: dict[str, Tensor]  # label -> (C, H, W) in [-1, 1]
+    attention: list[AttentionMap]
+    paired: bool  # real_B is the true translation of real_A: their files have the same name
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse, load, translate every image, write the page. Returns the exit status."""
+    opt, reverse = parse(argv)
+    loader = create_dataset(opt)
+    model = create_model(opt).to(pick_device(opt.device, opt.gpu_ids))
+    for sizes in loader.dataset.sizes.values():
+        for width, height in sizes:
+            model.check_size(width, height)
+    label = f"iter_{opt.load_iter}" if opt.load_iter else opt.epoch
+    files = load_networks(model, Path(opt.checkpoints_dir) / opt.name, label, reverse=reverse, ema=not opt.no_ema)
+    for name, path in files.items():
+        print(f"{name} is {path}")
+    model.train(not opt.eval)
+    model.requires_grad_(False)
+
+    folder = Path(opt.results_dir) / opt.name / f"{opt.phase}_{label}"
+    names = ("B", "A") if opt.direction == "BtoA" else ("A", "B")
+    notes = {"run": opt.name, "model": opt.model, "weights": ", ".join(path.name for path in files.values())}
+    page = ResultsPage(
+        folder, f"{opt.name}: {names[0]} → {names[1]}", names=names, notes=notes, size=opt.display_winsize
+    )
+    total = len(loader.dataset)
+    count = int(min(opt.num_test, total))
+    figures = []
+    for result in tqdm(itertools.islice(translate(model, loader), count), total=count, unit="image", disable=None):
+        images = {name: stretch(image, opt.aspect_ratio) for name, image in result.images.items()}
+        page.add(result.path.stem, images, result.attention)
+        if result.paired:
+            fake, truth = result.images["fake_B"][None], result.images["real_B"][None]
+            figures.append((mean_absolute_error(fake, truth).item(), ssim(fake, truth).item()))
+    if figures:
+        l1, similarity = (sum(values) / len(figures) for values in zip(*figures, strict=True))
+        page.notes |= {
+            f"{names[0]} → {names[1]} against the true {names[1]}": f"L1 {l1:.1f} of 255, SSIM {similarity:.3f}"
+        }
+    page.save()
+    limited = f", limited by --num_test {count}" if count < total else ""
+    print(f"{count} of {total} images translated{limited}. Open {folder / 'index.html'}")
+    return 0
+
+
+def parse(argv: list[str] | None) -> tuple[Options, bool]:
+    """The options, with the network's from the run's own, and whether the run was trained in the other direction."""
+    opt = TestOptions().parse(argv)
+    saved = read_saved(Path(opt.checkpoints_dir) / opt.name)
+    trained = saved.get("direction", "AtoB")
+    reverse = opt.given("direction") and opt.direction != trained
+    if reverse and saved:
+        saved |= {"input_nc": saved["output_nc"], "output_nc": saved["input_nc"]}
+    return TestOptions().parse(argv, saved), reverse
+
+
+def load_networks(model: BaseModel, run_dir: Path, label: str, *, reverse: bool, ema: bool) -> dict[str, Path]:
+    """Load the weights of every network; `ema` prefers averaged ones. Returns the file that each was loaded from."""
+    files = {}
+    for name, net in model.named_children():
+        sources = model.sources(name, reverse=reverse)
+        if ema:
+            sources = [source + suffix for source in sources for suffix in ("_ema", "")]
+        files[name] = find_weights(run_dir, label, sources)
+        load_weights(net, files[name])
+    return files
+
+
+def translate(model: BaseModel, loader: DataLoader) -> Iterator[Translation]:
+    """Run the model over the data, one result an image."""
+    for batch in loader:
+        images = model(batch)
+        attention = attention_maps(model, images)
+        for i, path in enumerate(batch["A_paths"]):
+            yield Translation(
+                path=Path(path),
+                images={label: image[i] for label, image in images.items()},
+                attention=[dataclasses.replace(block, weights=block.weights[i]) for block in attention],
+                paired="B_paths" in batch and Path(batch["B_paths"][i]).stem == Path(path).stem,
+            )
+
+
+def attention_maps(model: BaseModel, images: dict[str, Tensor]) -> list[AttentionMap]:
+    """The attention of every block of the generators on a batch: weights (B, h, w, h, w)."""
+    found = []
+    for network, (over, net) in model.translators().items():
+        if isinstance(net, AttentiveChain) and net.attention:
+            _, maps = net(images[over], return_attention=True)
+            found += [AttentionMap(network, stage, over, weights) for stage, weights in maps.items()]
+    return found
+
+
+def stretch(image: Tensor, aspect_ratio: float) -> Tensor:
+    """(C, H, W) with its width (above 1) or its height (below 1) enlarged by the ratio, as upstream shows results."""
+    if aspect_ratio == 1:
+        return image
+    scale = (1.0, aspect_ratio) if aspect_ratio > 1 else (1 / aspect_ratio, 1.0)
+    return F.interpolate(image[None], scale_factor=scale, mode="bicubic", align_corners=False)[0].clamp(-1, 1)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

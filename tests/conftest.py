@@ -1,0 +1,33 @@
+"""What all tests share."""
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+torch.set_num_threads(1)  # tiny networks run faster so, and two test processes do not slow each other down
+
+
+def draw_shapes(seed: str, size: tuple[int, int] = (40, 36)) -> Image.Image:
+    """A colour picture of a few random shapes, always the same for the same seed."""
+    rng = random.Random(seed)
+    image = Image.new("RGB", size, tuple(rng.choices(range(256), k=3)))
+    draw = ImageDraw.Draw(image)
+    for shape in (draw.ellipse, draw.rectangle, draw.ellipse):
+        left, top = rng.randrange(size[0] - 8), rng.randrange(size[1] - 8)
+        right, bottom = left + rng.randint(6, 24), top + rng.randint(6, 24)
+        shape((left, top, right, bottom), fill=tuple(rng.choices(range(256), k=3)))
+    return image
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set for two domains: trainA, trainB, testA, testB with five pictures of 40x36 pixels each."""
+    root = tmp_path_factory.mktemp("tiny_data")
+    for folder in ("trainA", "trainB", "testA", "testB"):
+        (root / folder).mkdir()
+        for name in ("0.png", "1.png", "2.png", "3.jpg", "4.jpg"):
+            draw_shapes(f"{folder}/{name}").save(root / folder / name)
+    return root

@@ -1,0 +1,57 @@
+"""The adversarial losses, from both sides."""
+
+import pytest
+import torch
+from torch import nn
+
+from models.losses import MODES, GANLoss, gradient_penalty
+from models.networks.patchgan import NLayerDiscriminator
+from tests.test_networks import GOLDEN
+
+
+@pytest.mark.parametrize("mode", ["lsgan", "vanilla", "wgangp"])
+@pytest.mark.parametrize("verdict", ["real", "fake"])
+def test_reference_values(mode, verdict):
+    entry = GOLDEN["gan_loss"]
+    torch.testing.assert_close(GANLoss(mode).distance(entry["prediction"], verdict == "real"), entry[mode][verdict])
+
+
+def test_hinge():
+    score = torch.tensor([-2.0, 0.5, 3.0])
+    assert GANLoss("hinge").distance(score, True).item() == pytest.approx((3 + 0.5 + 0) / 3)
+    assert GANLoss("hinge").distance(score, False).item() == pytest.approx((0 + 1.5 + 4) / 3)
+    assert GANLoss("hinge").generator(nn.Identity(), score).item() == pytest.approx(-0.5)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_discriminator_never_teaches_the_generator(mode):
+    net = NLayerDiscriminator(3, ndf=8, n_layers=1, attention=["bottleneck"])
+    real = torch.randn(2, 3, 16, 16)
+    fake = torch.randn(2, 3, 16, 16, requires_grad=True)
+    GANLoss(mode).discriminator(net, real, fake).backward()
+    assert fake.grad is None
+    assert net.model[0].weight.grad.abs().sum() > 0
+
+
+def test_gradient_penalty_is_exact_for_a_linear_discriminator():
+    weight = torch.randn(1, 12)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(12, 1))
+    net[1].weight.data.copy_(weight)
+    penalty = gradient_penalty(net, torch.randn(4, 3, 2, 2), torch.randn(4, 3, 2, 2))
+    assert penalty.item() == pytest.approx((weight.norm().item() - 1) ** 2, rel=1e-5)
+
+
+def test_wgangp_trains_through_the_penalty():
+    torch.manual_seed(0)
+    real, fake = torch.randn(2, 2, 3, 16, 16)
+    net = NLayerDiscriminator(3, ndf=8, n_layers=1, norm="none", attention=["bottleneck"])
+    weight = net.model[0].weight
+    gradients = [
+        torch.autograd.grad(GANLoss("wgangp", lambda_gp=gp).discriminator(net, real, fake), weight)[0] for gp in (0, 10)
+    ]
+    assert not torch.allclose(*gradients)
+
+
+def test_unknown_mode_lists_the_choices():
+    with pytest.raises(ValueError, match="--gan_mode wgan: choose from lsgan, vanilla, wgangp, hinge"):
+        GANLoss("wgan")

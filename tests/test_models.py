@@ -1,0 +1,138 @@
+"""The training steps: against the reference trajectory, and what each model saves."""
+
+import pytest
+import torch
+
+from models import create_model
+from models.cycle_gan_model import CycleGANModel
+from options.train_options import TrainOptions
+from tests.golden.fill import fill
+from tests.test_networks import GOLDEN
+from util.image_pool import ImagePool
+
+TINY = ["--netG", "resnet_6blocks", "--ngf", "8", "--ndf", "8", "--crop_size", "32", "--load_size", "32"]
+
+
+def training_model(*flags: str):
+    opt = TrainOptions().parse([*TINY, *flags])
+    torch.manual_seed(opt.seed)
+    model = create_model(opt)
+    model.prepare_training(opt)
+    return model
+
+
+def random_batch(size: int = 1) -> dict:
+    generator = torch.Generator().manual_seed(7)
+    return {side: torch.rand(size, 3, 32, 32, generator=generator) * 2 - 1 for side in "AB"}
+
+
+def test_cycle_gan_follows_the_reference_for_six_steps():
+    entry = GOLDEN["train_cycle_gan"]
+    model = training_model("--model", "cycle_gan")
+    for net in model.children():
+        net.load_state_dict(fill(net.state_dict()))
+    for batch, expected in zip(entry["batches"], entry["losses"], strict=True):
+        losses, _ = model.step(batch)
+        assert losses.keys() == expected.keys()
+        for name, value in expected.items():
+            assert losses[name].item() == pytest.approx(value, rel=1e-3), name
+    for label, sums in entry["final_sums"].items():
+        weights = model.get_submodule(f"net{label}").state_dict()
+        for key, norm in entry["final_norms"][label].items():
+            if key.endswith(".weight"):
+                assert weights[key].norm().item() == pytest.approx(norm, rel=1e-3), f"{label} {key}"
+                assert weights[key].sum().item() == pytest.approx(sums[key], rel=1e-3, abs=0.05), f"{label} {key}"
+
+
+@pytest.mark.parametrize("gan_mode", ["lsgan", "vanilla", "wgangp", "hinge"])
+def test_every_gan_mode_trains_attention(gan_mode):
+    model = training_model("--model", "cycle_gan_attn", "--gan_mode", gan_mode, "--spectral_norm_D")
+    for _ in range(2):
+        losses, images = model.step(random_batch(2))
+    assert all(torch.isfinite(loss) for loss in losses.values())
+    assert all(image.shape == (2, 3, 32, 32) and image.dtype == torch.float32 for image in images.values())
+    for net in model.children():
+        for block in net.attention.values():
+            assert block.gamma.item() != 0
+
+
+def test_a_cycle_gan_gains_attention_without_losing_a_pixel():
+    plain, attentive = training_model("--model", "cycle_gan"), training_model("--model", "cycle_gan_attn")
+    for name, net in plain.named_children():
+        missing, unexpected = attentive.get_submodule(name).load_state_dict(net.state_dict(), strict=False)
+        assert missing and all(key.startswith("attention.") for key in missing) and not unexpected
+    before, after = plain(random_batch()), attentive(random_batch())
+    assert all(torch.equal(before[label], after[label]) for label in before)
+
+
+def test_the_generator_step_leaves_no_gradient_on_the_discriminators():
+    model = training_model("--model", "cycle_gan")
+    x = model(random_batch())
+    model.update("G", model.gan_loss.generator(model.netD_A, x["fake_B"]))
+    assert all(weight.grad is None for weight in model.netD_A.parameters())
+
+
+def test_bf16_stays_close_and_keeps_losses_in_float32():
+    steps = [
+        training_model("--model", "cycle_gan_attn", "--precision", p).step(random_batch())[0] for p in ("fp32", "bf16")
+    ]
+    for name, loss in steps[0].items():
+        assert steps[1][name].dtype == torch.float32
+        assert steps[1][name].item() == pytest.approx(loss.item(), rel=0.05)
+
+
+def test_ema_is_one_more_network():
+    model = training_model("--model", "cycle_gan", "--ema_decay", "0.999")
+    start = model.netG_A.model[1].weight.detach().clone()
+    model.step(random_batch())
+    weight, average = model.netG_A.model[1].weight, model.netG_A_ema.model[1].weight
+    torch.testing.assert_close(average, start + 0.9 * (weight - start))
+    assert not average.requires_grad
+
+
+def test_training_state_continues_bit_for_bit():
+    flags = ["--model", "cycle_gan_attn", "--pool_size", "2", "--ema_decay", "0.99", "--lr_policy", "plateau"]
+    model = training_model(*flags)
+    for _ in range(3):
+        model.step(random_batch(2))
+    state, weights, random = model.training_state(), model.state_dict(), torch.get_rng_state()
+    copied = torch.utils._pytree.tree_map(lambda x: x.clone() if torch.is_tensor(x) else x, (state, weights))
+    expected, _ = model.step(random_batch(2))
+
+    continued = training_model(*flags, "--seed", "5")
+    continued.load_training_state(copied[0])
+    continued.load_state_dict(copied[1])
+    torch.set_rng_state(random)
+    losses, _ = continued.step(random_batch(2))
+    assert {name: loss.item() for name, loss in losses.items()} == {n: loss.item() for n, loss in expected.items()}
+
+
+def test_identity_loss_needs_equal_channels():
+    with pytest.raises(ValueError, match="--lambda_identity 0"):
+        training_model("--model", "cycle_gan", "--input_nc", "1")
+    training_model("--model", "cycle_gan", "--input_nc", "1", "--lambda_identity", "0")
+
+
+@pytest.mark.parametrize(("size", "message"), [(30, "multiples of 4"), (8, "netD_A cannot take pictures of 8x8")])
+def test_sizes_the_networks_cannot_take(size, message):
+    with pytest.raises(ValueError, match=message):
+        training_model("--model", "cycle_gan").check_size(size, size)
+
+
+def test_the_other_direction_swaps_the_generators():
+    model = training_model("--model", "cycle_gan")
+    assert isinstance(model, CycleGANModel)
+    assert model.sources("netG_A", reverse=False) == ["G_A"]
+    assert model.sources("netG_A", reverse=True) == ["G_B"]
+
+
+def test_image_pool():
+    torch.manual_seed(0)
+    pool = ImagePool(3)
+    first = torch.arange(3.0).view(3, 1, 1, 1)
+    assert torch.equal(pool.query(first), first), "while it fills, images pass through"
+    seen = [pool.query(torch.full((1, 1, 1, 1), float(i))).item() for i in range(3, 203)]
+    fresh = sum(value == i for i, value in enumerate(seen, 3))
+    assert 70 < fresh < 130, "about half of the answers are the image itself"
+    assert len(pool.images) == 3
+    assert torch.equal(ImagePool(0).query(first), first)

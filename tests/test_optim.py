@@ -1,0 +1,63 @@
+"""Learning-rate policies over a whole run, and the running average of weights."""
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from models.optim import adam, make_scheduler, update_ema
+
+
+def rates(policy: str, *, losses: list[float] | None = None, epoch: int = 1) -> list[float]:
+    """The rate of each epoch of a run of 4 + 4 epochs that starts at rate 1 in the given epoch."""
+    weight = nn.Parameter(torch.zeros(1))
+    optimizer = adam([weight], lr=1.0)
+    scheduler = make_scheduler(optimizer, policy, n_epochs=4, n_epochs_decay=4, lr_decay_iters=3, epoch=epoch)
+    result = []
+    for done in range(8 - epoch + 1):
+        result.append(optimizer.param_groups[0]["lr"])
+        weight.grad = torch.zeros(1)
+        optimizer.step()
+        scheduler.step(losses[done]) if losses else scheduler.step()
+    return result
+
+
+def test_linear_is_full_then_falls_and_still_learns_in_the_last_epoch():
+    assert rates("linear") == pytest.approx([1, 1, 1, 1, 0.8, 0.6, 0.4, 0.2])
+
+
+def test_step_divides_by_ten():
+    assert rates("step") == pytest.approx([1, 1, 1, 0.1, 0.1, 0.1, 0.01, 0.01])
+
+
+def test_cosine_never_climbs_back():
+    assert rates("cosine") == pytest.approx([(1 + math.cos(math.pi * k / 8)) / 2 for k in range(8)])
+
+
+def test_plateau_watches_the_loss():
+    assert rates("plateau", losses=[8, 7, 6, 5, 4, 3, 2, 1]) == pytest.approx([1] * 8)
+    assert rates("plateau", losses=[1] * 8) == pytest.approx([1] * 7 + [0.2])
+
+
+@pytest.mark.parametrize("policy", ["linear", "step", "cosine"])
+def test_a_run_that_starts_late_has_the_rates_of_its_epochs(policy):
+    assert rates(policy, epoch=4) == pytest.approx(rates(policy)[3:])
+
+
+def test_unknown_policy_lists_the_choices():
+    with pytest.raises(ValueError, match="--lr_policy poly: choose from linear, step, plateau, cosine"):
+        rates("poly")
+
+
+def test_ema_ramps_up_and_takes_buffers_over():
+    net = nn.BatchNorm2d(2)
+    average = copy.deepcopy(net)
+    net.weight.data.fill_(3.0)
+    net.running_mean.fill_(5.0)
+    update_ema(average, net, decay=0.999, updates=0)  # decay 1 / 10
+    torch.testing.assert_close(average.weight.data, torch.full((2,), 0.1 * 1 + 0.9 * 3))
+    torch.testing.assert_close(average.running_mean, net.running_mean)
+    update_ema(average, net, decay=0.5, updates=10**6)
+    torch.testing.assert_close(average.weight.data, torch.full((2,), 0.5 * 2.8 + 0.5 * 3))

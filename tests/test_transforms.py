@@ -1,0 +1,84 @@
+"""Images to tensors: sizes, pixels, crops and flips."""
+
+from functools import partial
+
+import pytest
+import torch
+from PIL import Image
+
+from data.image_folder import DataError, read_image
+from data.transforms import PREPROCESS, Transform
+from tests.conftest import draw_shapes
+
+
+def expected_size(preprocess, width, height):
+    return {
+        "resize_and_crop": (24, 24),
+        "crop": (24, 24),
+        "scale_width": (28, max(28 * height // width, 24)),
+        "scale_width_and_crop": (24, 24),
+        "none": (4 * round(width / 4), 4 * round(height / 4)),
+    }[preprocess]
+
+
+@pytest.mark.parametrize("size", [(40, 36), (31, 57), (64, 25), (28, 28)])
+@pytest.mark.parametrize("preprocess", PREPROCESS)
+def test_output_sizes(preprocess, size, tmp_path):
+    draw_shapes("a", size).save(tmp_path / "a.png")
+    transform = Transform(preprocess=preprocess, load_size=28, crop_size=24)
+    width, height = expected_size(preprocess, *size)
+    assert transform(read_image(tmp_path / "a.png")).shape == (3, height, width)
+    assert transform.output_sizes([tmp_path / "a.png"]) == {(width, height): tmp_path / "a.png"}
+
+
+def pixels(image, channels=3):
+    """The tensor of an image, by plain arithmetic: upstream's ToTensor and Normalize(0.5, 0.5)."""
+    values = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+    return values.view(image.height, image.width, channels).permute(2, 0, 1).float().div(255).sub(0.5).div(0.5)
+
+
+def test_pixels_are_pillows_bicubic():
+    image = draw_shapes("a")
+    resized = image.resize((28, 28), Image.Resampling.BICUBIC)
+    sized = partial(Transform, load_size=28, crop_size=24)
+    assert torch.equal(sized()(image), pixels(resized.crop((2, 2, 26, 26))))
+    assert torch.equal(Transform(preprocess="crop", crop_size=24)(image), pixels(image.crop((8, 6, 32, 30))))
+    scaled = image.resize((28, 25), Image.Resampling.BICUBIC)
+    assert torch.equal(sized(preprocess="scale_width")(image), pixels(scaled))
+    crop = scaled.crop((2, 0, 26, 24))
+    assert torch.equal(sized(preprocess="scale_width_and_crop")(image), pixels(crop))
+    assert torch.equal(Transform(preprocess="none")(image), pixels(image))
+    grey = image.convert("L").resize((28, 28), Image.Resampling.BICUBIC).crop((2, 2, 26, 26))
+    assert torch.equal(sized(channels=1)(image), pixels(grey, channels=1))
+
+
+def test_crops_are_anywhere_and_half_of_them_mirrored():
+    image = Image.frombytes("L", (6, 5), bytes(range(30))).convert("RGB")  # each value tells its place
+    transform, generator = Transform(preprocess="crop", crop_size=4), torch.Generator().manual_seed(0)
+    corners, mirrored = set(), 0
+    for _ in range(400):
+        crop = transform(image, generator).add(1).mul(127.5).round()[0]
+        mirrored += int(crop[0, 0] > crop[0, 3])
+        corners.add(int(crop.min()))
+    assert corners == {0, 1, 2, 6, 7, 8}
+    assert 160 < mirrored < 240
+
+
+def test_no_flip():
+    image, generator = draw_shapes("a"), torch.Generator().manual_seed(0)
+    transform = Transform(preprocess="none", flip=False)
+    assert all(torch.equal(transform(image, generator), transform(image)) for _ in range(20))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"preprocess": "resize"}, "--preprocess resize: choose from resize_and_crop, crop,"),
+        ({"channels": 4}, "--input_nc and --output_nc: .* not 4"),
+        ({"load_size": 16, "crop_size": 24}, "--load_size 16 is smaller than --crop_size 24"),
+        ({"crop_size": 0}, "--crop_size 0: at least 1 pixel"),
+    ],
+)
+def test_settings_out_of_range_name_the_flag(settings, message):
+    with pytest.raises(DataError, match=message):
+        Transform(**settings)

@@ -1,0 +1,127 @@
+"""Train a model: python train.py --dataroot ./datasets/maps --name maps --model cycle_gan_attn."""
+
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from data import EpochLoader, create_dataset
+from models import create_model
+from models.base_model import BaseModel
+from options.base_options import Options, read_saved
+from options.train_options import TrainOptions
+from util.checkpoint import load_checkpoint, save_checkpoint
+from util.command import run_command
+from util.device import pick_device
+from util.display import Progress, create_display, crossed
+from util.interrupt import stop_requests
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse, build, train. Returns the exit status: 0, or 128 + the number of the signal that ended the run early."""
+    opt = TrainOptions().parse(argv)
+    run_dir = Path(opt.checkpoints_dir) / opt.name
+    if opt.continue_train:
+        opt = TrainOptions().parse(argv, read_saved(run_dir))
+    torch.manual_seed(opt.seed)
+    loader = create_dataset(opt)
+    model = create_model(opt).to(pick_device(opt.device, opt.gpu_ids))
+    model.prepare_training(opt)
+    start = resume(opt, model, run_dir)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    opt.save(run_dir)
+    for sizes in loader.dataset.sizes.values():
+        for width, height in sizes:
+            model.check_size(width, height)
+    print(model.summary(verbose=opt.verbose))
+    return train(opt, model, loader, run_dir, **start)
+
+
+def train(
+    opt: Options,
+    model: BaseModel,
+    loader: EpochLoader,
+    run_dir: Path,
+    *,
+    epoch: int,
+    epoch_images: int,
+    total_images: int,
+) -> int:
+    """Train from the given position: epochs count from 1, images from 0. Returns the exit status."""
+
+    def save(label: str) -> None:
+        position = {"epoch": epoch, "epoch_images": epoch_images, "total_images": total_images}
+        save_checkpoint(model, run_dir, label, position | {"model": model.training_state(), "random": random_state()})
+
+    epochs, epoch_size, started = opt.n_epochs + opt.n_epochs_decay, len(loader.dataset), time.monotonic()
+    display = create_display(opt, run_dir)
+    with stop_requests() as signals:
+        for running in range(epoch, epochs + 1):
+            loader.sampler.set_epoch(running, skip=epoch_images)
+            waiting_since = time.perf_counter()
+            for batch in loader:
+                stepping_since = time.perf_counter()
+                losses, images = model.step(batch)
+                now, size = time.perf_counter(), len(batch["A"])
+                epoch_images, total_images = epoch_images + size, total_images + size
+                progress = Progress(
+                    epoch=epoch, epochs=epochs, epoch_images=epoch_images, epoch_size=epoch_size,
+                    total_images=total_images, batch_size=size, step_seconds=(now - stepping_since) / size,
+                    data_seconds=(stepping_since - waiting_since) / size,
+                )  # fmt: skip
+                display.update(progress, losses, images)
+                if ended := epoch_images == epoch_size:
+                    model.end_epoch()
+                    display.end_epoch(progress, images)
+                    epoch, epoch_images = epoch + 1, 0
+                    if running % opt.save_epoch_freq == 0:
+                        save(str(running))
+                due = crossed(opt.save_latest_freq, total_images - size, total_images)
+                if due and opt.save_by_iter:
+                    save(f"iter_{total_images}")
+                stop = signals or (opt.max_minutes and time.monotonic() - started > 60 * opt.max_minutes)
+                if due or ended or stop:
+                    save("latest")
+                if stop and epoch <= epochs:
+                    display.close()
+                    print(f"stopped in epoch {epoch}, state saved; to go on, add --continue_train to the command")
+                    return 128 + signals[0] if signals else 0
+                waiting_since = time.perf_counter()
+    display.close()
+    print(f"trained {epochs} epochs; weights are in {run_dir}. Next: python test.py --name {opt.name}")
+    return 0
+
+
+def resume(opt: Options, model: BaseModel, run_dir: Path) -> dict[str, int]:
+    """Where to start; with --continue_train, `model` and the random generators take over what the run has saved."""
+    start = {"epoch": opt.epoch_count, "epoch_images": 0, "total_images": 0}
+    if not opt.continue_train:
+        return start
+    label = f"iter_{opt.load_iter}" if opt.load_iter else opt.epoch
+    state = load_checkpoint(model, run_dir, label)
+    if state is None:
+        print(f"{run_dir} holds weights alone: optimizers and schedules start anew, at --epoch_count {opt.epoch_count}")
+        return start
+    if opt.given("epoch_count") and opt.epoch_count != state["epoch"]:
+        raise ValueError(
+            f"--epoch_count {opt.epoch_count}: the saved state goes on in epoch {state['epoch']}; leave it out"
+        )
+    model.load_training_state(state["model"])
+    torch.set_rng_state(state["random"]["cpu"])
+    if "cuda" in state["random"]:
+        torch.cuda.set_rng_state_all(state["random"]["cuda"])
+    print(f"continuing {opt.name} in epoch {state['epoch']} after {state['total_images']} images")
+    return {name: state[name] for name in start}
+
+
+def random_state() -> dict:
+    """The states of torch's random generators."""
+    state: dict = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_initialized():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,76 @@
+"""Pictures of where an attention block looks."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from PIL import Image, ImageDraw, ImageOps
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.transforms.v2 import functional as TF
+
+from util.images import to_image
+
+SIDE = 192  # px; smaller pictures are enlarged, so that the marker is crisp
+MARKER = "#35e0ff"  # the one bright hue that neither maps nor the heat colours have
+
+
+@dataclass(frozen=True)
+class AttentionMap:
+    """Where one attention block of a network looked in one picture."""
+
+    network: str  # G_A
+    stage: str  # the block's place: bottleneck
+    over: str  # label of the picture that went into the network: real_A
+    weights: Tensor  # (h, w, h, w); [i, j] is the picture, summing to 1, of where position (i, j) looked
+
+
+def query_points(height: int, width: int) -> list[tuple[int, int]]:
+    """Four cells (row, column), at the centres of the quarters of a map; fewer where these fall together."""
+    return sorted({(row * height // 4, column * width // 4) for row in (1, 3) for column in (1, 3)})
+
+
+def overlay(image: Tensor, weights: Tensor, point: tuple[int, int]) -> Image.Image:
+    """A heat map over the picture, grey and dimmed, with a ring around the point that looks.
+
+    Args:
+        image: (C, H, W) in [-1, 1], C 1 or 3.
+        weights: (h, w), not negative; the largest becomes the brightest colour.
+        point: the cell (row, column) of `weights` that looks.
+    """
+    height, width = image.shape[1:]
+    enlarge = max(1, math.ceil(SIDE / min(height, width)))
+    size = (height * enlarge, width * enlarge)
+    weights = weights.detach().cpu().float()[None, None]
+    heat = F.interpolate(weights / weights.max().clamp(min=1e-12), size, mode="bicubic").clamp(0, 1)[0, 0]
+    grey = ImageOps.autocontrast(to_image(image).convert("L").resize(size[::-1], Image.Resampling.BICUBIC))
+    dimmed = TF.pil_to_tensor(grey) / 255 * 0.6
+    opacity = 0.8 * heat.sqrt()
+    picture = TF.to_pil_image(dimmed * (1 - opacity) + heat_colours(0.85 * heat) * opacity)
+    row, column = ((cell + 0.5) / cells for cell, cells in zip(point, weights.shape[2:], strict=True))
+    return _with_ring(picture, x=column * size[1], y=row * size[0])
+
+
+def heat_colours(values: Tensor) -> Tensor:
+    """Colours (3, H, W) in [0, 1], whose brightness grows evenly with `values`, (H, W) in [0, 1]: black, red, white.
+
+    The cubehelix of Green 2011, A colour scheme for the display of astronomical intensity images,
+    https://arxiv.org/abs/1108.5083, here with start 0, half a rotation and hue 1.8.
+    """
+    angle, amplitude = math.pi * values, 1.8 * values * (1 - values) / 2
+    directions = torch.tensor([[-0.14861, 1.78277], [-0.29227, -0.90649], [1.97294, 0.0]])
+    helix = torch.einsum("cd,dhw->chw", directions, torch.stack([angle.cos(), angle.sin()]))
+    return (values + amplitude * helix).clamp(0, 1)
+
+
+def _with_ring(picture: Image.Image, *, x: float, y: float) -> Image.Image:
+    """Draw at four times the size and shrink, since Pillow's lines are not smooth."""
+    large = 4
+    mask = Image.new("L", (picture.width * large, picture.height * large))
+    unit = min(picture.size) / 64
+    for colour, radius, line in (("black", 3.9 * unit, 2.6 * unit), (MARKER, 3.5 * unit, 1.6 * unit)):
+        mask.paste(0, (0, 0, *mask.size))
+        box = [(centre + side * radius) * large for side in (-1, 1) for centre in (x, y)]
+        ImageDraw.Draw(mask).ellipse(box, outline=255, width=round(line * large))
+        picture.paste(colour, mask=mask.resize(picture.size, Image.Resampling.BOX))
+    return picture

@@ -1,0 +1,26 @@
+"""The device a run computes on."""
+
+import torch
+
+
+def pick_device(device: str = "auto", gpu_ids: str = "0") -> torch.device:
+    """The device that --device and --gpu_ids ask for.
+
+    `auto` takes the first of gpu_ids where CUDA is there, else Apple's mps, else the CPU; gpu_ids -1 is the CPU.
+
+    Raises:
+        ValueError: the device asked for is not there.
+    """
+    first = gpu_ids.split(",")[0].strip()
+    if device == "cpu" or (device == "auto" and first == "-1"):
+        return torch.device("cpu")
+    if device in ("auto", "cuda") and torch.cuda.is_available():
+        index = max(0, int(first))
+        if index >= torch.cuda.device_count():
+            raise ValueError(f"--gpu_ids {gpu_ids}: this machine has GPUs 0 to {torch.cuda.device_count() - 1}")
+        return torch.device("cuda", index)
+    if device in ("auto", "mps") and torch.backends.mps.is_available():
+        return torch.device("mps")
+    if device == "auto":
+        return torch.device("cpu")
+    raise ValueError(f"--device {device}: PyTorch finds none on this machine; --device cpu works everywhere")

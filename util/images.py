@@ -1,0 +1,28 @@
+"""Tensors in [-1, 1] to 8-bit images and image files."""
+
+from pathlib import Path
+
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F
+
+
+def to_image(tensor: Tensor) -> Image.Image:
+    """The picture of `tensor`, (C, H, W) or (1, C, H, W) with C 1 (grey) or 3, in [-1, 1]; values beyond are clamped.
+
+    Raises:
+        ValueError: another shape.
+    """
+    shape = tuple(tensor.shape)
+    if len(shape) == 4 and shape[0] == 1:
+        tensor = tensor[0]
+    if tensor.ndim != 3 or tensor.shape[0] not in (1, 3):
+        raise ValueError(f"an image is (C, H, W) or (1, C, H, W) with 1 or 3 channels, not {shape}")
+    return F.to_pil_image(tensor.detach().cpu().float().add(1).mul(127.5).round().clamp(0, 255).byte())
+
+
+def save_image(tensor: Tensor, path: str | Path) -> None:
+    """Write `tensor` as `to_image` shows it; the suffix of `path` chooses the format. Makes the folders it needs."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    to_image(tensor).save(path)

@@ -1,0 +1,41 @@
+"""One look-up for models and data sets: a name on the command line is a file and the class in it."""
+
+import difflib
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+KINDS = {"models": "model", "data": "dataset"}  # package -> how its files and classes end
+
+
+def choices(package: str) -> list[str]:
+    """The names that `find_class` knows in "models" or "data", from their files alone: nothing is imported."""
+    ending = f"_{KINDS[package]}"
+    folder = Path(__file__).resolve().parent.parent / package
+    return sorted(
+        path.stem.removesuffix(ending) for path in folder.glob(f"*{ending}.py") if path.stem != f"base{ending}"
+    )
+
+
+def find_class(package: str, name: str) -> type[Any]:
+    """The class behind a name: "cycle_gan" in "models" is CycleGANModel of models/cycle_gan_model.py.
+
+    The class is named like its file, without underscores, in any mix of capitals.
+
+    Raises:
+        ValueError: there is no such file, listing those there are, or no such class in it.
+    """
+    if name not in choices(package):
+        raise ValueError(f"no {KINDS[package]} {name!r}: {suggestion(name, choices(package))}")
+    module = import_module(f"{package}.{name}_{KINDS[package]}")
+    wanted = f"{name}_{KINDS[package]}".replace("_", "").lower()
+    for attribute, value in vars(module).items():
+        if attribute.lower() == wanted and isinstance(value, type):
+            return value
+    raise ValueError(f"{module.__file__} has no class {wanted!r} (in any mix of capitals)")
+
+
+def suggestion(name: str, known: list[str]) -> str:
+    """What to choose instead of `name`: the most similar of the known names, if any is, and all of them."""
+    similar = difflib.get_close_matches(name, known, 1)
+    return (f"did you mean {similar[0]}? " if similar else "") + f"choose from {', '.join(known)}"
