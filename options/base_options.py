@@ -128,9 +128,7 @@ class BaseOptions:
             parser.error(f"--dataroot: name the folder of your pictures; --model {flags['model']} comes without any")
         cut = flags["preprocess"] in ("resize_and_crop", "scale_width_and_crop")
         if cut and flags["crop_size"] > flags["load_size"]:
-            parser.error(
-                f"--crop_size {flags['crop_size']} is larger than --load_size {flags['load_size']}: nothing to cut it from"
-            )
+            parser.error(f"--crop_size {flags['crop_size']} is larger than --load_size {flags['load_size']}")
         if flags["suffix"]:
             try:
                 flags["name"] += "_" + flags["suffix"].format(**flags)

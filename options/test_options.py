@@ -10,7 +10,7 @@ from options.base_options import BaseOptions
 
 
 class TestOptions(BaseOptions):
-    """Declares the flags of testing beside the shared ones. Left out, those of data and network are the trained run's."""
+    """Declares the flags of testing beside the shared ones. Those of data and network default to the run's."""
 
     __test__ = False  # not a test, whatever pytest makes of the name
     is_train = False

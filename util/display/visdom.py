@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from urllib.parse import urlsplit
 
-import torch
 from PIL import ImageOps
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
@@ -68,8 +67,8 @@ class VisdomSink(Sink):
         """Add a point to each curve."""
         with self._off_on_error():
             self.client.line(
-                X=torch.tensor([at.epoch - 1 + at.epoch_images / at.epoch_size]),
-                Y=torch.tensor([list(losses.values())]),
+                X=[at.epoch - 1 + at.epoch_images / at.epoch_size],
+                Y=[list(losses.values())],
                 win=f"{self.window}_losses",
                 update="append" if self.append else None,
                 opts={"title": f"{self.name}: losses", "legend": list(losses), "xlabel": "epoch", "ylabel": "loss"},
@@ -88,10 +87,12 @@ class VisdomSink(Sink):
             if self.columns > 0:
                 grid = make_grid(list(pictures.values()), nrow=self.columns, pad_value=255)
                 opts = {"title": title, "caption": ", ".join(pictures)}
-                self.client.image(grid, win=f"{self.window}_images", opts=opts)
+                self.client.image(grid.numpy(), win=f"{self.window}_images", opts=opts)
             else:
                 for label, picture in pictures.items():
-                    self.client.image(picture, win=f"{self.window}_{label}", opts={"title": f"{title}, {label}"})
+                    self.client.image(
+                        picture.numpy(), win=f"{self.window}_{label}", opts={"title": f"{title}, {label}"}
+                    )
 
     @contextmanager
     def _off_on_error(self) -> Iterator[None]:

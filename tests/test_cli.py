@@ -1,0 +1,204 @@
+"""Both scripts from end to end, as processes and in this one."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import test as testing
+import train as training
+from util.registry import choices
+
+ROOT = Path(__file__).parent.parent
+ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}  # as in this process: sums of other parts differ in the last bit
+TINY = (
+    "--netG resnet_6blocks --ngf 8 --ndf 8 --load_size 36 --crop_size 32 --display_id 0 --print_freq 1 --device cpu "
+    "--n_epochs 1 --n_epochs_decay 1"
+).split()
+
+
+def script(name: str, *flags: str | Path, cwd: Path) -> subprocess.CompletedProcess:
+    """Run train.py or test.py as a user would."""
+    command = [sys.executable, str(ROOT / name), *map(str, flags)]
+    return subprocess.run(command, cwd=cwd, env=ONE_THREAD, capture_output=True, text=True, timeout=240, check=False)
+
+
+def train(folder: Path, *flags: str | Path, status: int = 0) -> Path:
+    """Train in this process; returns the folder of the run."""
+    assert training.main(["--checkpoints_dir", str(folder), "--name", "run", *TINY, *map(str, flags)]) == status
+    return folder / "run"
+
+
+def logged_losses(run_dir: Path) -> list[str]:
+    """The lines of loss_log.txt without their times."""
+    lines = (run_dir / "loss_log.txt").read_text().splitlines()
+    return [re.sub(r"time: .*?\)", ")", line) for line in lines if line.startswith("(")]
+
+
+def all_tensors(content) -> list[torch.Tensor]:
+    """Every tensor and number in nested dicts and lists, in order."""
+    if isinstance(content, dict):
+        return [tensor for key in content for tensor in all_tensors(content[key])]
+    if isinstance(content, list | tuple):
+        return [tensor for value in content for tensor in all_tensors(value)]
+    return [torch.as_tensor(content)] if isinstance(content, torch.Tensor | int | float) else []
+
+
+def assert_equal_checkpoints(first: Path, second: Path) -> None:
+    """All latest_*.pth of two runs hold the same bits."""
+    names = sorted(path.name for path in first.glob("latest_*.pth"))
+    assert names == sorted(path.name for path in second.glob("latest_*.pth"))
+    for name in names:
+        a, b = (all_tensors(torch.load(run / name, weights_only=True)) for run in (first, second))
+        assert len(a) == len(b)
+        assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True)), name
+
+
+def test_train_and_test_as_processes(tiny_data, tmp_path):
+    flags = ["--dataroot", tiny_data, "--name", "shapes", "--model", "cycle_gan_attn", *TINY]
+    done = script("train.py", *flags, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    run_dir = tmp_path / "checkpoints" / "shapes"
+    for name in ("G_A", "G_B", "D_A", "D_B"):
+        weights = torch.load(run_dir / f"latest_net_{name}.pth", weights_only=True)
+        assert all(type(weight) is torch.Tensor for weight in weights.values())
+    assert len(logged_losses(run_dir)) == 10
+    assert (run_dir / "web" / "images" / "epoch002_fake_B.png").is_file()
+    assert (run_dir / "train_opt.txt").read_text().startswith("----------------- Options ---------------")
+
+    done = script("test.py", "--name", "shapes", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "5 of 5 images translated" in done.stdout
+    results = tmp_path / "results" / "shapes" / "test_latest"
+    page = (results / "index.html").read_text()
+    for path in tiny_data.glob("testA/*"):
+        for label in ("real_A", "fake_B", "rec_A", "real_B", "fake_A", "rec_B"):
+            assert (results / "images" / f"{path.stem}_{label}.png").is_file()
+            assert f"images/{path.stem}_{label}.png" in page
+
+
+def test_interrupted_and_continued_equals_uninterrupted(tiny_data, tmp_path):
+    flags = ["--dataroot", tiny_data, "--model", "cycle_gan_attn", "--pool_size", "2", "--ema_decay", "0.9"]
+    whole = train(tmp_path / "whole", *flags, "--n_epochs", "12")
+    command = [
+        sys.executable,
+        ROOT / "train.py",
+        "--checkpoints_dir",
+        tmp_path / "broken",
+        "--name",
+        "run",
+        *TINY,
+        *flags,
+    ]
+    command = [*map(str, command), "--n_epochs", "12"]
+    with subprocess.Popen(command, cwd=tmp_path, env=ONE_THREAD, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        for line in process.stdout:
+            if line.startswith("(epoch: 2, iters: 2"):
+                process.send_signal(signal.SIGTERM)
+                break
+        rest = process.stdout.read()
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "add --continue_train" in rest
+    broken = tmp_path / "broken" / "run"
+    assert len(logged_losses(broken)) < 65
+    assert training.main(["--checkpoints_dir", str(broken.parent), "--name", "run", "--continue_train"]) == 0
+    assert logged_losses(broken) == logged_losses(whole)
+    assert_equal_checkpoints(whole, broken)
+
+
+def test_loading_in_other_processes_changes_nothing(tiny_data, tmp_path):
+    runs = [
+        train(tmp_path / workers, "--dataroot", tiny_data, "--num_threads", workers, "--n_epochs_decay", "0")
+        for workers in ("0", "2")
+    ]
+    assert_equal_checkpoints(*runs)
+
+
+@pytest.mark.parametrize("policy", ["linear", "step", "plateau", "cosine"])
+def test_continuing_an_ended_run_keeps_its_schedule(tiny_data, tmp_path, policy):
+    flags = ["--dataroot", tiny_data, "--lr_policy", policy, "--lr_decay_iters", "1", "--max_dataset_size", "2"]
+    whole = train(tmp_path / "whole", *flags, "--n_epochs", "2")
+    train(tmp_path / "parts", *flags, "--n_epochs", "2", "--max_minutes", "0.00001")
+    for _ in range(10):
+        parts = train(tmp_path / "parts", "--continue_train", "--n_epochs", "2", "--max_minutes", "0.00001")
+    assert_equal_checkpoints(whole, parts)
+
+
+@pytest.mark.parametrize("model", sorted(set(choices("models")) - {"test"}))
+def test_every_model_trains_and_tests(model, tiny_data, tmp_path):
+    train(tmp_path, "--dataroot", tiny_data, "--model", model, "--batch_size", "2", "--precision", "bf16")
+    results = tmp_path / "results"
+    places = ["--checkpoints_dir", str(tmp_path), "--name", "run", "--results_dir", str(results)]
+    assert testing.main(places) == 0
+    assert len(list(results.rglob("*_fake_B.png"))) == 5
+
+
+def test_one_direction_takes_the_right_generator(tiny_data, tmp_path, capsys):
+    train(tmp_path, "--dataroot", tiny_data)
+    places = ["--checkpoints_dir", str(tmp_path), "--name", "run", "--results_dir", str(tmp_path / "results")]
+    shown = {}
+    for direction in ("AtoB", "BtoA"):
+        capsys.readouterr()
+        assert testing.main([*places, "--model", "test", "--direction", direction, "--num_test", "2"]) == 0
+        shown[direction] = capsys.readouterr().out
+    assert "latest_net_G_A.pth" in shown["AtoB"]
+    assert "latest_net_G_B.pth" in shown["BtoA"]
+    assert "2 of 5 images translated, limited by --num_test 2" in shown["BtoA"]
+    assert testing.main([*places, "--model", "test", "--model_suffix", "_A"]) == 0
+
+
+def test_a_run_trained_from_b_to_a_is_tested_from_b_to_a(tiny_data, tmp_path, capsys):
+    train(tmp_path, "--dataroot", tiny_data, "--direction", "BtoA")
+    places = ["--checkpoints_dir", str(tmp_path), "--name", "run", "--results_dir", str(tmp_path / "results")]
+    assert testing.main([*places, "--model", "test"]) == 0
+    assert "latest_net_G_A.pth" in capsys.readouterr().out
+    assert testing.main([*places, "--direction", "AtoB"]) == 0
+    assert re.search(r"netG_A is \S*latest_net_G_B.pth", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "message"),
+    [
+        ("train.py", "--dataroot nowhere", "Expected:"),
+        ("train.py", "--lamda_A 10", "did you mean --lambda_A?"),
+        ("train.py", "--model cycle_gam", "did you mean cycle_gan?"),
+        ("train.py", "--model cycle_gan_attn --attn_G blok3", "choose from down1, down2, block1"),
+        ("train.py", "--crop_size 50", "multiples of 4"),
+        ("train.py", "--continue_train", "no run 'experiment_name'"),
+        ("test.py", "--name nothing", "no run 'nothing'"),
+        ("test.py", "--num_test 0", "--num_test"),
+    ],
+)
+def test_mistakes_are_answered_without_a_traceback(name, flags, message, tmp_path):
+    done = script(name, *flags.split(), cwd=tmp_path)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_damaged_picture_is_named(tiny_data, tmp_path):
+    for side in "AB":
+        folder = tmp_path / f"train{side}"
+        folder.mkdir()
+        (folder / "good.png").write_bytes((tiny_data / f"train{side}" / "0.png").read_bytes())
+    (tmp_path / "trainA" / "bad.png").write_bytes((tiny_data / "trainA" / "0.png").read_bytes()[:60])
+    done = script("train.py", "--dataroot", tmp_path, *TINY, "--num_threads", "1", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "bad.png" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_weights_that_do_not_fit_are_named(tiny_data, tmp_path, capsys):
+    run_dir = train(tmp_path, "--dataroot", tiny_data)
+    places = ["--checkpoints_dir", str(tmp_path), "--name", "run", "--results_dir", str(tmp_path / "results")]
+    with pytest.raises(ValueError, match=r"latest_net_G_A.pth was made for another network.*--ngf"):
+        testing.main([*places, "--ngf", "16"])
+    (run_dir / "latest_net_G_A.pth").write_bytes(b"not a checkpoint")
+    with pytest.raises(ValueError, match=r"latest_net_G_A.pth is not a readable checkpoint"):
+        testing.main(places)
