@@ -1,4 +1,4 @@
-# Everything runs in a virtual environment in this folder; another interpreter or folder: make demo PYTHON=python3.12 VENV=.venv312
+# Everything runs in a virtual environment in this folder. Others: make demo PYTHON=python3.12 VENV=.venv312
 PYTHON ?= python3
 VENV ?= .venv
 
@@ -7,7 +7,7 @@ python := $(VENV)/bin/python
 .PHONY: help demo earth test format
 
 help:
-	@echo 'make demo     install, train on the bundled pictures (6 minutes on 2 cores), translate the test pictures, score them'
+	@echo 'make demo     install, train on the bundled pictures (6 minutes on 2 cores), translate the test pictures'
 	@echo 'make earth    the same with the longer recipe (60 minutes)'
 	@echo 'make test     install the development tools as well, then lint, types and tests'
 	@echo 'make format   put the code into the form that make test asks for'
@@ -27,10 +27,10 @@ format: $(VENV)/installed-dev
 	$(python) -m ruff check --fix
 	$(python) -m ruff format
 
-# visdom 0.2.4, the last one for Python 3.11, is built by importing pkg_resources, which setuptools 81 removed. Old and new
-# versions of pip disagree on how to bound setuptools in a build of its own; a build that uses the one here suits both.
+# To build visdom 0.2.4, the last one for Python 3.11, takes pkg_resources, which newer setuptools lack. Old and new pip
+# disagree on how to bound the setuptools of an isolated build; building with the one installed here suits both.
 $(VENV)/installed: pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=..." if sys.version_info < (3, 11) else 0)'
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed: make PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
 	$(python) -m pip install "setuptools>=77,<81"
 	$(python) -m pip install --no-build-isolation .

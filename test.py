@@ -2,16 +2,17 @@
 
 import dataclasses
 import itertools
+import os
 import sys
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from data import create_dataset
+from data import EpochLoader, create_dataset
 from models import create_model
 from models.base_model import BaseModel
 from models.networks.attention import AttentiveChain
@@ -43,37 +44,46 @@ def main(argv: list[str] | None = None) -> int:
     for sizes in loader.dataset.sizes.values():
         for width, height in sizes:
             model.check_size(width, height)
+    run_dir = Path(opt.checkpoints_dir) / opt.name
     label = f"iter_{opt.load_iter}" if opt.load_iter else opt.epoch
-    files = load_networks(model, Path(opt.checkpoints_dir) / opt.name, label, reverse=reverse, ema=not opt.no_ema)
+    files = load_networks(model, run_dir, label, reverse=reverse, ema=not opt.no_ema)
+    opt.save(run_dir)
     for name, path in files.items():
         print(f"{name} is {path}")
     model.train(not opt.eval)
     model.requires_grad_(False)
 
-    folder = Path(opt.results_dir) / opt.name / f"{opt.phase}_{label}"
-    names = ("B", "A") if opt.direction == "BtoA" else ("A", "B")
+    a, b = ("B", "A") if opt.direction == "BtoA" else ("A", "B")
     notes = {"run": opt.name, "model": opt.model, "weights": ", ".join(path.name for path in files.values())}
-    page = ResultsPage(
-        folder, f"{opt.name}: {names[0]} → {names[1]}", names=names, notes=notes, size=opt.display_winsize
-    )
+    folder = Path(opt.results_dir) / opt.name / f"{opt.phase}_{label}"
+    page = ResultsPage(folder, f"{opt.name}: {a} → {b}", names=(a, b), notes=notes, size=opt.display_winsize)
     total = len(loader.dataset)
     count = int(min(opt.num_test, total))
-    figures = []
-    for result in tqdm(itertools.islice(translate(model, loader), count), total=count, unit="image", disable=None):
-        images = {name: stretch(image, opt.aspect_ratio) for name, image in result.images.items()}
-        page.add(result.path.stem, images, result.attention)
-        if result.paired:
-            fake, truth = result.images["fake_B"][None], result.images["real_B"][None]
-            figures.append((mean_absolute_error(fake, truth).item(), ssim(fake, truth).item()))
+    results = itertools.islice(translate(model, loader), count)
+    figures = add_results(page, tqdm(results, total=count, unit="image", disable=None), aspect_ratio=opt.aspect_ratio)
     if figures:
-        l1, similarity = (sum(values) / len(figures) for values in zip(*figures, strict=True))
-        page.notes |= {
-            f"{names[0]} → {names[1]} against the true {names[1]}": f"L1 {l1:.1f} of 255, SSIM {similarity:.3f}"
-        }
+        l1, similarity = (sum(column) / len(figures) for column in zip(*figures, strict=True))
+        page.notes |= {f"{a} → {b} against the true {b}": f"L1 {l1:.1f} of 255, SSIM {similarity:.3f}"}
     page.save()
     limited = f", limited by --num_test {count}" if count < total else ""
     print(f"{count} of {total} images translated{limited}. Open {folder / 'index.html'}")
     return 0
+
+
+def add_results(page: ResultsPage, results: Iterable[Translation], *, aspect_ratio: float) -> list[tuple[float, float]]:
+    """Put every result on the page, under the name of its file; (L1 in 0..255, SSIM) of those whose truth is known."""
+    figures = []
+    names: Counter[str] = Counter()
+    for result in results:
+        name = str(result.path.with_suffix(""))
+        names[name] += 1
+        if names[name] > 1:  # 1.jpg beside 1.png, or one A that meets several Bs
+            name = f"{name}_{names[name]}"
+        page.add(name, {key: stretch(image, aspect_ratio) for key, image in result.images.items()}, result.attention)
+        if result.paired:
+            fake, truth = result.images["fake_B"][None], result.images["real_B"][None]
+            figures.append((mean_absolute_error(fake, truth).item(), ssim(fake, truth).item()))
+    return figures
 
 
 def parse(argv: list[str] | None) -> tuple[Options, bool]:
@@ -99,14 +109,15 @@ def load_networks(model: BaseModel, run_dir: Path, label: str, *, reverse: bool,
     return files
 
 
-def translate(model: BaseModel, loader: DataLoader) -> Iterator[Translation]:
-    """Run the model over the data, one result an image."""
+def translate(model: BaseModel, loader: EpochLoader) -> Iterator[Translation]:
+    """Run the model over the data, one result an image, whose path is relative to the folder of all of them."""
+    root = os.path.commonpath([path.parent for path in loader.dataset.A_paths])
     for batch in loader:
         images = model(batch)
         attention = attention_maps(model, images)
         for i, path in enumerate(batch["A_paths"]):
             yield Translation(
-                path=Path(path),
+                path=Path(path).relative_to(root),
                 images={label: image[i] for label, image in images.items()},
                 attention=[dataclasses.replace(block, weights=block.weights[i]) for block in attention],
                 paired="B_paths" in batch and Path(batch["B_paths"][i]).stem == Path(path).stem,

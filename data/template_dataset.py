@@ -10,7 +10,8 @@ from typing import Any
 from PIL import Image
 
 from data.base_dataset import BaseDataset, Sample, create_transform
-from data.image_folder import DataError, any_images, read_image
+from data.image_folder import any_images, read_image
+from options import values
 
 
 class TemplateDataset(BaseDataset):
@@ -19,29 +20,27 @@ class TemplateDataset(BaseDataset):
     @staticmethod
     def modify_commandline_options(parser: ArgumentParser, is_train: bool) -> ArgumentParser:
         """Flags of your own, and with parser.set_defaults other defaults for the shared ones."""
-        parser.add_argument("--coarse", type=int, default=4, help="side of A's coarse pixels, in pixels of the file")
+        parser.add_argument("--coarse", type=values.positive_int, default=4, help="side of A's coarse pixels, in px")
         return parser
 
     def __init__(self, opt: Any):
         """Find the files, keep what __getitem__ needs: this is the only place that reads `opt`."""
         super().__init__(opt)
-        if opt.coarse < 1:
-            raise DataError(f"--coarse {opt.coarse}: at least 1 pixel.")
         self.coarse: int = opt.coarse
-        self.paths = any_images(opt.dataroot, opt.phase, "A", opt.max_dataset_size)
+        self.A_paths = any_images(opt.dataroot, opt.phase, "A", opt.max_dataset_size)
         self.transform_A = create_transform(opt, opt.input_nc)
         self.transform_B = create_transform(opt, opt.output_nc)
         # Reads the headers where the flags call for it: an image that is too small is reported before training starts.
-        self.sizes = {"A": self.transform_A.output_sizes(self.paths)}
+        self.sizes = {"A": self.transform_A.output_sizes(self.A_paths)}
 
     def __len__(self) -> int:
         """The number of samples in an epoch."""
-        return len(self.paths)
+        return len(self.A_paths)
 
     def __getitem__(self, at: tuple[int, int]) -> Sample:
         """Sample `index` of `epoch`. Take every random decision from self.generator: then a run can be repeated."""
         epoch, index = at
-        path = self.paths[index]
+        path = self.A_paths[index]
         image = read_image(path)
         coarse = image.reduce(self.coarse).resize(image.size, Image.Resampling.NEAREST)
         # Two generators in the same state: A and B get the same crop and the same flip.

@@ -10,6 +10,7 @@ from data import BUNDLED
 from models import networks
 from models.base_model import BaseModel, Images, Losses
 from models.losses import GANLoss
+from options import values
 from util.image_pool import ImagePool
 
 
@@ -24,13 +25,11 @@ class CycleGANModel(BaseModel):
         """No dropout, the earth pictures, and the weights of the cycle and identity losses."""
         parser.set_defaults(no_dropout=True, dataroot=str(BUNDLED / "earth"))
         if is_train:
-            group = parser.add_argument_group("cycle_gan")
-            group.add_argument("--lambda_A", type=float, default=10.0, help="weight of the cycle loss A -> B -> A")
-            group.add_argument("--lambda_B", type=float, default=10.0, help="weight of the cycle loss B -> A -> B")
-            group.add_argument(
-                "--lambda_identity", type=float, default=0.5,
-                help="weight of the identity loss, relative to lambda_A and lambda_B; 0 = off",
-            )  # fmt: skip
+            add = parser.add_argument_group("cycle_gan").add_argument
+            weight = values.non_negative_float
+            add("--lambda_A", type=weight, default=10.0, help="weight of the cycle loss A -> B -> A")
+            add("--lambda_B", type=weight, default=10.0, help="weight of the cycle loss B -> A -> B")
+            add("--lambda_identity", type=weight, default=0.5, help="of the identity loss, relative to these; 0 = off")
         return parser
 
     def __init__(self, opt: Any) -> None:

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from data import BUNDLED
 from models import networks
 from models.base_model import BaseModel, Images, Losses
+from options import values
 
 
 class TemplateModel(BaseModel):
@@ -23,8 +24,8 @@ class TemplateModel(BaseModel):
         """Other defaults for the shared flags, and flags of your own: those of training only where is_train."""
         parser.set_defaults(dataset_mode="template", dataroot=str(BUNDLED / "earth"))
         if is_train:
-            group = parser.add_argument_group("template")
-            group.add_argument("--lambda_regression", type=float, default=1.0, help="weight of the regression loss")
+            add = parser.add_argument_group("template").add_argument
+            add("--lambda_regression", type=values.non_negative_float, default=1.0, help="weight of the loss")
         return parser
 
     def __init__(self, opt: Any) -> None:

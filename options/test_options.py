@@ -17,7 +17,7 @@ class TestOptions(BaseOptions):
     own_flags = frozenset(
         (
             "name", "suffix", "checkpoints_dir", "epoch", "load_iter", "seed", "device", "gpu_ids", "display_winsize",
-            "verbose", "use_wandb", "wandb_project_name", "load_size", "no_flip", "serial_batches", "max_dataset_size",
+            "verbose", "use_wandb", "wandb_project_name", "no_flip", "serial_batches", "max_dataset_size",
             "batch_size", "num_threads", "phase",
         )
     )  # fmt: skip
@@ -27,7 +27,7 @@ class TestOptions(BaseOptions):
         super().initialize(parser)
         parser.set_defaults(no_flip=True, serial_batches=True)
         add = parser.add_argument_group("testing").add_argument
-        add("--phase", default="test", help="which pictures: folders PHASEA and PHASEB")
+        add("--phase", type=values.plain_name, default="test", help="which pictures: folders PHASEA and PHASEB")
         add("--num_test", type=values.count, default=math.inf, help="translate the first so many pictures; inf = all")
         add("--results_dir", default="./results/", help="the page goes to RESULTS_DIR/NAME/PHASE_EPOCH/index.html")
         add("--aspect_ratio", type=values.positive_float, default=1.0, help="widen results by it; below 1: heighten")
@@ -35,7 +35,7 @@ class TestOptions(BaseOptions):
         add("--no_ema", action="store_true", help="plain weights, where the run kept their average too")
 
     def complete(self, flags: dict[str, Any], given: Mapping[str, Any], parser: ArgumentParser) -> None:
-        """Without --load_size, pictures are scaled to the crop: nothing is cut off."""
-        if "load_size" not in given:
+        """Pictures that are scaled and cropped are scaled to the crop, unless --load_size is given: nothing is lost."""
+        if "load_size" not in given and flags["preprocess"].endswith("_and_crop"):
             flags["load_size"] = flags["crop_size"]
         super().complete(flags, given, parser)

@@ -38,7 +38,7 @@ class TrainOptions(BaseOptions):
 def add_training_flags(parser: ArgumentParser) -> None:
     """How long, how exactly, and against which loss."""
     add = parser.add_argument_group("training").add_argument
-    add("--phase", default="train", help="which pictures: folders PHASEA and PHASEB")
+    add("--phase", type=values.plain_name, default="train", help="which pictures: folders PHASEA and PHASEB")
     add("--n_epochs", type=values.non_negative_int, default=100, help="epochs at the full learning rate")
     add("--n_epochs_decay", type=values.non_negative_int, default=100, help="epochs after these, at a falling rate")
     add("--epoch_count", type=values.positive_int, default=1, help="number of the first epoch")
@@ -66,7 +66,7 @@ def add_rate_flags(parser: ArgumentParser) -> None:
 def add_saving_flags(parser: ArgumentParser) -> None:
     """How often checkpoints are written."""
     add = parser.add_argument_group("saving").add_argument
-    add("--save_latest_freq", type=values.positive_int, default=5000, help="images from save to save of `latest`")
+    add("--save_latest_freq", type=values.non_negative_int, default=5000, help="images from save to save of latest")
     add("--save_epoch_freq", type=values.positive_int, default=5, help="epochs from checkpoint to checkpoint kept")
     add("--save_by_iter", action="store_true", help="keep those of --save_latest_freq too, as iter_N")
 
@@ -74,10 +74,15 @@ def add_saving_flags(parser: ArgumentParser) -> None:
 def add_display_flags(parser: ArgumentParser) -> None:
     """Where a run is shown, and how often."""
     add = parser.add_argument_group("display").add_argument
-    add("--print_freq", type=values.positive_int, default=100, help="images from line to line of losses")
-    add("--update_html_freq", type=values.positive_int, default=1000, help="images from update to update of the page")
+    add("--print_freq", type=values.non_negative_int, default=100, help="images from line to line of losses; 0 = none")
+    add(
+        "--update_html_freq",
+        type=values.non_negative_int,
+        default=1000,
+        help="images between updates of the page",
+    )
     add("--no_html", action="store_true", help="no page at CHECKPOINTS_DIR/NAME/web/index.html")
-    add("--display_freq", type=values.positive_int, default=400, help="images from update to update in visdom")
+    add("--display_freq", type=values.non_negative_int, default=400, help="images from update to update in visdom")
     add("--display_id", type=values.whole_number, default=1, help="first window in visdom; 0 or less = no visdom")
     add("--display_ncols", type=values.non_negative_int, default=4, help="pictures a row in visdom; 0 = windows of one")
     add("--display_server", default="http://localhost", help="address of the visdom server")

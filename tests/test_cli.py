@@ -16,10 +16,10 @@ from util.registry import choices
 
 ROOT = Path(__file__).parent.parent
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}  # as in this process: sums of other parts differ in the last bit
-TINY = (
-    "--netG resnet_6blocks --ngf 8 --ndf 8 --load_size 36 --crop_size 32 --display_id 0 --print_freq 1 --device cpu "
-    "--n_epochs 1 --n_epochs_decay 1"
-).split()
+TINY = [
+    "--netG", "resnet_6blocks", "--ngf", "8", "--ndf", "8", "--load_size", "36", "--crop_size", "32", "--device", "cpu",
+    "--n_epochs", "1", "--n_epochs_decay", "1", "--print_freq", "1", "--display_id", "0",
+]  # fmt: skip
 
 
 def script(name: str, *flags: str | Path, cwd: Path) -> subprocess.CompletedProcess:
@@ -202,3 +202,16 @@ def test_weights_that_do_not_fit_are_named(tiny_data, tmp_path, capsys):
     (run_dir / "latest_net_G_A.pth").write_bytes(b"not a checkpoint")
     with pytest.raises(ValueError, match=r"latest_net_G_A.pth is not a readable checkpoint"):
         testing.main(places)
+
+
+def test_results_never_overwrite_each_other(tiny_data, tmp_path):
+    train(tmp_path, "--dataroot", tiny_data)
+    mixed = tmp_path / "mixed"
+    for name in ("x/1.png", "y/1.png", "y/1.jpg"):
+        (mixed / name).parent.mkdir(parents=True, exist_ok=True)
+        (mixed / name).write_bytes((tiny_data / "testA" / "1.png").read_bytes())
+    places = ["--checkpoints_dir", str(tmp_path), "--name", "run", "--results_dir", str(tmp_path / "results")]
+    assert testing.main([*places, "--model", "test", "--dataroot", str(mixed)]) == 0
+    images = tmp_path / "results" / "run" / "test_latest" / "images"
+    fakes = {path.relative_to(images).as_posix() for path in images.rglob("*_fake.png")}
+    assert fakes == {"x/1_fake.png", "y/1_fake.png", "y/1_2_fake.png"}

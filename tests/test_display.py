@@ -133,7 +133,7 @@ def test_a_terminal_gets_a_bar(tmp_path, monkeypatch):
         monkeypatch.undo()
         drawn = os.read(ours, 10_000).decode().replace("\r", "\n")
     os.close(ours)
-    assert re.search(r"epoch 2/4 .* 3/10 \d+\.\d+ images/s, 00:0\d left  D_A 0.24 G_A 0.58", drawn)
+    assert re.search(r"epoch 2/4 .* 3/10 +\d+\.\d+ images/s, \d\d:\d\d left  D_A 0.24 G_A 0.58", drawn)
 
 
 # ---- visdom
@@ -264,5 +264,5 @@ def test_flags_choose_the_sinks(tmp_path):
 def test_wandb_has_to_be_installed(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)  # as if it were not
     monkeypatch.delitem(sys.modules, "util.display.wandb", raising=False)
-    with pytest.raises(ValueError, match=r"--use_wandb .* pip install wandb"):
+    with pytest.raises(ValueError, match=r"--use_wandb: .*; pip install wandb"):
         create_display(options(tmp_path, "--use_wandb", "--display_id", "0"), tmp_path)

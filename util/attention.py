@@ -45,7 +45,7 @@ def overlay(image: Tensor, weights: Tensor, point: tuple[int, int]) -> Image.Ima
     heat = F.interpolate(weights / weights.max().clamp(min=1e-12), size, mode="bicubic").clamp(0, 1)[0, 0]
     grey = ImageOps.autocontrast(to_image(image).convert("L").resize(size[::-1], Image.Resampling.BICUBIC))
     dimmed = TF.pil_to_tensor(grey) / 255 * 0.6
-    opacity = 0.8 * heat.sqrt()
+    opacity = 0.85 * heat
     picture = TF.to_pil_image(dimmed * (1 - opacity) + heat_colours(0.85 * heat) * opacity)
     row, column = ((cell + 0.5) / cells for cell, cells in zip(point, weights.shape[2:], strict=True))
     return _with_ring(picture, x=column * size[1], y=row * size[0])

@@ -14,10 +14,11 @@ def ssim(images: Tensor, truth: Tensor, *, window: int = 11, sigma: float = 1.5)
     """Structural similarity of (B, C, H, W) pictures in [-1, 1]: (B,), 1 = equal.
 
     Wang et al. 2004, https://doi.org/10.1109/TIP.2003.819861: Gaussian window, averaged over channels and positions
-    where the window fits.
+    where the window fits; the window is smaller for pictures smaller than it.
     """
+    window = min(window, *images.shape[2:])
     images, truth = (images + 1) / 2, (truth + 1) / 2
-    distance = torch.arange(window, dtype=images.dtype, device=images.device) - window // 2
+    distance = torch.arange(window, dtype=images.dtype, device=images.device) - (window - 1) / 2
     gaussian = torch.exp(-distance.square() / (2 * sigma**2))
     kernel = torch.outer(gaussian, gaussian)
     channels = images.shape[1]

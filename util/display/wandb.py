@@ -12,7 +12,7 @@ from util.images import to_image
 try:
     import wandb
 except ImportError as error:
-    raise ValueError("--use_wandb needs a package that is not installed: pip install wandb") from error
+    raise ValueError(f"--use_wandb: {error}; pip install wandb") from error
 
 
 class WandbSink(Sink):
