@@ -2,15 +2,17 @@
 
 import copy
 import math
+from collections.abc import Sequence
 
 import pytest
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from models.optim import adam, make_scheduler, update_ema
 
 
-def rates(policy: str, *, losses: list[float] | None = None, epoch: int = 1) -> list[float]:
+def rates(policy: str, *, losses: Sequence[float] = (), epoch: int = 1) -> list[float]:
     """The rate of each epoch of a run of 4 + 4 epochs that starts at rate 1 in the given epoch."""
     weight = nn.Parameter(torch.zeros(1))
     optimizer = adam([weight], lr=1.0)
@@ -20,7 +22,10 @@ def rates(policy: str, *, losses: list[float] | None = None, epoch: int = 1) -> 
         result.append(optimizer.param_groups[0]["lr"])
         weight.grad = torch.zeros(1)
         optimizer.step()
-        scheduler.step(losses[done]) if losses else scheduler.step()
+        if isinstance(scheduler, ReduceLROnPlateau):
+            scheduler.step(losses[done])
+        else:
+            scheduler.step()
     return result
 
 
