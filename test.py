@@ -1,24 +1,25 @@
 """Translate images with a trained model: python test.py --name maps. Writes results/maps/test_latest/index.html."""
 
+import contextlib
 import dataclasses
 import itertools
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
 from data import EpochLoader, create_dataset
 from models import create_model
 from models.base_model import BaseModel
-from models.networks.attention import AttentiveChain
+from models.networks.attention import AttentiveChain, SelfAttention2d
 from options.base_options import Options, read_saved
 from options.test_options import TestOptions
-from util.attention import AttentionMap
+from util.attention import AttentionMap, query_points
 from util.checkpoint import find_weights, load_weights
 from util.command import run_command
 from util.device import pick_device
@@ -30,28 +31,29 @@ from util.metrics import mean_absolute_error, ssim
 class Translation:
     """What a model made of one test image."""
 
-    path: Path
+    name: str  # of its file, without suffix, relative to the folder of all
     images: dict[str, Tensor]  # label -> (C, H, W) in [-1, 1]
     attention: list[AttentionMap]
-    paired: bool  # real_B is the true translation of real_A: their files have the same name
+    paired: bool  # real_B has the same name as real_A, so it should be the true translation
 
 
 def main(argv: list[str] | None = None) -> int:
     """Parse, load, translate every image, write the page. Returns the exit status."""
-    opt, reverse = parse(argv)
+    opt, run_dir, reverse = parse(argv)
     loader = create_dataset(opt)
     model = create_model(opt).to(pick_device(opt.device, opt.gpu_ids))
-    for sizes in loader.dataset.sizes.values():
-        for width, height in sizes:
-            model.check_size(width, height)
-    run_dir = Path(opt.checkpoints_dir) / opt.name
+    model.check_sizes({size for sizes in loader.dataset.sizes.values() for size in sizes})
     label = f"iter_{opt.load_iter}" if opt.load_iter else opt.epoch
     files = load_networks(model, run_dir, label, reverse=reverse, ema=not opt.no_ema)
     opt.save(run_dir)
     for name, path in files.items():
         print(f"{name} is {path}")
-    model.train(not opt.eval)
-    model.requires_grad_(False)
+    model.requires_grad_(False).eval()
+    for module in model.modules():
+        if isinstance(
+            module, nn.Dropout | nn.BatchNorm2d
+        ):  # upstream's test mode: noise, and statistics of the picture
+            module.train(not opt.eval)
 
     a, b = ("B", "A") if opt.direction == "BtoA" else ("A", "B")
     notes = {"run": opt.name, "model": opt.model, "weights": ", ".join(path.name for path in files.values())}
@@ -61,9 +63,9 @@ def main(argv: list[str] | None = None) -> int:
     count = int(min(opt.num_test, total))
     results = itertools.islice(translate(model, loader), count)
     figures = add_results(page, tqdm(results, total=count, unit="image", disable=None), aspect_ratio=opt.aspect_ratio)
-    if figures:
+    if len(figures) == count:
         l1, similarity = (sum(column) / len(figures) for column in zip(*figures, strict=True))
-        page.notes |= {f"{a} → {b} against the true {b}": f"L1 {l1:.1f} of 255, SSIM {similarity:.3f}"}
+        page.notes |= {f"{a} → {b} against the {b} of the same name": f"L1 {l1:.1f} of 255, SSIM {similarity:.3f}"}
     page.save()
     limited = f", limited by --num_test {count}" if count < total else ""
     print(f"{count} of {total} images translated{limited}. Open {folder / 'index.html'}")
@@ -75,7 +77,7 @@ def add_results(page: ResultsPage, results: Iterable[Translation], *, aspect_rat
     figures = []
     names: Counter[str] = Counter()
     for result in results:
-        name = str(result.path.with_suffix(""))
+        name = result.name
         names[name] += 1
         if names[name] > 1:  # 1.jpg beside 1.png, or one A that meets several Bs
             name = f"{name}_{names[name]}"
@@ -86,15 +88,16 @@ def add_results(page: ResultsPage, results: Iterable[Translation], *, aspect_rat
     return figures
 
 
-def parse(argv: list[str] | None) -> tuple[Options, bool]:
-    """The options, with the network's from the run's own, and whether the run was trained in the other direction."""
-    opt = TestOptions().parse(argv)
-    saved = read_saved(Path(opt.checkpoints_dir) / opt.name)
-    trained = saved.get("direction", "AtoB")
-    reverse = opt.given("direction") and opt.direction != trained
+def parse(argv: list[str] | None) -> tuple[Options, Path, bool]:
+    """The options, with the network's from the run's own; the run's folder; whether it was trained the other way."""
+    flags = TestOptions().peek(argv)
+    run_dir = Path(flags["checkpoints_dir"]) / flags["name"]
+    saved = read_saved(run_dir)
+    opt = TestOptions().parse(argv, saved)
+    reverse = opt.direction != saved.get("direction", "AtoB")
     if reverse and saved:
-        saved |= {"input_nc": saved["output_nc"], "output_nc": saved["input_nc"]}
-    return TestOptions().parse(argv, saved), reverse
+        opt = TestOptions().parse(argv, saved | {"input_nc": saved["output_nc"], "output_nc": saved["input_nc"]})
+    return opt, run_dir, reverse
 
 
 def load_networks(model: BaseModel, run_dir: Path, label: str, *, reverse: bool, ema: bool) -> dict[str, Path]:
@@ -110,28 +113,36 @@ def load_networks(model: BaseModel, run_dir: Path, label: str, *, reverse: bool,
 
 
 def translate(model: BaseModel, loader: EpochLoader) -> Iterator[Translation]:
-    """Run the model over the data, one result an image, whose path is relative to the folder of all of them."""
-    root = os.path.commonpath([path.parent for path in loader.dataset.A_paths])
+    """Run the model over the data, one result an image."""
+    networks = {
+        name: (over, net)
+        for name, (over, net) in model.translators().items()
+        if isinstance(net, AttentiveChain) and net.attention
+    }
     for batch in loader:
-        images = model(batch)
-        attention = attention_maps(model, images)
+        with contextlib.ExitStack() as stack:
+            inputs = {name: stack.enter_context(net.block_inputs()) for name, (_, net) in networks.items()}
+            images = model(batch)
+        attention = []
+        for name, (over, net) in networks.items():
+            for stage, x in inputs[name].items():
+                block, points = net.attention[stage], query_points(*x.shape[2:])
+                assert isinstance(block, SelfAttention2d)
+                attention.append(AttentionMap(name, stage, over, points, block.look_from(points, x)))
         for i, path in enumerate(batch["A_paths"]):
+            name = relative_name(path, loader.dataset.A_paths)
             yield Translation(
-                path=Path(path).relative_to(root),
+                name=name,
                 images={label: image[i] for label, image in images.items()},
                 attention=[dataclasses.replace(block, weights=block.weights[i]) for block in attention],
-                paired="B_paths" in batch and Path(batch["B_paths"][i]).stem == Path(path).stem,
+                paired="B_paths" in batch and relative_name(batch["B_paths"][i], loader.dataset.B_paths) == name,
             )
 
 
-def attention_maps(model: BaseModel, images: dict[str, Tensor]) -> list[AttentionMap]:
-    """The attention of every block of the generators on a batch: weights (B, h, w, h, w)."""
-    found = []
-    for network, (over, net) in model.translators().items():
-        if isinstance(net, AttentiveChain) and net.attention:
-            _, maps = net(images[over], return_attention=True)
-            found += [AttentionMap(network, stage, over, weights) for stage, weights in maps.items()]
-    return found
+def relative_name(path: str, paths: Sequence[Path]) -> str:
+    """The name of a file, without suffix, relative to the folder that all of `paths` have in common."""
+    root = os.path.commonpath([file.parent for file in paths])
+    return str(Path(path).relative_to(root).with_suffix(""))
 
 
 def stretch(image: Tensor, aspect_ratio: float) -> Tensor:

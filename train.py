@@ -20,20 +20,22 @@ from util.interrupt import stop_requests
 
 def main(argv: list[str] | None = None) -> int:
     """Parse, build, train. Returns the exit status: 0, or 128 + the number of the signal that ended the run early."""
-    opt = TrainOptions().parse(argv)
-    run_dir = Path(opt.checkpoints_dir) / opt.name
-    if opt.continue_train:
-        opt = TrainOptions().parse(argv, read_saved(run_dir))
+    flags = TrainOptions().peek(argv)
+    run_dir = Path(flags["checkpoints_dir"]) / flags["name"]
+    opt = TrainOptions().parse(argv, read_saved(run_dir) if flags["continue_train"] else {})
     torch.manual_seed(opt.seed)
     loader = create_dataset(opt)
     model = create_model(opt).to(pick_device(opt.device, opt.gpu_ids))
     model.prepare_training(opt)
+    model.check_sizes({size for sizes in loader.dataset.sizes.values() for size in sizes})
     start = resume(opt, model, run_dir)
+    if start["epoch_images"] >= len(loader.dataset):
+        raise ValueError(
+            f"the run has seen {start['epoch_images']} pictures of an epoch, but now there are {len(loader.dataset)}: "
+            "continue with those it was started with, or start a new run"
+        )
     run_dir.mkdir(parents=True, exist_ok=True)
     opt.save(run_dir)
-    for sizes in loader.dataset.sizes.values():
-        for width, height in sizes:
-            model.check_size(width, height)
     print(model.summary(verbose=opt.verbose))
     return train(opt, model, loader, run_dir, **start)
 
@@ -54,6 +56,9 @@ def train(
         position = {"epoch": epoch, "epoch_images": epoch_images, "total_images": total_images}
         save_checkpoint(model, run_dir, label, position | {"model": model.training_state(), "random": random_state()})
 
+    test = f"python test.py --name {opt.name}"
+    if opt.given("checkpoints_dir"):
+        test += f" --checkpoints_dir {opt.checkpoints_dir}"
     epochs, epoch_size, started = opt.n_epochs + opt.n_epochs_decay, len(loader.dataset), time.monotonic()
     display = create_display(opt, run_dir)
     with stop_requests() as signals:
@@ -89,7 +94,7 @@ def train(
                     return 128 + signals[0] if signals else 0
                 waiting_since = time.perf_counter()
     display.close()
-    print(f"trained {epochs} epochs; weights are in {run_dir}. Next: python test.py --name {opt.name}")
+    print(f"all {epochs} epochs are done; weights are in {run_dir}. Next: {test}")
     return 0
 
 
@@ -97,22 +102,28 @@ def resume(opt: Options, model: BaseModel, run_dir: Path) -> dict[str, int]:
     """Where to start; with --continue_train, `model` and the random generators take over what the run has saved."""
     start = {"epoch": opt.epoch_count, "epoch_images": 0, "total_images": 0}
     if not opt.continue_train:
+        if any(run_dir.glob("*_net_*.pth")):
+            print(f"{run_dir} holds a run already, which this one overwrites; --continue_train would go on with it")
         return start
     label = f"iter_{opt.load_iter}" if opt.load_iter else opt.epoch
     state = load_checkpoint(model, run_dir, label)
     if state is None:
-        print(f"{run_dir} holds weights alone: optimizers and schedules start anew, at --epoch_count {opt.epoch_count}")
+        print(f"only weights go on: optimizers and schedules start anew, in epoch {opt.epoch_count}")
         return start
-    if opt.given("epoch_count") and opt.epoch_count != state["epoch"]:
+    try:
+        start = {name: state[name] for name in start}
+        model.load_training_state(state["model"], epoch=start["epoch"])
+        torch.set_rng_state(state["random"]["cpu"])
+        if "cuda" in state["random"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(state["random"]["cuda"])
+    except (KeyError, ValueError, TypeError, RuntimeError) as error:
+        raise ValueError(f"{label}_state.pth in {run_dir} does not belong to this model: {error}") from error
+    if opt.given("epoch_count") and opt.epoch_count != start["epoch"]:
         raise ValueError(
-            f"--epoch_count {opt.epoch_count}: the saved state goes on in epoch {state['epoch']}; leave it out"
+            f"--epoch_count {opt.epoch_count}: the saved state goes on in epoch {start['epoch']}; leave it out"
         )
-    model.load_training_state(state["model"])
-    torch.set_rng_state(state["random"]["cpu"])
-    if "cuda" in state["random"]:
-        torch.cuda.set_rng_state_all(state["random"]["cuda"])
-    print(f"continuing {opt.name} in epoch {state['epoch']} after {state['total_images']} images")
-    return {name: state[name] for name in start}
+    print(f"continuing {opt.name} in epoch {start['epoch']} after {start['total_images']} images")
+    return start
 
 
 def random_state() -> dict:

@@ -2,6 +2,7 @@
 
 import math
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -73,9 +74,16 @@ def create_dataset(opt: Any) -> EpochLoader:
         sampler=EpochSampler(dataset, shuffle=not opt.serial_batches, seed=opt.seed),
         num_workers=workers,
         persistent_workers=workers > 0,
+        worker_init_fn=leave_signals_to_parent,
         pin_memory=device.type == "cuda",
         generator=torch.Generator(),  # the loader draws seeds for its workers; not from the run's own generator
     )
+
+
+def leave_signals_to_parent(worker: int) -> None:
+    """Let a worker outlive Ctrl-C and SIGTERM, which reach the whole group: the main process still has to save."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def cpu_count() -> int:

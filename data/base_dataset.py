@@ -24,6 +24,7 @@ class BaseDataset(Dataset[Sample], ABC):
     def __init__(self, opt: Any):
         self.seed: int = opt.seed
         self.A_paths: list[Path] = []
+        self.B_paths: list[Path] = []
         # For each of "A", "B": every (width, height) it comes out with, and one file that does.
         self.sizes: dict[str, dict[tuple[int, int], Path]] = {}
 

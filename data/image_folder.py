@@ -1,5 +1,6 @@
 """Find and read the images of a folder; every error names the folder or file and what to do about it."""
 
+import difflib
 import math
 import os
 from collections.abc import Iterable
@@ -100,7 +101,11 @@ def nearest_fix(dataroot: Path, name: str) -> str:
     """Where a folder like `name` lies instead (one level up, nested, in other letters, as train/A), or ''."""
     phase, domain = name[:-1], name[-1]
     around = nearest_folder(dataroot)
-    candidates = [around, around.parent, *subfolders(around, 2 if around == dataroot else 1)]
+    if around == dataroot:
+        candidates = [around, around.parent, *subfolders(around, 2)]
+    else:
+        beside = {folder.name: folder for folder in subfolders(around, 1)}
+        candidates = [around, *(beside[near] for near in difflib.get_close_matches(dataroot.name, beside))]
     for folder in candidates:
         if (folder / name).is_dir():
             return f"Did you mean --dataroot {folder}?"

@@ -27,7 +27,7 @@ class TemplateDataset(BaseDataset):
         """Find the files, keep what __getitem__ needs: this is the only place that reads `opt`."""
         super().__init__(opt)
         self.coarse: int = opt.coarse
-        self.A_paths = any_images(opt.dataroot, opt.phase, "A", opt.max_dataset_size)
+        self.A_paths = self.B_paths = any_images(opt.dataroot, opt.phase, "A", opt.max_dataset_size)
         self.transform_A = create_transform(opt, opt.input_nc)
         self.transform_B = create_transform(opt, opt.output_nc)
         # Reads the headers where the flags call for it: an image that is too small is reported before training starts.

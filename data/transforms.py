@@ -11,7 +11,9 @@ from torchvision.transforms.v2 import functional as F
 from data.image_folder import DataError, image_sizes
 
 PREPROCESS = ("resize_and_crop", "crop", "scale_width", "scale_width_and_crop", "none")
-SIZE_MULTIPLE = 4  # `none` rounds to what a generator that halves its input twice gives back in the same size
+SIZE_MULTIPLE = (
+    4  # what is not cropped is rounded to what a generator that halves its input twice gives back in the same size
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,8 +21,8 @@ class Transform:
     """Image -> float32 tensor (channels, H, W) in [-1, 1].
 
     preprocess: resize_and_crop (to load_size x load_size, then a crop_size square), crop (only that), scale_width
-        (width to load_size, height in proportion but at least crop_size), scale_width_and_crop, or none (sides
-        rounded to multiples of 4). load_size and crop_size are in pixels; resizing is bicubic.
+        (width to load_size, height in proportion but at least crop_size), scale_width_and_crop, or none; scale_width
+        and none round sides to multiples of 4. load_size and crop_size are in pixels; resizing is bicubic.
     flip: mirror half of the images. channels: 1 (grey) or 3 (colour).
 
     Raises:
@@ -69,9 +71,9 @@ class Transform:
         if self.preprocess == "resize_and_crop":
             return self.load_size, self.load_size
         if self.preprocess.startswith("scale_width"):
-            return self.load_size, max(int(self.load_size * height / width), self.crop_size)
-        if self.preprocess == "none":
-            return round(width / SIZE_MULTIPLE) * SIZE_MULTIPLE, round(height / SIZE_MULTIPLE) * SIZE_MULTIPLE
+            size = self.load_size, max(int(self.load_size * height / width), self.crop_size)
+        if self.preprocess in ("scale_width", "none"):
+            return round(size[0] / SIZE_MULTIPLE) * SIZE_MULTIPLE, round(size[1] / SIZE_MULTIPLE) * SIZE_MULTIPLE
         return size
 
     def crop_position(self, size: tuple[int, int], generator: torch.Generator | None) -> tuple[int, int]:

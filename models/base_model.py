@@ -2,12 +2,13 @@
 
 import copy
 from argparse import ArgumentParser
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from models import optim
 from util.image_pool import ImagePool
@@ -54,6 +55,10 @@ class BaseModel(nn.Module):
 
     def inputs(self, batch: dict, *names: str) -> list[Tensor]:
         """The named images of a batch, (B, C, H, W) in [-1, 1], on the model's device."""
+        if missing := [name for name in names if name not in batch]:
+            raise ValueError(
+                f"{type(self).__name__} needs pictures {', '.join(missing)}: choose another --dataset_mode"
+            )
         return [batch[name].to(self.device, non_blocking=True) for name in names]
 
     def autocast(self) -> torch.autocast:
@@ -83,18 +88,13 @@ class BaseModel(nn.Module):
         self.epoch_losses[name] = self.epoch_losses[name] + loss if name in self.epoch_losses else loss
 
     def end_epoch(self) -> None:
-        """Step the learning-rate schedules; plateau judges the sum of the losses of this epoch."""
-        for name, scheduler in self.schedulers.items():
+        """Step the learning-rate schedules; plateau judges the first optimizer's loss, summed over the epoch."""
+        for scheduler in self.schedulers.values():
             if isinstance(scheduler, ReduceLROnPlateau):
-                scheduler.step(self.epoch_losses[name].item())
+                scheduler.step(next(iter(self.epoch_losses.values())).item())
             else:
                 scheduler.step()
         self.epoch_losses = {}
-
-    @property
-    def learning_rate(self) -> float:
-        """The rate of the first optimizer."""
-        return next(iter(self.optimizers.values())).param_groups[0]["lr"]
 
     def add_ema(self, *names: str) -> None:
         """Keep an exponential moving average of the named networks, as networks `{name}_ema`, if --ema_decay is set."""
@@ -119,27 +119,29 @@ class BaseModel(nn.Module):
             lines += [f"{name}: {weights / 1e6:.3f} M weights", *([str(net)] if verbose else [])]
         return "\n".join([*lines, f"computing on {self.device}"])
 
-    def check_size(self, width: int, height: int) -> None:
-        """Raise ValueError if a network cannot take pictures of this size in pixels; only shapes are computed."""
+    def check_sizes(self, sizes: Iterable[tuple[int, int]]) -> None:
+        """Raise ValueError if a network cannot take pictures of these (width, height); only shapes are computed."""
         for name, net in self.named_children():
+            shapes_only = copy.deepcopy(net).to("meta")
             channels = next(weight for weight in net.parameters() if weight.dim() == 4).shape[1]
-            picture = torch.empty(1, channels, height, width, device="meta")
-            try:
-                out = copy.deepcopy(net).to("meta")(picture)
-            except (RuntimeError, ValueError) as error:
-                raise ValueError(f"{name} cannot take pictures of {width}x{height} pixels: {error}") from error
-            if name.startswith("netG") and out.shape[2:] != picture.shape[2:]:
-                made = f"{out.shape[3]}x{out.shape[2]}"
-                raise ValueError(
-                    f"{name} makes {made} pixels of {width}x{height}: sizes must be multiples of 4; "
-                    "change --crop_size or --load_size, or use --preprocess none, which rounds"
-                )
+            for width, height in sizes:
+                advice = "change --crop_size or --load_size (ResNets take multiples of 4, U-Nets of 128 or 256)"
+                try:
+                    made = shapes_only(torch.empty(1, channels, height, width, device="meta")).shape[2:]
+                except (RuntimeError, ValueError) as error:
+                    raise ValueError(
+                        f"{name} cannot take pictures of {width}x{height} pixels: {advice} ({error})"
+                    ) from error
+                if name.startswith("netG") and made != (height, width):
+                    raise ValueError(f"{name} makes {made[1]}x{made[0]} pixels of {width}x{height}: {advice}")
 
     def sources(self, name: str, *, reverse: bool) -> list[str]:
         """Labels of the files that may hold the weights of network `name`, best first.
 
-        `reverse` asks for the other direction than the run was trained in.
+        `reverse` asks for the other direction than the run was trained in; ValueError if there is none.
         """
+        if reverse:
+            raise ValueError(f"{type(self).__name__} translates in one direction: leave out --direction")
         return [name.removeprefix("net")]
 
     def translators(self) -> dict[str, tuple[str, nn.Module]]:
@@ -156,11 +158,22 @@ class BaseModel(nn.Module):
             "epoch_losses": self.epoch_losses,
         }
 
-    def load_training_state(self, state: dict[str, Any]) -> None:
-        """Take over what `training_state` returned."""
+    def load_training_state(self, state: dict[str, Any], *, epoch: int) -> None:
+        """Take over what `training_state` returned, to go on in `epoch`.
+
+        Learning rate and betas stay those of the flags, but for plateau, whose rate is a result of the run.
+        """
         for name, optimizer in self.optimizers.items():
-            optimizer.load_state_dict(state["optimizers"][name])
-            self.schedulers[name].load_state_dict(state["schedulers"][name])
+            saved, scheduler = state["optimizers"][name], self.schedulers[name]
+            optimizer.load_state_dict(saved | {"param_groups": optimizer.state_dict()["param_groups"]})
+            same_policy = scheduler.state_dict().keys() == state["schedulers"][name].keys()
+            if isinstance(scheduler, LambdaLR):
+                if same_policy:
+                    scheduler.load_state_dict(state["schedulers"][name] | {"base_lrs": scheduler.base_lrs})
+                optim.go_to_epoch(scheduler, epoch)
+            elif same_policy:
+                scheduler.load_state_dict(state["schedulers"][name])
+                optimizer.param_groups[0]["lr"] = saved["param_groups"][0]["lr"]
         for name, pool in self.pools.items():
             pool.images = [image.to(self.device) for image in state["pools"][name]]
         self.updates = state["updates"]

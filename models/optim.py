@@ -47,6 +47,15 @@ def make_scheduler(
     return LambdaLR(optimizer, lambda done: rate_factor(policy, done + 1, **lengths), last_epoch=epoch - 2)
 
 
+def go_to_epoch(scheduler: LambdaLR, epoch: int) -> None:
+    """Set the rate that belongs to `epoch`, 1-based."""
+    scheduler.last_epoch = epoch - 1
+    for group, full, factor in zip(
+        scheduler.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True
+    ):
+        group["lr"] = full * factor(epoch - 1)
+
+
 @torch.no_grad()
 def update_ema(average: nn.Module, net: nn.Module, *, decay: float, updates: int) -> None:
     """Move the weights of `average` towards those of `net`; buffers, such as batch statistics, are taken over.

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, NoReturn
 
+from data import BUNDLED
 from data.transforms import PREPROCESS
 from models.networks import DISCRIMINATORS, GENERATORS
 from models.networks.layers import NORMS
@@ -55,7 +56,12 @@ class Options:
     def save(self, run_dir: Path) -> None:
         """Write train_opt.txt (upstream's layout) and train_opt.json, or test_opt, into the folder `run_dir`."""
         # 1e999 is how JSON can say infinity; Python's own `Infinity` is not JSON.
-        texts = {flag: "1e999" if value == math.inf else json.dumps(value) for flag, value in self._values.items()}
+        saved = self.as_dict()
+        if Path(self.dataroot).is_relative_to(BUNDLED):
+            del saved["dataroot"]  # another clone has its own
+        else:
+            saved["dataroot"] = str(Path(self.dataroot).absolute())
+        texts = {flag: "1e999" if value == math.inf else json.dumps(value) for flag, value in saved.items()}
         lines = ",\n".join(f"  {json.dumps(flag)}: {text}" for flag, text in texts.items())
         (run_dir / f"{self._name}_opt.json").write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
         text = f"{self}\n".encode(errors="surrogateescape")
@@ -96,22 +102,7 @@ class BaseOptions:
         `saved` are the options that a run was trained with: all but `own_flags` replace declared defaults. Touches no
         file but those named by @FILE, and no GPU.
         """
-        name = "train" if self.is_train else "test"
-        parser = Parser(f"{name}.py")
-        self.initialize(parser)
-        inherited = {flag: value for flag, value in saved.items() if flag not in self.own_flags}
-        parser.inherit(inherited)
-        for package, flag in (("models", "model"), ("data", "dataset_mode")):
-            given, _ = parser.read(argv)
-            chosen = given.get(flag, parser.get_default(flag))
-            if flag == "model" and chosen != inherited.get("model"):
-                inherited.pop("dataset_mode", None)  # another model may need other data
-            try:
-                cls = find_class(package, chosen)
-            except ValueError as error:
-                parser.error(f"argument --{flag}: {error}")
-            cls.modify_commandline_options(parser, self.is_train)
-            parser.inherit(inherited)
+        parser = self._parser(argv, saved)
         text = "show this page, with the flags of --model and --dataset_mode"
         parser.add_argument("-h", "--help", action="help", help=text)
         given, unknown = parser.read(argv)
@@ -120,7 +111,50 @@ class BaseOptions:
         defaults = parser.defaults()
         flags = defaults | given
         self.complete(flags, given, parser)
-        return Options(flags, given=given, defaults=defaults, name=name)
+        flags["name"] = self.peek(argv)["name"]
+        return Options(flags, given=given, defaults=defaults, name="train" if self.is_train else "test")
+
+    def peek(self, argv: Sequence[str] | None = None) -> dict[str, Any]:
+        """The flags as they stand on the command line or are declared, unchecked: enough to find a run's saved options.
+
+        The name has its suffix, filled in from these flags alone.
+        """
+        parser = self._parser(argv, {})
+        flags = parser.defaults() | parser.read(argv)[0]
+        if flags["suffix"]:
+            try:
+                flags["name"] += "_" + flags["suffix"].format(**flags)
+            except (LookupError, ValueError, TypeError, AttributeError) as error:
+                parser.error(
+                    f"--suffix {flags['suffix']}: only flags in {{}}, such as {{netG}}, can be filled in ({error})"
+                )
+            if not values.is_plain_name(flags["name"]):
+                parser.error(
+                    f"--suffix {flags['suffix']}: makes {flags['name']!r}, which is no plain name, without slashes"
+                )
+        return flags
+
+    def _parser(self, argv: Sequence[str] | None, saved: Mapping[str, object]) -> Parser:
+        """All flags, with the defaults of model, data set and saved options."""
+        parser = Parser("train.py" if self.is_train else "test.py")
+        self.initialize(parser)
+        inherited = {flag: value for flag, value in saved.items() if flag not in self.own_flags}
+        parser.inherit(inherited)
+        for package, flag in (("models", "model"), ("data", "dataset_mode")):
+            given, _ = parser.read(argv)
+            chosen = given.get(flag, parser.get_default(flag))
+            if flag == "model" and chosen != inherited.get("model"):
+                inherited.pop("dataset_mode", None)  # another model may need other data
+                if self.is_train:  # and have attention where the old one had none
+                    inherited.pop("attn_G", None)
+                    inherited.pop("attn_D", None)
+            try:
+                cls = find_class(package, chosen)
+            except ValueError as error:
+                parser.error(f"argument --{flag}: {error}")
+            cls.modify_commandline_options(parser, self.is_train)
+            parser.inherit(inherited)
+        return parser
 
     def complete(self, flags: dict[str, Any], given: Mapping[str, Any], parser: ArgumentParser) -> None:
         """Check flags against each other and fill in what follows from others."""
@@ -129,13 +163,6 @@ class BaseOptions:
         cut = flags["preprocess"] in ("resize_and_crop", "scale_width_and_crop")
         if cut and flags["crop_size"] > flags["load_size"]:
             parser.error(f"--crop_size {flags['crop_size']} is larger than --load_size {flags['load_size']}")
-        if flags["suffix"]:
-            try:
-                flags["name"] += "_" + flags["suffix"].format(**flags)
-            except (LookupError, ValueError, TypeError, AttributeError) as error:
-                parser.error(f"--suffix {flags['suffix']}: only flags, such as {{netG}}, can be filled in ({error})")
-            if not values.is_plain_name(flags["name"]):
-                parser.error(f"--suffix {flags['suffix']}: makes {flags['name']!r}, not a plain name without slashes")
 
 
 def add_run_flags(parser: ArgumentParser) -> None:
@@ -169,7 +196,12 @@ def add_data_flags(parser: ArgumentParser) -> None:
     add("--serial_batches", action="store_true", help="take pictures in their order, not at random")
     add("--max_dataset_size", type=values.count, default=math.inf, help="use the first so many pictures; inf = all")
     add("--batch_size", type=values.positive_int, default=1, help="pictures a step")
-    add("--num_threads", type=values.non_negative_int, default=4, help="processes that load pictures; 0 = the main one")
+    add(
+        "--num_threads",
+        type=values.non_negative_int,
+        default=4,
+        help="processes that load pictures; left out on a CPU: none",
+    )
 
 
 def add_network_flags(parser: ArgumentParser) -> None:

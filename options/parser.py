@@ -74,6 +74,8 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
         super().__init__(prog, max_help_position=32)
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.dest == "dataroot":  # where this clone lies is of no interest
+            return action.help
         if action.default is None or isinstance(action.default, bool) or action.default == "":
             return action.help
         return super()._get_help_string(action)

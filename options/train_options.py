@@ -66,7 +66,12 @@ def add_rate_flags(parser: ArgumentParser) -> None:
 def add_saving_flags(parser: ArgumentParser) -> None:
     """How often checkpoints are written."""
     add = parser.add_argument_group("saving").add_argument
-    add("--save_latest_freq", type=values.non_negative_int, default=5000, help="images from save to save of latest")
+    add(
+        "--save_latest_freq",
+        type=values.non_negative_int,
+        default=5000,
+        help="images between saves of latest; 0 = never",
+    )
     add("--save_epoch_freq", type=values.positive_int, default=5, help="epochs from checkpoint to checkpoint kept")
     add("--save_by_iter", action="store_true", help="keep those of --save_latest_freq too, as iter_N")
 
@@ -79,10 +84,10 @@ def add_display_flags(parser: ArgumentParser) -> None:
         "--update_html_freq",
         type=values.non_negative_int,
         default=1000,
-        help="images between updates of the page",
+        help="images between updates of the page; 0 = never",
     )
     add("--no_html", action="store_true", help="no page at CHECKPOINTS_DIR/NAME/web/index.html")
-    add("--display_freq", type=values.non_negative_int, default=400, help="images from update to update in visdom")
+    add("--display_freq", type=values.non_negative_int, default=400, help="images between updates in visdom; 0 = never")
     add("--display_id", type=values.whole_number, default=1, help="first window in visdom; 0 or less = no visdom")
     add("--display_ncols", type=values.non_negative_int, default=4, help="pictures a row in visdom; 0 = windows of one")
     add("--display_server", default="http://localhost", help="address of the visdom server")

@@ -95,12 +95,14 @@ def test_interrupted_and_continued_equals_uninterrupted(tiny_data, tmp_path):
         *TINY,
         *flags,
     ]
-    command = [*map(str, command), "--n_epochs", "12"]
-    with subprocess.Popen(command, cwd=tmp_path, env=ONE_THREAD, stdout=subprocess.PIPE, text=True) as process:
+    command = [*map(str, command), "--n_epochs", "12", "--num_threads", "1"]
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=ONE_THREAD, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
         assert process.stdout
         for line in process.stdout:
             if line.startswith("(epoch: 2, iters: 2"):
-                process.send_signal(signal.SIGTERM)
+                os.killpg(process.pid, signal.SIGTERM)  # loading processes get it too, as from timeout or Slurm
                 break
         rest = process.stdout.read()
     assert process.returncode == 128 + signal.SIGTERM
@@ -173,6 +175,12 @@ def test_a_run_trained_from_b_to_a_is_tested_from_b_to_a(tiny_data, tmp_path, ca
         ("train.py", "--continue_train", "no run 'experiment_name'"),
         ("test.py", "--name nothing", "no run 'nothing'"),
         ("test.py", "--num_test 0", "--num_test"),
+        ("train.py", "--dataset_mode single", "choose another --dataset_mode"),
+        (
+            "train.py",
+            "--gpu_ids -1 --device cuda",
+            "leave one of them out" if torch.cuda.is_available() else "--device cuda",
+        ),
     ],
 )
 def test_mistakes_are_answered_without_a_traceback(name, flags, message, tmp_path):
@@ -215,3 +223,69 @@ def test_results_never_overwrite_each_other(tiny_data, tmp_path):
     images = tmp_path / "results" / "run" / "test_latest" / "images"
     fakes = {path.relative_to(images).as_posix() for path in images.rglob("*_fake.png")}
     assert fakes == {"x/1_fake.png", "y/1_fake.png", "y/1_2_fake.png"}
+
+
+def test_a_run_gains_attention_by_continuing_as_another_model(tiny_data, tmp_path, capsys):
+    plain = train(tmp_path, "--dataroot", tiny_data, "--n_epochs_decay", "0")
+    before = torch.load(plain / "latest_net_G_A.pth", weights_only=True)
+    places = ["--checkpoints_dir", str(tmp_path), "--name", "run", "--continue_train", "--model", "cycle_gan_attn"]
+    assert training.main([*places, "--lr", "1e-9"]) == 0
+    assert "new blocks start with gamma 0" in capsys.readouterr().out
+    after = torch.load(plain / "latest_net_G_A.pth", weights_only=True)
+    assert {key for key in after if key not in before} == {key for key in after if key.startswith("attention.block3.")}
+    assert all(torch.allclose(before[key], after[key], atol=1e-6) for key in before)
+
+
+def test_a_continued_run_obeys_new_flags(tiny_data, tmp_path):
+    run_dir = train(tmp_path, "--dataroot", tiny_data, "--n_epochs_decay", "0")
+    before = torch.load(run_dir / "latest_net_G_A.pth", weights_only=True)["model.1.weight"]
+    places = ["--checkpoints_dir", str(tmp_path), "--name", "run", "--continue_train"]
+    assert training.main([*places, "--n_epochs", "2", "--lr", "0.001", "--load_size", "40"]) == 0
+    state = torch.load(run_dir / "latest_state.pth", weights_only=True)["model"]
+    assert state["optimizers"]["G"]["param_groups"][0]["initial_lr"] == 0.001
+    assert not torch.equal(before, torch.load(run_dir / "latest_net_G_A.pth", weights_only=True)["model.1.weight"])
+
+
+def test_a_refused_call_leaves_the_run_as_it_was(tiny_data, tmp_path):
+    run_dir = train(tmp_path, "--dataroot", tiny_data)
+    before = {path: path.read_bytes() for path in run_dir.glob("*.*")}
+    with pytest.raises(ValueError, match="multiples of 4"):
+        train(tmp_path, "--dataroot", tiny_data, "--crop_size", "30")
+    assert {path: path.read_bytes() for path in run_dir.glob("*.*")} == before
+
+
+def test_averages_of_an_earlier_run_are_not_taken_for_this_one(tiny_data, tmp_path, capsys):
+    train(tmp_path, "--dataroot", tiny_data, "--ema_decay", "0.9")
+    run_dir = train(tmp_path, "--dataroot", tiny_data)
+    assert not list(run_dir.glob("*_ema.pth"))
+    places = ["--checkpoints_dir", str(tmp_path), "--name", "run"]
+    assert training.main([*places, "--continue_train", "--n_epochs", "2", "--ema_decay", "0.9"]) == 0
+    assert testing.main([*places, "--results_dir", str(tmp_path / "results")]) == 0
+    assert "latest_net_G_A_ema.pth" in capsys.readouterr().out
+
+
+def test_suffix_finds_the_same_run_again(tiny_data, tmp_path):
+    suffix = ["--suffix", "{netG}_{ngf}"]
+    train(tmp_path, "--dataroot", tiny_data, *suffix)
+    assert (tmp_path / "run_resnet_6blocks_8" / "latest_state.pth").is_file()
+    places = ["--checkpoints_dir", str(tmp_path), "--name", "run", "--netG", "resnet_6blocks", "--ngf", "8", *suffix]
+    assert testing.main([*places, "--results_dir", str(tmp_path / "results")]) == 0
+
+
+def test_a_state_of_another_model_is_refused(tiny_data, tmp_path):
+    run_dir = train(tmp_path, "--dataroot", tiny_data)
+    torch.save({"epoch": 1}, run_dir / "latest_state.pth")
+    with pytest.raises(ValueError, match=r"latest_state.pth in .* does not belong to this model"):
+        train(tmp_path, "--dataroot", tiny_data, "--continue_train")
+    torch.save(torch.zeros(1), run_dir / "latest_net_G_A.pth")
+    with pytest.raises(ValueError, match="is no checkpoint: it holds a Tensor"):
+        train(tmp_path, "--dataroot", tiny_data, "--continue_train")
+
+
+def test_statistics_of_old_instance_norms_are_left_out(tiny_data, tmp_path):
+    run_dir = train(tmp_path, "--dataroot", tiny_data)
+    for name in ("G_A", "G_B"):
+        weights = torch.load(run_dir / f"latest_net_{name}.pth", weights_only=True)
+        torch.save(weights | {"model.2.running_mean": torch.zeros(8)}, run_dir / f"latest_net_{name}.pth")
+    places = ["--checkpoints_dir", str(tmp_path), "--name", "run", "--results_dir", str(tmp_path / "results")]
+    assert testing.main(places) == 0

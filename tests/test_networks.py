@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from models.networks import DISCRIMINATORS, GENERATORS
 from models.networks.attention import SelfAttention2d
@@ -59,11 +60,21 @@ def test_attention_block_reproduces_the_reference():
     torch.testing.assert_close(block(entry["input"]), entry["output"])
 
 
-def test_attention_map_is_not_built_unless_asked(monkeypatch):
-    calls = []
-    monkeypatch.setattr(torch, "softmax", lambda *args, **kwargs: calls.append(args))
-    SelfAttention2d(8)(torch.randn(1, 8, 4, 4))
-    assert not calls
+def test_attention_map_is_not_built_unless_asked():
+    block = SelfAttention2d(16)
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):  # raises where this kernel, which builds no map, cannot be used
+        block(torch.randn(1, 16, 8, 8)).sum().backward()
+
+
+def test_where_single_points_look_are_rows_of_the_map():
+    net = ResnetGenerator(3, 3, ngf=8, n_blocks=2, attention=["block1"])
+    x = torch.randn(2, 3, 16, 24)
+    with net.block_inputs() as inputs:
+        net(x)
+        net(x * 2)
+    _, maps = net(x, return_attention=True)
+    rows = net.attention["block1"].look_from([(0, 5), (3, 2)], inputs["block1"])
+    torch.testing.assert_close(rows, torch.stack([maps["block1"][:, 0, 5], maps["block1"][:, 3, 2]], 1))
 
 
 def test_attention_refuses_widths_it_cannot_split():

@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 
@@ -13,7 +14,9 @@ from options.train_options import TrainOptions
 def test_options_are_saved_and_read_back(tmp_path):
     opt = TrainOptions().parse(["--name", "ünï", "--ngf", "8"])
     opt.save(tmp_path)
-    assert read_saved(tmp_path) == opt.as_dict()
+    bundled = {"dataroot": opt.dataroot}  # lies elsewhere in another clone, so it is not saved
+    assert read_saved(tmp_path) | bundled == opt.as_dict()
+    assert "dataroot" not in read_saved(tmp_path)
     text = (tmp_path / "train_opt.json").read_text(encoding="utf-8")
     json.loads(text, parse_constant=pytest.fail)  # Infinity and NaN are not JSON
     lines = (tmp_path / "train_opt.txt").read_text(encoding="utf-8").splitlines()
@@ -22,6 +25,8 @@ def test_options_are_saved_and_read_back(tmp_path):
     assert "                      ngf: 8                             \t[default: 64]" in lines
     assert "                    ndf: 64" not in lines and f"{'ndf':>25}: {64:<30}" in lines
     assert len(lines) == len(opt.as_dict()) + 2
+    TrainOptions().parse(["--dataroot", "own"]).save(tmp_path)
+    assert read_saved(tmp_path)["dataroot"] == str(Path("own").absolute()), "also found from another folder"
     TestOptions().parse([]).save(tmp_path)
     assert (tmp_path / "test_opt.txt").is_file() and (tmp_path / "test_opt.json").is_file()
 

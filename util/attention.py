@@ -1,6 +1,7 @@
 """Pictures of where an attention block looks."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +23,8 @@ class AttentionMap:
     network: str  # G_A
     stage: str  # the block's place: bottleneck
     over: str  # label of the picture that went into the network: real_A
-    weights: Tensor  # (h, w, h, w); [i, j] is the picture, summing to 1, of where position (i, j) looked
+    points: Sequence[tuple[int, int]]  # cells (row, column)
+    weights: Tensor  # (len(points), h, w): where each of the points looked
 
 
 def query_points(height: int, width: int) -> list[tuple[int, int]]:

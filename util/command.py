@@ -1,5 +1,6 @@
 """How the scripts meet their users' mistakes."""
 
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,8 @@ def run_command(main: Callable[[], int]) -> int:
     """
     try:
         return main()
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
     except (ValueError, OSError) as error:
         if "--verbose" in sys.argv:
             raise

@@ -9,13 +9,15 @@ def pick_device(device: str = "auto", gpu_ids: str = "0") -> torch.device:
     `auto` takes the first of gpu_ids where CUDA is there, else Apple's mps, else the CPU; gpu_ids -1 is the CPU.
 
     Raises:
-        ValueError: the device asked for is not there.
+        ValueError: the device asked for is not there, or the two contradict each other.
     """
     first = gpu_ids.split(",")[0].strip()
     if device == "cpu" or (device == "auto" and first == "-1"):
         return torch.device("cpu")
     if device in ("auto", "cuda") and torch.cuda.is_available():
-        index = max(0, int(first))
+        if first == "-1":
+            raise ValueError("--gpu_ids -1 is the CPU, but --device cuda asks for a GPU: leave one of them out")
+        index = int(first)
         if index >= torch.cuda.device_count():
             raise ValueError(f"--gpu_ids {gpu_ids}: this machine has GPUs 0 to {torch.cuda.device_count() - 1}")
         return torch.device("cuda", index)

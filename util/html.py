@@ -12,7 +12,7 @@ from dominate import tags as h
 from dominate.util import raw
 from torch import Tensor
 
-from util.attention import AttentionMap, overlay, query_points
+from util.attention import AttentionMap, overlay
 from util.images import save_image
 
 CSS = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
@@ -114,9 +114,9 @@ class ResultsPage:
             self.small &= image.shape[-1] <= SMALL
         for block in attention:
             figures = []
-            for number, point in enumerate(query_points(*block.weights.shape[:2]), start=1):
+            for number, (point, weights) in enumerate(zip(block.points, block.weights, strict=True), start=1):
                 path = f"images/{stem}_attention_{block.network}_{block.stage}_{number}.png"
-                overlay(images[block.over], block.weights[point], point).save(self.folder / path)
+                overlay(images[block.over], weights, point).save(self.folder / path)
                 alt = f"{stem}: where {block.network} looks from point {number}, {block.stage}"
                 figures.append(Figure(path, "", alt))
             caption = f"{block.network}, {block.stage}: where the ringed point looks; the brighter, the more"

@@ -1,6 +1,8 @@
 """Self-attention over the positions of a feature map, as SAGAN uses it, and its place beside a chain of layers."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -33,18 +35,28 @@ class SelfAttention2d(nn.Module):
         Row i of the map holds the weights, summing to 1, with which position i looks at all others. It is built only
         when asked for: otherwise the fused kernel does without.
         """
-        # one head, one token a position: (B, 1, N, channels)
-        query, key, value = (
-            conv(x).flatten(2).transpose(1, 2).unsqueeze(1)
-            for conv in (self.query_conv, self.key_conv, self.value_conv)
-        )
+        query, key, value = (tokens(conv(x)) for conv in (self.query_conv, self.key_conv, self.value_conv))
         if return_attention:
-            attention = torch.softmax(query @ key.transpose(-2, -1), dim=-1)
+            attention = torch.softmax(query @ key.transpose(1, 2), dim=-1)
             out = attention @ value
         else:
-            out = F.scaled_dot_product_attention(query, key, value, scale=1.0)
-        out = x + self.gamma * out.squeeze(1).transpose(1, 2).reshape(x.shape)
-        return (out, attention.squeeze(1)) if return_attention else out
+            # the fused kernels want channels last, and queries and keys as wide as values; zeros change no product
+            wider = (0, value.shape[-1] - query.shape[-1])
+            query, key, value = F.pad(query, wider), F.pad(key, wider), value.contiguous()
+            out = F.scaled_dot_product_attention(query[:, None], key[:, None], value[:, None], scale=1.0).squeeze(1)
+        out = x + self.gamma * out.transpose(1, 2).reshape(x.shape)
+        return (out, attention) if return_attention else out
+
+    def look_from(self, points: Sequence[tuple[int, int]], x: Tensor) -> Tensor:
+        """Where single positions (row, column) of x, (B, C, H, W), look: (B, len(points), H, W), each summing to 1."""
+        rows = [row * x.shape[3] + column for row, column in points]
+        query, key = tokens(self.query_conv(x))[:, rows], tokens(self.key_conv(x))
+        return torch.softmax(query @ key.transpose(1, 2), dim=-1).unflatten(2, x.shape[2:])
+
+
+def tokens(x: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, H * W, C): one token a position."""
+    return x.flatten(2).transpose(1, 2)
 
 
 class AttentiveChain(nn.Module):
@@ -98,3 +110,18 @@ class AttentiveChain(nn.Module):
                     x = self.attention[name](x)
         x = x.to(dtype)
         return (x, maps) if return_attention else x
+
+    @contextmanager
+    def block_inputs(self) -> Iterator[dict[str, Tensor]]:
+        """Inside, the dict receives what goes into each attention block in the first run of the chain: by stage."""
+        inputs: dict[str, Tensor] = {}
+
+        def keep(stage: str, _block: nn.Module, args: tuple[Tensor, ...]) -> None:
+            inputs.setdefault(stage, args[0])
+
+        hooks = [block.register_forward_pre_hook(partial(keep, stage)) for stage, block in self.attention.items()]
+        try:
+            yield inputs
+        finally:
+            for hook in hooks:
+                hook.remove()
