@@ -2,7 +2,6 @@
 
 import os
 import re
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -40,25 +39,6 @@ def logged_losses(run_dir: Path) -> list[str]:
     return [re.sub(r"time: .*?\)", ")", line) for line in lines if line.startswith("(")]
 
 
-def all_tensors(content) -> list[torch.Tensor]:
-    """Every tensor and number in nested dicts and lists, in order."""
-    if isinstance(content, dict):
-        return [tensor for key in content for tensor in all_tensors(content[key])]
-    if isinstance(content, list | tuple):
-        return [tensor for value in content for tensor in all_tensors(value)]
-    return [torch.as_tensor(content)] if isinstance(content, torch.Tensor | int | float) else []
-
-
-def assert_equal_checkpoints(first: Path, second: Path) -> None:
-    """All latest_*.pth of two runs hold the same bits."""
-    names = sorted(path.name for path in first.glob("latest_*.pth"))
-    assert names == sorted(path.name for path in second.glob("latest_*.pth"))
-    for name in names:
-        a, b = (all_tensors(torch.load(run / name, weights_only=True)) for run in (first, second))
-        assert len(a) == len(b)
-        assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True)), name
-
-
 def test_train_and_test_as_processes(tiny_data, tmp_path):
     flags = ["--dataroot", tiny_data, "--name", "shapes", "--model", "cycle_gan_attn", *TINY]
     done = script("train.py", *flags, cwd=tmp_path)
@@ -80,56 +60,6 @@ def test_train_and_test_as_processes(tiny_data, tmp_path):
         for label in ("real_A", "fake_B", "rec_A", "real_B", "fake_A", "rec_B"):
             assert (results / "images" / f"{path.stem}_{label}.png").is_file()
             assert f"images/{path.stem}_{label}.png" in page
-
-
-def test_interrupted_and_continued_equals_uninterrupted(tiny_data, tmp_path):
-    flags = ["--dataroot", tiny_data, "--model", "cycle_gan_attn", "--pool_size", "2", "--ema_decay", "0.9"]
-    whole = train(tmp_path / "whole", *flags, "--n_epochs", "12")
-    command = [
-        sys.executable,
-        ROOT / "train.py",
-        "--checkpoints_dir",
-        tmp_path / "broken",
-        "--name",
-        "run",
-        *TINY,
-        *flags,
-    ]
-    command = [*map(str, command), "--n_epochs", "12", "--num_threads", "1"]
-    with subprocess.Popen(
-        command, cwd=tmp_path, env=ONE_THREAD, stdout=subprocess.PIPE, text=True, start_new_session=True
-    ) as process:
-        assert process.stdout
-        for line in process.stdout:
-            if line.startswith("(epoch: 2, iters: 2"):
-                os.killpg(process.pid, signal.SIGTERM)  # loading processes get it too, as from timeout or Slurm
-                break
-        rest = process.stdout.read()
-    assert process.returncode == 128 + signal.SIGTERM
-    assert "add --continue_train" in rest
-    broken = tmp_path / "broken" / "run"
-    assert len(logged_losses(broken)) < 65
-    assert training.main(["--checkpoints_dir", str(broken.parent), "--name", "run", "--continue_train"]) == 0
-    assert logged_losses(broken) == logged_losses(whole)
-    assert_equal_checkpoints(whole, broken)
-
-
-def test_loading_in_other_processes_changes_nothing(tiny_data, tmp_path):
-    runs = [
-        train(tmp_path / workers, "--dataroot", tiny_data, "--num_threads", workers, "--n_epochs_decay", "0")
-        for workers in ("0", "2")
-    ]
-    assert_equal_checkpoints(*runs)
-
-
-@pytest.mark.parametrize("policy", ["linear", "step", "plateau", "cosine"])
-def test_continuing_an_ended_run_keeps_its_schedule(tiny_data, tmp_path, policy):
-    flags = ["--dataroot", tiny_data, "--lr_policy", policy, "--lr_decay_iters", "1", "--max_dataset_size", "2"]
-    whole = train(tmp_path / "whole", *flags, "--n_epochs", "2")
-    train(tmp_path / "parts", *flags, "--n_epochs", "2", "--max_minutes", "0.00001")
-    for _ in range(10):
-        parts = train(tmp_path / "parts", "--continue_train", "--n_epochs", "2", "--max_minutes", "0.00001")
-    assert_equal_checkpoints(whole, parts)
 
 
 @pytest.mark.parametrize("model", sorted(set(choices("models")) - {"test"}))
@@ -225,61 +155,12 @@ def test_results_never_overwrite_each_other(tiny_data, tmp_path):
     assert fakes == {"x/1_fake.png", "y/1_fake.png", "y/1_2_fake.png"}
 
 
-def test_a_run_gains_attention_by_continuing_as_another_model(tiny_data, tmp_path, capsys):
-    plain = train(tmp_path, "--dataroot", tiny_data, "--n_epochs_decay", "0")
-    before = torch.load(plain / "latest_net_G_A.pth", weights_only=True)
-    places = ["--checkpoints_dir", str(tmp_path), "--name", "run", "--continue_train", "--model", "cycle_gan_attn"]
-    assert training.main([*places, "--lr", "1e-9"]) == 0
-    assert "new blocks start with gamma 0" in capsys.readouterr().out
-    after = torch.load(plain / "latest_net_G_A.pth", weights_only=True)
-    assert {key for key in after if key not in before} == {key for key in after if key.startswith("attention.block3.")}
-    assert all(torch.allclose(before[key], after[key], atol=1e-6) for key in before)
-
-
-def test_a_continued_run_obeys_new_flags(tiny_data, tmp_path):
-    run_dir = train(tmp_path, "--dataroot", tiny_data, "--n_epochs_decay", "0")
-    before = torch.load(run_dir / "latest_net_G_A.pth", weights_only=True)["model.1.weight"]
-    places = ["--checkpoints_dir", str(tmp_path), "--name", "run", "--continue_train"]
-    assert training.main([*places, "--n_epochs", "2", "--lr", "0.001", "--load_size", "40"]) == 0
-    state = torch.load(run_dir / "latest_state.pth", weights_only=True)["model"]
-    assert state["optimizers"]["G"]["param_groups"][0]["initial_lr"] == 0.001
-    assert not torch.equal(before, torch.load(run_dir / "latest_net_G_A.pth", weights_only=True)["model.1.weight"])
-
-
-def test_a_refused_call_leaves_the_run_as_it_was(tiny_data, tmp_path):
-    run_dir = train(tmp_path, "--dataroot", tiny_data)
-    before = {path: path.read_bytes() for path in run_dir.glob("*.*")}
-    with pytest.raises(ValueError, match="multiples of 4"):
-        train(tmp_path, "--dataroot", tiny_data, "--crop_size", "30")
-    assert {path: path.read_bytes() for path in run_dir.glob("*.*")} == before
-
-
-def test_averages_of_an_earlier_run_are_not_taken_for_this_one(tiny_data, tmp_path, capsys):
-    train(tmp_path, "--dataroot", tiny_data, "--ema_decay", "0.9")
-    run_dir = train(tmp_path, "--dataroot", tiny_data)
-    assert not list(run_dir.glob("*_ema.pth"))
-    places = ["--checkpoints_dir", str(tmp_path), "--name", "run"]
-    assert training.main([*places, "--continue_train", "--n_epochs", "2", "--ema_decay", "0.9"]) == 0
-    assert testing.main([*places, "--results_dir", str(tmp_path / "results")]) == 0
-    assert "latest_net_G_A_ema.pth" in capsys.readouterr().out
-
-
 def test_suffix_finds_the_same_run_again(tiny_data, tmp_path):
     suffix = ["--suffix", "{netG}_{ngf}"]
     train(tmp_path, "--dataroot", tiny_data, *suffix)
     assert (tmp_path / "run_resnet_6blocks_8" / "latest_state.pth").is_file()
     places = ["--checkpoints_dir", str(tmp_path), "--name", "run", "--netG", "resnet_6blocks", "--ngf", "8", *suffix]
     assert testing.main([*places, "--results_dir", str(tmp_path / "results")]) == 0
-
-
-def test_a_state_of_another_model_is_refused(tiny_data, tmp_path):
-    run_dir = train(tmp_path, "--dataroot", tiny_data)
-    torch.save({"epoch": 1}, run_dir / "latest_state.pth")
-    with pytest.raises(ValueError, match=r"latest_state.pth in .* does not belong to this model"):
-        train(tmp_path, "--dataroot", tiny_data, "--continue_train")
-    torch.save(torch.zeros(1), run_dir / "latest_net_G_A.pth")
-    with pytest.raises(ValueError, match="is no checkpoint: it holds a Tensor"):
-        train(tmp_path, "--dataroot", tiny_data, "--continue_train")
 
 
 def test_statistics_of_old_instance_norms_are_left_out(tiny_data, tmp_path):
