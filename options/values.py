@@ -18,12 +18,12 @@ def checked(convert: Callable[[str], T], accepts: Callable[[T], bool], wanted: s
     def check(text: str) -> T:
         try:
             value = convert(text)
+            accepted = accepts(value)
         except ValueError:
-            pass
-        else:
-            if accepts(value):
-                return value
-        raise ArgumentTypeError(f"{text!r} is not {wanted}")
+            accepted = False
+        if not accepted:
+            raise ArgumentTypeError(f"{text!r} is not {wanted}")
+        return value
 
     return check
 
