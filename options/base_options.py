@@ -196,12 +196,7 @@ def add_data_flags(parser: ArgumentParser) -> None:
     add("--serial_batches", action="store_true", help="take pictures in their order, not at random")
     add("--max_dataset_size", type=values.count, default=math.inf, help="use the first so many pictures; inf = all")
     add("--batch_size", type=values.positive_int, default=1, help="pictures a step")
-    add(
-        "--num_threads",
-        type=values.non_negative_int,
-        default=4,
-        help="processes that load pictures; left out on a CPU: none",
-    )
+    add("--num_threads", type=values.non_negative_int, default=4, help="loading processes; left out on a CPU: none")
 
 
 def add_network_flags(parser: ArgumentParser) -> None:
