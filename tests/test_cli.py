@@ -53,7 +53,7 @@ def test_train_and_test_as_processes(tiny_data, tmp_path):
 
     done = script("test.py", "--name", "shapes", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "5 of 5 images translated" in done.stdout
+    assert "5 of 5 images made" in done.stdout
     results = tmp_path / "results" / "shapes" / "test_latest"
     page = (results / "index.html").read_text()
     for path in tiny_data.glob("testA/*"):
@@ -64,11 +64,12 @@ def test_train_and_test_as_processes(tiny_data, tmp_path):
 
 @pytest.mark.parametrize("model", sorted(set(choices("models")) - {"test"}))
 def test_every_model_trains_and_tests(model, tiny_data, tmp_path):
-    train(tmp_path, "--dataroot", tiny_data, "--model", model, "--batch_size", "2", "--precision", "bf16")
+    flags = ["--netG", "sagan"] if model == "sagan" else []
+    train(tmp_path, "--dataroot", tiny_data, "--model", model, "--batch_size", "2", "--precision", "bf16", *flags)
     results = tmp_path / "results"
     places = ["--checkpoints_dir", str(tmp_path), "--name", "run", "--results_dir", str(results)]
-    assert testing.main(places) == 0
-    assert len(list(results.rglob("*_fake_B.png"))) == 5
+    assert testing.main([*places, "--num_test", "5"]) == 0
+    assert len(list(results.rglob("*_sample.png" if model == "sagan" else "*_fake_B.png"))) == 5
 
 
 def test_one_direction_takes_the_right_generator(tiny_data, tmp_path, capsys):
@@ -81,7 +82,7 @@ def test_one_direction_takes_the_right_generator(tiny_data, tmp_path, capsys):
         shown[direction] = capsys.readouterr().out
     assert "latest_net_G_A.pth" in shown["AtoB"]
     assert "latest_net_G_B.pth" in shown["BtoA"]
-    assert "2 of 5 images translated, limited by --num_test 2" in shown["BtoA"]
+    assert "2 of 5 images made, limited by --num_test 2" in shown["BtoA"]
     assert testing.main([*places, "--model", "test", "--model_suffix", "_A"]) == 0
 
 
