@@ -5,7 +5,6 @@ import dataclasses
 import itertools
 import os
 import sys
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from data import EpochLoader, create_dataset
 from models import create_model
 from models.base_model import BaseModel
 from models.networks.attention import AttentiveChain, SelfAttention2d
+from models.networks.layers import BATCH_NORMS
 from options.base_options import Options, read_saved
 from options.test_options import TestOptions
 from util.attention import AttentionMap, query_points
@@ -46,13 +46,13 @@ def main(argv: list[str] | None = None) -> int:
     label = f"iter_{opt.load_iter}" if opt.load_iter else opt.epoch
     files = load_networks(model, run_dir, label, reverse=reverse, ema=not opt.no_ema)
     opt.save(run_dir)
+    if opt.verbose:
+        print(model.summary(verbose=True))
     for name, path in files.items():
         print(f"{name} is {path}")
     model.requires_grad_(False).eval()
     for module in model.modules():
-        if isinstance(
-            module, nn.Dropout | nn.BatchNorm2d
-        ):  # upstream's test mode: noise, and statistics of the picture
+        if isinstance(module, (nn.Dropout, *BATCH_NORMS)):  # upstream's test mode: noise, statistics of the picture
             module.train(not opt.eval)
 
     a, b = ("B", "A") if opt.direction == "BtoA" else ("A", "B")
@@ -75,12 +75,11 @@ def main(argv: list[str] | None = None) -> int:
 def add_results(page: ResultsPage, results: Iterable[Translation], *, aspect_ratio: float) -> list[tuple[float, float]]:
     """Put every result on the page, under the name of its file; (L1 in 0..255, SSIM) of those whose truth is known."""
     figures = []
-    names: Counter[str] = Counter()
+    names: set[str] = set()
     for result in results:
-        name = result.name
-        names[name] += 1
-        if names[name] > 1:  # 1.jpg beside 1.png, or one A that meets several Bs
-            name = f"{name}_{names[name]}"
+        free = itertools.chain([result.name], (f"{result.name}_{number}" for number in itertools.count(2)))
+        name = next(name for name in free if name not in names)  # 1.jpg beside 1.png, one A that meets several Bs
+        names.add(name)
         page.add(name, {key: stretch(image, aspect_ratio) for key, image in result.images.items()}, result.attention)
         if result.paired:
             fake, truth = result.images["fake_B"][None], result.images["real_B"][None]

@@ -8,7 +8,6 @@ import torch
 from PIL import Image, ImageDraw, ImageOps
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.transforms.v2 import functional as TF
 
 from util.images import to_image
 
@@ -40,6 +39,8 @@ def overlay(image: Tensor, weights: Tensor, point: tuple[int, int]) -> Image.Ima
         weights: (h, w), not negative; the largest becomes the brightest colour.
         point: the cell (row, column) of `weights` that looks.
     """
+    from torchvision.transforms.v2 import functional as TF  # slow to import, and --help does without
+
     height, width = image.shape[1:]
     enlarge = max(1, math.ceil(SIDE / min(height, width)))
     size = (height * enlarge, width * enlarge)

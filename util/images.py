@@ -4,7 +4,6 @@ from pathlib import Path
 
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2 import functional as F
 
 
 def to_image(tensor: Tensor) -> Image.Image:
@@ -13,6 +12,8 @@ def to_image(tensor: Tensor) -> Image.Image:
     Raises:
         ValueError: another shape.
     """
+    from torchvision.transforms.v2 import functional as F  # slow to import, and --help does without
+
     shape = tuple(tensor.shape)
     if len(shape) == 4 and shape[0] == 1:
         tensor = tensor[0]
