@@ -5,7 +5,7 @@ import dataclasses
 import itertools
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -25,6 +25,8 @@ from util.command import run_command
 from util.device import pick_device
 from util.html import ResultsPage
 from util.metrics import mean_absolute_error, ssim
+
+Log = Callable[[str, Mapping[str, Tensor]], None]  # takes the name of a picture and what was made of it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,8 +63,9 @@ def main(argv: list[str] | None = None) -> int:
     page = ResultsPage(folder, f"{opt.name}: {a} → {b}", names=(a, b), notes=notes, size=opt.display_winsize)
     total = len(loader.dataset)
     count = int(min(opt.num_test, total))
-    results = itertools.islice(translate(model, loader), count)
-    figures = add_results(page, tqdm(results, total=count, unit="image", disable=None), aspect_ratio=opt.aspect_ratio)
+    results = tqdm(itertools.islice(translate(model, loader), count), total=count, unit="image", disable=None)
+    with create_log(opt, folder) as log:
+        figures = add_results(page, results, aspect_ratio=opt.aspect_ratio, log=log)
     if len(figures) == count:
         l1, similarity = (sum(column) / len(figures) for column in zip(*figures, strict=True))
         page.notes |= {f"{a} → {b} against the {b} of the same name": f"L1 {l1:.1f} of 255, SSIM {similarity:.3f}"}
@@ -72,15 +75,36 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def add_results(page: ResultsPage, results: Iterable[Translation], *, aspect_ratio: float) -> list[tuple[float, float]]:
-    """Put every result on the page, under the name of its file; (L1 in 0..255, SSIM) of those whose truth is known."""
+@contextlib.contextmanager
+def create_log(opt: Options, folder: Path) -> Iterator[Log]:
+    """Where results go beside the page: to Weights & Biases with --use_wandb, which keeps files in `folder`."""
+    if not opt.use_wandb:
+        yield lambda name, images: None
+        return
+    from util.display.wandb import WandbSink  # an optional dependency
+
+    folder.mkdir(parents=True, exist_ok=True)
+    sink = WandbSink(opt.wandb_project_name, opt.name, folder, config=opt.as_dict(), losses_freq=0, images_freq=0)
+    with contextlib.closing(sink):
+        yield sink.result
+
+
+def add_results(
+    page: ResultsPage, results: Iterable[Translation], *, aspect_ratio: float, log: Log
+) -> list[tuple[float, float]]:
+    """Put every result on the page and into the log, under the name of its file.
+
+    Returns (L1 in 0..255, SSIM) of those whose truth is known.
+    """
     figures = []
     names: set[str] = set()
     for result in results:
         free = itertools.chain([result.name], (f"{result.name}_{number}" for number in itertools.count(2)))
         name = next(name for name in free if name not in names)  # 1.jpg beside 1.png, one A that meets several Bs
         names.add(name)
-        page.add(name, {key: stretch(image, aspect_ratio) for key, image in result.images.items()}, result.attention)
+        images = {key: stretch(image, aspect_ratio) for key, image in result.images.items()}
+        page.add(name, images, result.attention)
+        log(name, images)
         if result.paired:
             fake, truth = result.images["fake_B"][None], result.images["real_B"][None]
             figures.append((mean_absolute_error(fake, truth).item(), ssim(fake, truth).item()))

@@ -1,4 +1,4 @@
-"""argparse with response files that may hold comments, help in full, and hints for mistyped flags."""
+"""argparse with response files that may hold comments, old names of flags, help in full, and hints for mistyped ones."""
 
 import argparse
 import difflib

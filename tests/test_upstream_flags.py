@@ -41,12 +41,14 @@ TEST = BASE | {
     "load_size": 256,  # its crop_size
     "serial_batches": True, "no_flip": True,  # which its test.py sets whatever the flags say
 }  # fmt: skip
-CYCLE_GAN = {"no_dropout": True}, {"lambda_A": 10, "lambda_B": 10, "lambda_identity": 0.5}
-PIX2PIX = (
+Changes = tuple[dict[str, object], dict[str, object]]  # in both scripts; beside these, in training
+
+CYCLE_GAN: Changes = {"no_dropout": True}, {"lambda_A": 10, "lambda_B": 10, "lambda_identity": 0.5}
+PIX2PIX: Changes = (
     {"norm": "batch", "netG": "unet_256", "dataset_mode": "aligned"},
     {"pool_size": 0, "gan_mode": "vanilla", "lambda_L1": 100},
 )
-MODELS = {  # what a model changes in both scripts, and in training
+MODELS: dict[str, Changes] = {
     "cycle_gan": CYCLE_GAN,
     "cycle_gan_attn": CYCLE_GAN,
     "pix2pix": PIX2PIX,
@@ -58,7 +60,7 @@ OURS = {  # (script, model, flag): what differs on purpose, and why
     (TestOptions, None, "num_test"): (math.inf, "50 leave pictures out unasked"),
     (TestOptions, "test", "no_dropout"): (True, "as CycleGAN's generators, whose users had to give it by hand"),
 }
-CHOICES = {
+CHOICES: dict[str, list[str]] = {
     "netG": ["resnet_9blocks", "resnet_6blocks", "unet_256", "unet_128"],
     "netD": ["basic", "n_layers", "pixel"],
     "norm": ["instance", "batch", "syncbatch", "none"],
@@ -113,6 +115,7 @@ def test_flags_and_defaults_are_upstreams(options, model):
 
 
 def test_without_flags_it_is_cycle_gan():
+    """In both scripts; test.py takes over the run's model, so upstream's default there, `test`, would be in the way."""
     assert TrainOptions().parse([]).model == TestOptions().parse([]).model == "cycle_gan"
 
 
