@@ -1,4 +1,4 @@
-"""argparse with response files that may hold comments, old names of flags, help in full, and hints for mistyped ones."""
+"""argparse with commented response files, old names of flags, help in full, and hints for mistyped flags."""
 
 import argparse
 import difflib
