@@ -192,8 +192,7 @@ def add_data_flags(parser: ArgumentParser) -> None:
     """Which pictures, and how they are read."""
     add = parser.add_argument_group("data").add_argument
     add(
-        "--dataroot",
-        help="folder of pictures; for two domains, of trainA, trainB, testA, testB; left out: bundled pictures",
+        "--dataroot", help="folder of pictures; for two domains, of trainA, trainB, testA, testB; if none: bundled ones"
     )
     modes = f"data/DATASET_MODE_dataset.py: {', '.join(choices('data'))}"
     add("--dataset_mode", type=values.class_name("data"), default="unaligned", help=modes)
