@@ -1,11 +1,11 @@
 """Translate images with a trained model: python test.py --name maps. Writes results/maps/test_latest/index.html."""
 
+import contextlib
 import dataclasses
 import itertools
 import os
 import sys
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from tqdm import tqdm
 from data import EpochLoader, create_dataset
 from models import create_model
 from models.base_model import BaseModel
+from models.networks.layers import BATCH_NORMS
 from options.base_options import Options, read_saved
 from options.test_options import TestOptions
 from util.attention import AttentionMap, watch
@@ -23,6 +24,8 @@ from util.command import run_command
 from util.device import pick_device
 from util.html import ResultsPage
 from util.metrics import mean_absolute_error, ssim
+
+Log = Callable[[str, Mapping[str, Tensor]], None]  # takes the name of a picture and what was made of it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,13 +47,13 @@ def main(argv: list[str] | None = None) -> int:
     label = f"iter_{opt.load_iter}" if opt.load_iter else opt.epoch
     files = load_networks(model, run_dir, label, reverse=reverse, ema=not opt.no_ema)
     opt.save(run_dir)
+    if opt.verbose:
+        print(model.summary(verbose=True))
     for name, path in files.items():
         print(f"{name} is {path}")
     model.requires_grad_(False).eval()
     for module in model.modules():
-        if isinstance(
-            module, nn.Dropout | nn.BatchNorm2d
-        ):  # upstream's test mode: noise, and statistics of the picture
+        if isinstance(module, (nn.Dropout, *BATCH_NORMS)):  # upstream's test mode: noise, statistics of the picture
             module.train(not opt.eval)
 
     a, b = ("B", "A") if opt.direction == "BtoA" else ("A", "B")
@@ -60,10 +63,11 @@ def main(argv: list[str] | None = None) -> int:
     page = ResultsPage(folder, title, names=(a, b), notes=notes, size=opt.display_winsize)
     total = len(loader.dataset)
     count = int(min(opt.num_test, total))
-    results = itertools.islice(translate(model, loader), count)
     for caption, picture in model.overview(loader.dataset).items():
         page.add_overview(caption, picture)
-    figures = add_results(page, tqdm(results, total=count, unit="image", disable=None), aspect_ratio=opt.aspect_ratio)
+    results = tqdm(itertools.islice(translate(model, loader), count), total=count, unit="image", disable=None)
+    with create_log(opt, folder) as log:
+        figures = add_results(page, results, aspect_ratio=opt.aspect_ratio, log=log)
     if len(figures) == count:
         l1, similarity = (sum(column) / len(figures) for column in zip(*figures, strict=True))
         page.notes |= {f"{a} → {b} against the {b} of the same name": f"L1 {l1:.1f} of 255, SSIM {similarity:.3f}"}
@@ -73,16 +77,36 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def add_results(page: ResultsPage, results: Iterable[Translation], *, aspect_ratio: float) -> list[tuple[float, float]]:
-    """Put every result on the page, under the name of its file; (L1 in 0..255, SSIM) of those whose truth is known."""
+@contextlib.contextmanager
+def create_log(opt: Options, folder: Path) -> Iterator[Log]:
+    """Where results go beside the page: to Weights & Biases with --use_wandb, which keeps files in `folder`."""
+    if not opt.use_wandb:
+        yield lambda name, images: None
+        return
+    from util.display.wandb import WandbSink  # an optional dependency
+
+    folder.mkdir(parents=True, exist_ok=True)
+    sink = WandbSink(opt.wandb_project_name, opt.name, folder, config=opt.as_dict(), losses_freq=0, images_freq=0)
+    with contextlib.closing(sink):
+        yield sink.result
+
+
+def add_results(
+    page: ResultsPage, results: Iterable[Translation], *, aspect_ratio: float, log: Log
+) -> list[tuple[float, float]]:
+    """Put every result on the page and into the log, under the name of its file.
+
+    Returns (L1 in 0..255, SSIM) of those whose truth is known.
+    """
     figures = []
-    names: Counter[str] = Counter()
+    names: set[str] = set()
     for result in results:
-        name = result.name
-        names[name] += 1
-        if names[name] > 1:  # 1.jpg beside 1.png, or one A that meets several Bs
-            name = f"{name}_{names[name]}"
-        page.add(name, {key: stretch(image, aspect_ratio) for key, image in result.images.items()}, result.attention)
+        free = itertools.chain([result.name], (f"{result.name}_{number}" for number in itertools.count(2)))
+        name = next(name for name in free if name not in names)  # 1.jpg beside 1.png, one A that meets several Bs
+        names.add(name)
+        images = {key: stretch(image, aspect_ratio) for key, image in result.images.items()}
+        page.add(name, images, result.attention)
+        log(name, images)
         if result.paired:
             fake, truth = result.images["fake_B"][None], result.images["real_B"][None]
             figures.append((mean_absolute_error(fake, truth).item(), ssim(fake, truth).item()))

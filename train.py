@@ -1,5 +1,6 @@
 """Train a model: python train.py --dataroot ./datasets/maps --name maps --model cycle_gan_attn."""
 
+import shlex
 import sys
 import time
 from functools import partial
@@ -57,9 +58,9 @@ def train(
         position = {"epoch": epoch, "epoch_images": epoch_images, "total_images": total_images}
         save_checkpoint(model, run_dir, label, position | {"model": model.training_state(), "random": random_state()})
 
-    test = f"python test.py --name {opt.name}"
+    test = f"python test.py --name {shlex.quote(opt.name)}"
     if opt.given("checkpoints_dir"):
-        test += f" --checkpoints_dir {opt.checkpoints_dir}"
+        test += f" --checkpoints_dir {shlex.quote(opt.checkpoints_dir)}"
     epochs, epoch_size, started = opt.n_epochs + opt.n_epochs_decay, len(loader.dataset), time.monotonic()
     display = create_display(opt, run_dir)
     with stop_requests() as signals:

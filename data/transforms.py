@@ -6,7 +6,6 @@ from pathlib import Path
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
-from torchvision.transforms.v2 import functional as F
 
 from data.image_folder import DataError, image_sizes
 
@@ -52,6 +51,8 @@ class Transform:
 
     def __call__(self, image: Image.Image, generator: torch.Generator | None = None) -> Tensor:
         """Crop position and flip are drawn from `generator`; without one the centre is cut and nothing mirrored."""
+        from torchvision.transforms.v2 import functional as F  # slow to import, and --help does without
+
         if self.channels == 1:
             image = image.convert("L")
         if self.center_crop:

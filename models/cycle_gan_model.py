@@ -29,7 +29,7 @@ class CycleGANModel(BaseModel):
             weight = values.non_negative_float
             add("--lambda_A", type=weight, default=10.0, help="weight of the cycle loss A -> B -> A")
             add("--lambda_B", type=weight, default=10.0, help="weight of the cycle loss B -> A -> B")
-            add("--lambda_identity", type=weight, default=0.5, help="of the identity loss, relative to these; 0 = off")
+            add("--lambda_identity", type=weight, default=0.5, help="identity loss, times the two above; 0 = off")
         return parser
 
     def __init__(self, opt: Any) -> None:

@@ -2,14 +2,12 @@
 
 import dataclasses
 import itertools
-import math
 from argparse import ArgumentParser
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.utils import make_grid
 
 from data import BUNDLED
 from data.base_dataset import BaseDataset
@@ -19,6 +17,7 @@ from models.base_model import BaseModel, Images, Losses
 from models.losses import GANLoss
 from options import values
 from util.attention import overlays, watch
+from util.images import grid
 
 SAMPLES = 64  # in a grid
 FRAMES = 8  # from one sample to the next
@@ -129,7 +128,7 @@ class SAGANModel(BaseModel):
         for block in attention:
             first = dataclasses.replace(block, weights=block.weights[0])
             pictures[f"G_{block.stage}"] = overlays(samples[0], first)
-        pictures["real"] = grid(images["real"])
+        pictures["real"] = grid(images["real"][:SAMPLES])
         return {label: picture[None] for label, picture in pictures.items()}
 
     @torch.no_grad()
@@ -140,17 +139,12 @@ class SAGANModel(BaseModel):
         pictures = {"samples": grid(self.netG(noise))}
         if len(noise) > 1:
             strips = [interpolate(start, end, FRAMES) for start, end in itertools.pairwise(noise[:5])]
-            pictures["interpolation"] = make_grid(self.netG(torch.cat(strips)), nrow=FRAMES, pad_value=1)
+            pictures["interpolation"] = grid(self.netG(torch.cat(strips)), FRAMES)
         return pictures
 
     def translators(self) -> dict[str, tuple[str, nn.Module]]:
         """The generator."""
         return {"G": ("sample", self.netG)}
-
-
-def grid(images: Tensor) -> Tensor:
-    """Images (B, C, H, W) in [-1, 1] as one picture (3, H', W'), as square as can be."""
-    return make_grid(images[:SAMPLES], nrow=math.ceil(math.sqrt(min(len(images), SAMPLES))), pad_value=1)
 
 
 def interpolate(start: Tensor, end: Tensor, steps: int) -> Tensor:

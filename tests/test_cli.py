@@ -146,14 +146,14 @@ def test_weights_that_do_not_fit_are_named(tiny_data, tmp_path, capsys):
 def test_results_never_overwrite_each_other(tiny_data, tmp_path):
     train(tmp_path, "--dataroot", tiny_data)
     mixed = tmp_path / "mixed"
-    for name in ("x/1.png", "y/1.png", "y/1.jpg"):
+    for name in ("x/1.png", "y/1.png", "y/1.jpg", "y/1_2.png"):
         (mixed / name).parent.mkdir(parents=True, exist_ok=True)
         (mixed / name).write_bytes((tiny_data / "testA" / "1.png").read_bytes())
     places = ["--checkpoints_dir", str(tmp_path), "--name", "run", "--results_dir", str(tmp_path / "results")]
     assert testing.main([*places, "--model", "test", "--dataroot", str(mixed)]) == 0
     images = tmp_path / "results" / "run" / "test_latest" / "images"
     fakes = {path.relative_to(images).as_posix() for path in images.rglob("*_fake.png")}
-    assert fakes == {"x/1_fake.png", "y/1_fake.png", "y/1_2_fake.png"}
+    assert fakes == {"x/1_fake.png", "y/1_fake.png", "y/1_2_fake.png", "y/1_2_2_fake.png"}
 
 
 def test_suffix_finds_the_same_run_again(tiny_data, tmp_path):

@@ -16,6 +16,8 @@ import pytest
 import torch
 
 from options.train_options import TrainOptions
+from test import main as run_test
+from tests.test_cli import train as run_training
 from util.display import Display, Progress, create_display, crossed
 from util.display import visdom as visdom_display
 from util.display.console import ConsoleSink
@@ -259,6 +261,16 @@ def test_flags_choose_the_sinks(tmp_path):
     flags = ["--display_id", "-1", "--update_html_freq", "5", "--direction", "BtoA", "--display_winsize", "99"]
     page = create_display(options(tmp_path, *flags), tmp_path).sinks[1]
     assert (page.images_freq, page.names, page.size) == (5, ("B", "A"), 99)
+
+
+def test_wandb_gets_losses_pictures_and_results(tiny_data, tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert run_training(tmp_path, "--dataroot", tiny_data, "--use_wandb", "--display_freq", "5").is_dir()
+    places = ["--checkpoints_dir", str(tmp_path), "--name", "run", "--results_dir", str(tmp_path / "results")]
+    assert run_test([*places, "--use_wandb", "--num_test", "2"]) == 0
+    for folder, count in (("run", 2 * 8), ("results/run/test_latest", 2 * 6)):
+        assert len(list(tmp_path.glob(f"{folder}/wandb/offline-run-*/files/media/images/*.png"))) == count
 
 
 def test_wandb_has_to_be_installed(tmp_path, monkeypatch):

@@ -147,7 +147,7 @@ def test_initialisations(init_type):
 
 
 def test_unknown_names_list_the_choices():
-    with pytest.raises(ValueError, match="--norm layer: choose from instance, batch, none"):
+    with pytest.raises(ValueError, match="--norm layer: choose from instance, batch, syncbatch, none"):
         norm_layer("layer")
     with pytest.raises(ValueError, match="--init_type zeros: choose from normal, xavier, kaiming, orthogonal"):
         init_weights(nn.Conv2d(1, 1, 1), "zeros")

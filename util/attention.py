@@ -9,11 +9,9 @@ import torch
 from PIL import Image, ImageDraw, ImageOps
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.transforms.v2 import functional as TF
-from torchvision.utils import make_grid
 
 from models.networks.attention import attention_blocks, block_inputs
-from util.images import to_image
+from util.images import grid, to_image
 
 SIDE = 192  # px; smaller pictures are enlarged, so that the marker is crisp
 MARKER = "#35e0ff"  # the one bright hue that neither maps nor the heat colours have
@@ -55,11 +53,13 @@ def watch(networks: Mapping[str, tuple[str, nn.Module]]) -> Iterator[list[Attent
 
 def overlays(image: Tensor, attention: AttentionMap) -> Tensor:
     """The overlays of all points of a map of one picture, (C, H, W) in [-1, 1], in a square: (3, H', W') in [-1, 1]."""
+    from torchvision.transforms.v2 import functional as TF  # slow to import
+
     pictures = [
         TF.pil_to_tensor(overlay(image, weights, point)) / 127.5 - 1
         for point, weights in zip(attention.points, attention.weights, strict=True)
     ]
-    return make_grid(pictures, nrow=math.isqrt(len(pictures)), pad_value=1)
+    return grid(torch.stack(pictures))
 
 
 def overlay(image: Tensor, weights: Tensor, point: tuple[int, int]) -> Image.Image:
@@ -70,6 +70,8 @@ def overlay(image: Tensor, weights: Tensor, point: tuple[int, int]) -> Image.Ima
         weights: (h, w), not negative; the largest becomes the brightest colour.
         point: the cell (row, column) of `weights` that looks.
     """
+    from torchvision.transforms.v2 import functional as TF  # slow to import, and --help does without
+
     height, width = image.shape[1:]
     enlarge = max(1, math.ceil(SIDE / min(height, width)))
     size = (height * enlarge, width * enlarge)

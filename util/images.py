@@ -1,10 +1,10 @@
 """Tensors in [-1, 1] to 8-bit images and image files."""
 
+import math
 from pathlib import Path
 
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2 import functional as F
 
 
 def to_image(tensor: Tensor) -> Image.Image:
@@ -13,6 +13,8 @@ def to_image(tensor: Tensor) -> Image.Image:
     Raises:
         ValueError: another shape.
     """
+    from torchvision.transforms.v2 import functional as F  # slow to import, and --help does without
+
     shape = tuple(tensor.shape)
     if len(shape) == 4 and shape[0] == 1:
         tensor = tensor[0]
@@ -26,3 +28,10 @@ def save_image(tensor: Tensor, path: str | Path) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     to_image(tensor).save(path)
+
+
+def grid(images: Tensor, columns: int = 0) -> Tensor:
+    """Images (B, C, H, W) in [-1, 1] in rows of `columns`, or as square as can be, white between: (3, H', W')."""
+    from torchvision.utils import make_grid  # slow to import
+
+    return make_grid(images, nrow=columns or math.ceil(math.sqrt(len(images))), pad_value=1)

@@ -8,13 +8,19 @@ from torch.nn.utils import parametrizations
 NORMS: dict[str, Callable[[int], nn.Module]] = {
     "instance": nn.InstanceNorm2d,
     "batch": nn.BatchNorm2d,
+    "syncbatch": nn.SyncBatchNorm,
     "none": lambda channels: nn.Identity(),
 }
+BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 WEIGHTED = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
 
 
 def norm_layer(name: str) -> Callable[[int], nn.Module]:
-    """Return the constructor `channels -> layer` of a normalisation: instance (no weights), batch (affine) or none."""
+    """Return the constructor `channels -> layer` of a normalisation.
+
+    instance (no weights), batch (affine), syncbatch (batch norm over the pictures of all processes of a distributed
+    run; in a single process the same as batch) or none.
+    """
     if name not in NORMS:
         raise ValueError(f"--norm {name}: choose from {', '.join(NORMS)}")
     return NORMS[name]
@@ -45,7 +51,7 @@ def init_weights(net: nn.Module, init_type: str = "normal", init_gain: float = 0
             fills[init_type](module.weight)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.BatchNorm2d):
+        elif isinstance(module, BATCH_NORMS):
             nn.init.normal_(module.weight, 1.0, 0.02)
             nn.init.zeros_(module.bias)
     return net
