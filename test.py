@@ -58,7 +58,9 @@ def main(argv: list[str] | None = None) -> int:
     a, b = ("B", "A") if opt.direction == "BtoA" else ("A", "B")
     notes = {"run": opt.name, "model": opt.model, "weights": ", ".join(path.name for path in files.values())}
     folder = Path(opt.results_dir) / opt.name / f"{opt.phase}_{label}"
-    page = ResultsPage(folder, f"{opt.name}: {a} → {b}", names=(a, b), notes=notes, size=opt.display_winsize)
+    formats = loader.dataset.formats
+    title = f"{opt.name}: {a} → {b}"
+    page = ResultsPage(folder, title, names=(a, b), notes=notes, size=opt.display_winsize, formats=formats)
     total = len(loader.dataset)
     count = int(min(opt.num_test, total))
     results = itertools.islice(translate(model, loader), count)

@@ -44,6 +44,11 @@ class Options:
             lines.append(f"{flag:>25}: {value!s:<30}{comment}")
         return "\n".join([*lines, "----------------- End -------------------"])
 
+    @property
+    def is_train(self) -> bool:
+        """Whether train.py is running."""
+        return bool(self._name == "train")
+
     def given(self, flag: str) -> bool:
         """Whether the flag was on the command line (or in an @FILE there)."""
         assert flag in self._values, f"no option --{flag}"
@@ -194,6 +199,8 @@ def add_data_flags(parser: ArgumentParser) -> None:
     add("--crop_size", type=values.positive_int, default=256, help="then squares of this size are cut out, in pixels")
     add("--no_flip", action="store_true", help="do not mirror half of the pictures in training")
     add("--serial_batches", action="store_true", help="take pictures in their order, not at random")
+    text = "which values of files with over 8 bits become -1 and 1; left out: as their type says; --value_range=-1,9"
+    add("--value_range", type=values.value_range, default="", metavar="LOW,HIGH", help=text)
     add("--max_dataset_size", type=values.count, default=math.inf, help="use the first so many pictures; inf = all")
     add("--batch_size", type=values.positive_int, default=1, help="pictures a step")
     add("--num_threads", type=values.non_negative_int, default=4, help="loading processes; left out on a CPU: none")

@@ -3,7 +3,8 @@
 import pytest
 from PIL import Image
 
-from data.image_folder import DataError, any_images, domain_images, image_size, list_images, read_image
+from data.image_file import image_size, read_image
+from data.image_folder import DataError, any_images, domain_images, list_images
 from tests.conftest import draw_shapes
 
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
-from data.image_folder import DataError, read_image
+from data.image_file import read_image
+from data.image_folder import DataError
 from data.transforms import PREPROCESS, Transform
 from tests.conftest import draw_shapes
 
