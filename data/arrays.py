@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
+from imagecodecs import png_decode
 from PIL import Image, ImageOps
 from tifffile import EXTRASAMPLE, PHOTOMETRIC, TiffFile, TiffPage
-from torchvision.io import ImageReadMode, decode_image
 
 MAX_CHANNELS = 16
 EXIF_ORIENTATION = 0x0112
@@ -71,9 +70,8 @@ def read_array(path: Path) -> np.ndarray:
     else:
         with Image.open(path) as file:  # refuses too many pixels
             if kind == "png":
-                data = torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8)
-                decoded = decode_image(data, ImageReadMode.UNCHANGED).permute(1, 2, 0).numpy()
-                array = upright(decoded, file.getexif().get(EXIF_ORIENTATION, 1))
+                array = np.atleast_3d(png_decode(path.read_bytes()))
+                array = upright(array, file.getexif().get(EXIF_ORIENTATION, 1))
             else:
                 array = read_bands(file)
     if array.dtype == np.bool_:
@@ -103,7 +101,7 @@ def map_npy(path: Path) -> np.ndarray:
     shape = array.shape
     if array.ndim == 2:
         array = array[:, :, None]
-    elif array.ndim != 3 or (shape[0] <= MAX_CHANNELS) == (shape[2] <= MAX_CHANNELS):
+    elif array.ndim != 3 or 0 in shape or (shape[0] <= MAX_CHANNELS) == (shape[2] <= MAX_CHANNELS):
         wanted = f"(H, W), (H, W, C) and (C, H, W) with C from 1 to {MAX_CHANNELS} and larger sides"
         raise ValueError(f"its shape {shape} is none of {wanted}")
     elif shape[0] <= MAX_CHANNELS:
@@ -142,8 +140,8 @@ def channel_pages(tiff: TiffFile) -> list[TiffPage]:
     alike = all((page.shape, page.dtype) == (first.shape, first.dtype) for page in pages)
     if len(pages) > 1 and not (alike and first.samplesperpixel == 1 and first.photometric != PHOTOMETRIC.PALETTE):
         raise ValueError("its pages are no channels: several pages have to be grey, of one size and one depth")
-    if first.imagedepth > 1:
-        raise ValueError("it is a volume: save its slices as pages")
+    if first.imagedepth > 1 or first.samplesperpixel > MAX_CHANNELS:
+        raise ValueError(f"it has slices or more than {MAX_CHANNELS} channels: save channels as pages")
     return pages
 
 

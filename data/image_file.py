@@ -25,8 +25,7 @@ def reading(path: Path) -> Iterator[None]:
     except DataError:
         raise
     except Exception as error:  # the decoders raise a dozen unrelated types for a broken file
-        advice = "pip install imagecodecs" if "'imagecodecs'" in str(error) else "replace or remove this file"
-        raise DataError(f"Cannot read the image {path} ({error}): {advice}.") from error
+        raise DataError(f"Cannot read the image {path} ({error}): replace or remove this file.") from error
 
 
 def read_image(path: Path) -> Image.Image:

@@ -199,7 +199,7 @@ def add_data_flags(parser: ArgumentParser) -> None:
     add("--crop_size", type=values.positive_int, default=256, help="then squares of this size are cut out, in pixels")
     add("--no_flip", action="store_true", help="do not mirror half of the pictures in training")
     add("--serial_batches", action="store_true", help="take pictures in their order, not at random")
-    text = "which values of files with over 8 bits become -1 and 1; left out: as their type says; --value_range=-1,9"
+    text = "values that become -1 and 1, in files of more than 8 bits (=LOW,HIGH if below 0); left out: by their type"
     add("--value_range", type=values.value_range, default="", metavar="LOW,HIGH", help=text)
     add("--max_dataset_size", type=values.count, default=math.inf, help="use the first so many pictures; inf = all")
     add("--batch_size", type=values.positive_int, default=1, help="pictures a step")
