@@ -60,7 +60,8 @@ def main(argv: list[str] | None = None) -> int:
     notes = {"run": opt.name, "model": opt.model, "weights": ", ".join(path.name for path in files.values())}
     folder = Path(opt.results_dir) / opt.name / f"{opt.phase}_{label}"
     title = f"{opt.name}: {model.results_title.format(A=a, B=b)}"
-    page = ResultsPage(folder, title, names=(a, b), notes=notes, size=opt.display_winsize)
+    formats = loader.dataset.formats
+    page = ResultsPage(folder, title, names=(a, b), notes=notes, size=opt.display_winsize, formats=formats)
     total = len(loader.dataset)
     count = int(min(opt.num_test, total))
     for caption, picture in model.overview(loader.dataset).items():

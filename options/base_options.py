@@ -48,7 +48,7 @@ class Options:
     @property
     def is_train(self) -> bool:
         """Whether these are the options of train.py."""
-        return self._name == "train"
+        return bool(self._name == "train")
 
     def given(self, flag: str) -> bool:
         """Whether the flag was on the command line (or in an @FILE there)."""
@@ -214,6 +214,8 @@ def add_data_flags(parser: ArgumentParser) -> None:
     add("--crop_size", type=values.positive_int, default=256, help="size of the crop, in px")
     add("--no_flip", action="store_true", help="do not mirror half of the pictures in training")
     add("--serial_batches", action="store_true", help="take pictures in their order, not at random")
+    text = "values that become -1 and 1, in files of more than 8 bits (=LOW,HIGH if below 0); left out: by their type"
+    add("--value_range", type=values.value_range, default="", metavar="LOW,HIGH", help=text)
     add("--max_dataset_size", type=values.count, default=math.inf, help="use the first so many pictures; inf = all")
     add("--batch_size", type=values.positive_int, default=1, help="pictures per step")
     add("--num_threads", type=values.non_negative_int, default=4, help="loading processes; on a CPU none unless given")

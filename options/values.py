@@ -55,6 +55,12 @@ def is_plain_name(text: str) -> bool:
     return Path(text).name == text not in ("", "..") and "\\" not in text and text.isprintable()
 
 
+def is_range(text: str) -> bool:
+    """Whether `text` is two finite numbers, the first the smaller, such as -1000,3000; or empty."""
+    low, high = map(float, text.split(",")) if text else (0, 1)
+    return -math.inf < low < high < math.inf
+
+
 whole_number = checked(int, lambda value: True, "a whole number")
 positive_int = checked(int, lambda value: value >= 1, "a whole number from 1")
 non_negative_int = checked(int, lambda value: value >= 0, "a whole number from 0")
@@ -72,6 +78,7 @@ positive_float = checked(float, lambda value: 0 < value < math.inf, "a number ab
 non_negative_float = checked(float, lambda value: 0 <= value < math.inf, "a number from 0")
 fraction = checked(float, lambda value: 0 <= value < 1, "a number from 0 to below 1")
 plain_name = checked(str, is_plain_name, "a plain name, without slashes")
+value_range = checked(str, is_range, "two numbers LOW,HIGH such as 0,4095")
 gpu_ids = checked(
     str, lambda text: bool(re.fullmatch(r"-1|[0-9]+(,[0-9]+)*", text)), "a list of GPU numbers such as 0 or 0,1, or -1"
 )

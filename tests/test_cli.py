@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 import test as testing
 import train as training
+from data.arrays import read_array
+from tests.test_data_depth import DEEP, write_domains
 from util.registry import choices
 
 ROOT = Path(__file__).parent.parent
@@ -154,6 +157,22 @@ def test_results_never_overwrite_each_other(tiny_data, tmp_path):
     images = tmp_path / "results" / "run" / "test_latest" / "images"
     fakes = {path.relative_to(images).as_posix() for path in images.rglob("*_fake.png")}
     assert fakes == {"x/1_fake.png", "y/1_fake.png", "y/1_2_fake.png", "y/1_2_2_fake.png"}
+
+
+def test_results_have_the_depth_of_the_files(tmp_path):
+    for phase in ("train", "test"):
+        write_domains(tmp_path / "data", phase)
+    train(tmp_path, "--dataroot", tmp_path / "data", *DEEP)
+    places = ["--checkpoints_dir", str(tmp_path), "--name", "run", "--results_dir", str(tmp_path / "results")]
+    assert testing.main(places) == 0
+    images = tmp_path / "results" / "run" / "test_latest" / "images"
+    for label, dtype, channels in (("fake_B", "float32", 5), ("rec_A", "uint16", 1), ("fake_A", "uint16", 1)):
+        array = read_array(images / f"0_{label}.tif")
+        assert array.dtype == dtype and array.shape == (32, 32, channels)
+        with Image.open(images / f"0_{label}.png") as view:
+            assert view.mode == ("RGB" if channels == 5 else "L")
+    assert testing.main([*places, "--model", "test"]) == 0
+    assert read_array(images / "1_fake.tif").dtype == "uint16"
 
 
 def test_suffix_finds_the_same_run_again(tiny_data, tmp_path):

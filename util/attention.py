@@ -66,7 +66,7 @@ def overlay(image: Tensor, weights: Tensor, point: tuple[int, int]) -> Image.Ima
     """A heat map over the picture, grey and dimmed, with a ring around the point that looks.
 
     Args:
-        image: (C, H, W) in [-1, 1], C 1 or 3.
+        image: (C, H, W) in [-1, 1].
         weights: (h, w), not negative; the largest becomes the brightest colour.
         point: the cell (row, column) of `weights` that looks.
     """

@@ -13,7 +13,7 @@ from dominate.util import raw
 from torch import Tensor
 
 from util.attention import AttentionMap, overlay
-from util.images import save_image
+from util.images import PixelFormat, save_image, save_result
 
 CSS = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
 SMALL = 96  # px; below, a picture is shown much enlarged
@@ -74,11 +74,12 @@ class ResultsPage:
     """The results of a test: `add` the pictures made from each image, then `save`.
 
     Args:
-        folder: takes index.html and images/{stem}_{label}.png.
+        folder: takes index.html and images/{stem}_{label}.png, with a .tif beside it where 8 bits are not enough.
         title: of the page.
         names: of the domains of real_A and real_B: B, A when the run went from B to A.
         notes: facts and figures for the top of the page.
         size: side of a picture in px, at most.
+        formats: "A", "B" -> the depth and range to write pictures of that domain in; 8-bit where left out.
     """
 
     def __init__(
@@ -89,7 +90,9 @@ class ResultsPage:
         names: tuple[str, str] = ("A", "B"),
         notes: Mapping[str, str] = MappingProxyType({}),
         size: int = 256,
+        formats: Mapping[str, PixelFormat] = MappingProxyType({}),
     ):
+        self.formats = formats
         self.folder, self.title, self.names, self.notes, self.size = folder, title, names, dict(notes), size
         self.cards: list[Card] = []
         self.small = True
@@ -111,6 +114,8 @@ class ResultsPage:
         for label, image in images.items():
             path = f"images/{stem}_{label}.png"
             save_image(image, self.folder / path)
+            fmt = self.formats.get("B" if label.endswith("_B") else "A", PixelFormat())
+            save_result(image, self.folder / f"images/{stem}_{label}", fmt)
             card.add(label, path, self.names)
             self.small &= image.shape[-1] <= SMALL
         for block in attention:
