@@ -119,3 +119,19 @@ def test_no_flip():
 def test_settings_out_of_range_name_the_flag(settings, message):
     with pytest.raises(DataError, match=message):
         Transform(**settings)
+
+
+def test_the_centre_is_cut_out_first(tmp_path):
+    image = draw_shapes("a", (40, 36))
+    celeba = Transform(center_crop=20, load_size=16, crop_size=16, flip=False)
+    expected = image.crop((10, 8, 30, 28)).resize((16, 16), Image.Resampling.BICUBIC)
+    assert torch.equal(celeba(image), pixels(expected))
+    square = Transform(center_crop="max", load_size=16, crop_size=16, flip=False)
+    expected = image.crop((2, 0, 38, 36)).resize((16, 16), Image.Resampling.BICUBIC)
+    assert torch.equal(square(image), pixels(expected))
+    image.save(tmp_path / "a.png")
+    alone = Transform(center_crop="max", preprocess="none")
+    assert alone.output_sizes([tmp_path / "a.png"]) == {(36, 36): tmp_path / "a.png"}
+    assert alone(image).shape == (3, 36, 36)
+    with pytest.raises(DataError, match=r"a.png is 40x36 pixels, too small for --center_crop 37"):
+        Transform(center_crop=37, load_size=16, crop_size=16).output_sizes([tmp_path / "a.png"])
