@@ -26,6 +26,8 @@ from util.device import pick_device
 from util.html import ResultsPage
 from util.metrics import mean_absolute_error, ssim
 
+TRUTH = {"fake_B": "real_B", "fake_B_rgb": "real_B_rgb"}  # label of a translation -> of what it should be
+
 
 @dataclasses.dataclass(frozen=True)
 class Translation:
@@ -82,8 +84,8 @@ def add_results(page: ResultsPage, results: Iterable[Translation], *, aspect_rat
         if names[name] > 1:  # 1.jpg beside 1.png, or one A that meets several Bs
             name = f"{name}_{names[name]}"
         page.add(name, {key: stretch(image, aspect_ratio) for key, image in result.images.items()}, result.attention)
-        if result.paired:
-            fake, truth = result.images["fake_B"][None], result.images["real_B"][None]
+        for label in TRUTH.keys() & result.images if result.paired else ():
+            fake, truth = result.images[label][None], result.images[TRUTH[label]][None]
             figures.append((mean_absolute_error(fake, truth).item(), ssim(fake, truth).item()))
     return figures
 

@@ -1,5 +1,6 @@
 """From an RGB image to the tensor a network sees: resize, crop, flip, normalise, by upstream's five modes."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,8 +87,12 @@ class Transform:
         left, top = (int(torch.randint(room + 1, (), generator=generator)) for room in spare)
         return left, top
 
-    def output_sizes(self, paths: list[Path]) -> dict[tuple[int, int], Path]:
+    def output_sizes(
+        self, paths: list[Path], input_sizes: Callable[[list[Path]], dict[tuple[int, int], Path]] = image_sizes
+    ) -> dict[tuple[int, int], Path]:
         """Every (width, height) that the files come out with, each with a file that does; reads headers at most.
+
+        `input_sizes` finds the sizes of what the files hold, where that is not the whole file.
 
         Raises:
             DataError: an image is too small for this transform; names the file, its size and the flag.
@@ -95,7 +100,7 @@ class Transform:
         if self.preprocess in ("resize_and_crop", "scale_width_and_crop"):
             return {(self.crop_size, self.crop_size): paths[0]}
         outputs: dict[tuple[int, int], Path] = {}
-        for size, path in image_sizes(paths).items():
+        for size, path in input_sizes(paths).items():
             if min(self.resized(size)) < (self.crop_size if self.crops else 1):
                 raise DataError(
                     f"{path} is {size[0]}x{size[1]} pixels, too small for --preprocess {self.preprocess}"

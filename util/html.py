@@ -22,9 +22,11 @@ SMALL = 96  # px; below, a picture is shown much enlarged
 CAPTIONS = {
     "real_A": "{A}",
     "fake_B": "{A} → {B}",
+    "fake_B_rgb": "{A} → {B}, in colour",
     "rec_A": "{A} → {B} → {A}",
     "idt_B": "{A} → {A}",
     "real_B": "{B}",
+    "real_B_rgb": "{B}, in colour",
     "fake_A": "{B} → {A}",
     "rec_B": "{B} → {A} → {B}",
     "idt_A": "{B} → {B}",
