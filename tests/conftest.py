@@ -9,7 +9,7 @@ import torch
 from PIL import Image, ImageDraw
 
 # datasets/ is a folder of scripts and pictures, no package
-combine = runpy.run_path(str(Path(__file__).parent.parent / "datasets" / "combine_A_and_B.py"))["combine"]
+COMBINE = runpy.run_path(str(Path(__file__).parent.parent / "datasets" / "combine_A_and_B.py"))
 
 torch.set_num_threads(1)  # tiny networks run faster so, and two test processes do not slow each other down
 
@@ -42,5 +42,5 @@ def paired_data(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     """The pictures of `tiny_data` side by side: train and test with five files of 80x36 pixels each."""
     root = tmp_path_factory.mktemp("paired_data")
     for phase in ("train", "test"):
-        combine(tiny_data / f"{phase}A", tiny_data / f"{phase}B", root / phase)
+        COMBINE["combine"](tiny_data / f"{phase}A", tiny_data / f"{phase}B", root / phase)
     return root

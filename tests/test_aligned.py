@@ -11,9 +11,10 @@ from PIL import Image
 from data import create_dataset
 from data.image_folder import DataError, list_images
 from options.train_options import TrainOptions
-from tests.conftest import combine, draw_shapes
+from tests.conftest import COMBINE, draw_shapes
 
-SCRIPT = Path(__file__).parent.parent / "datasets" / "combine_A_and_B.py"
+ROOT = Path(__file__).parent.parent
+combine = COMBINE["combine"]
 
 
 def aligned(dataroot, *flags):
@@ -86,7 +87,7 @@ def test_folders_of_two_domains_are_answered_with_the_command_that_joins_them(ti
     )
     (command,) = (line for line in message.splitlines() if line.strip().startswith("python datasets/"))
     words = command.replace(f"--fold_AB {tiny_data}", f"--fold_AB {tmp_path}").split()
-    subprocess.run([sys.executable, SCRIPT, *words[2:]], check=True, capture_output=True)
+    subprocess.run([sys.executable, *words[1:]], cwd=ROOT, check=True, capture_output=True)
     assert len(aligned(tmp_path)) == 5
 
 
@@ -162,14 +163,15 @@ def test_mistakes_of_combining(tmp_path, B, fold_AB, message):
         combine(tmp_path / "A", tmp_path / "B", tmp_path / fold_AB)
 
 
-def test_the_script_takes_the_flags_of_old(tiny_data, tmp_path):
+def test_the_script_takes_the_flags_of_old(tiny_data, tmp_path, capsys):
     folders = ["--fold_A", tiny_data / "trainA", "--fold_B", tiny_data / "trainB", "--fold_AB", tmp_path / "train"]
-    command = [sys.executable, SCRIPT, *folders, "--num_imgs", "3", "--no_multiprocessing"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert done.stdout == f"3 pairs are in {tmp_path / 'train'}\n"
-    (tmp_path / "broken").mkdir()
-    (tmp_path / "broken" / "0.png").write_text("no picture")
-    command = [sys.executable, SCRIPT, "--fold_A", tmp_path / "broken", *folders[2:]]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert f"Cannot read the image {tmp_path / 'broken' / '0.png'}" in done.stderr
+    assert COMBINE["main"]([*map(str, folders), "--num_imgs", "3", "--no_multiprocessing"]) == 0
+    assert capsys.readouterr().out == f"3 pairs are in {tmp_path / 'train'}\n"
+
+
+def test_a_picture_that_cannot_be_read_is_named(tmp_path):
+    for folder in "AB":
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "0.png").write_text("no picture")
+    with pytest.raises(DataError, match=f"Cannot read the image {tmp_path / 'A' / '0.png'}"):
+        combine(tmp_path / "A", tmp_path / "B", tmp_path / "AB")

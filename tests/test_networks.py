@@ -109,18 +109,18 @@ def test_new_attention_in_a_unet_changes_no_pixel(stage):
 
 
 def test_attention_acts_where_its_stage_says():
-    net = UnetGenerator(3, 3, n_downs=8, ngf=8, norm="instance", attention=["bottleneck", *UNET_STAGES, "down7", "up7"])
+    stages = [f"{way}{depth}" for way in ("down", "up") for depth in range(1, 5)]
+    net = UnetGenerator(3, 3, n_downs=5, ngf=8, norm="instance", attention=["bottleneck", *stages])
+    assert set(net.attention) == set(stages), "bottleneck is down3: 32 x 32 positions at 256 px"
     sizes = {}
     for stage, block in net.attention.items():
         block.register_forward_pre_hook(lambda _, args, stage=stage: sizes.update({stage: tuple(args[0].shape[2:])}))
-    x = torch.randn(1, 3, 256, 512)
+    x = torch.randn(1, 3, 32, 64)
     before = net(x)
-    assert sizes == {stage: (256 // 2 ** int(stage[-1]), 512 // 2 ** int(stage[-1])) for stage in net.attention}
-    assert list(sizes) == [f"down{depth}" for depth in range(1, 8)] + [f"up{depth}" for depth in range(7, 0, -1)]
-    assert "down3" in net.attention and "bottleneck" not in net.attention, "bottleneck is 32 x 32 at 256 px"
+    assert list(sizes) == ["down1", "down2", "down3", "down4", "up4", "up3", "up2", "up1"]
+    assert sizes == {stage: (32 // 2 ** int(stage[-1]), 64 // 2 ** int(stage[-1])) for stage in stages}
     for block in net.attention.values():
-        with torch.no_grad():
-            block.gamma.fill_(0.5)
+        torch.nn.init.constant_(block.gamma, 0.5)
         after = net(x)
         assert not torch.equal(before, after)
         before = after
