@@ -114,8 +114,9 @@ def test_ema_is_one_more_network():
     assert not average.requires_grad
 
 
-def test_training_state_continues_bit_for_bit():
-    flags = ["--model", "cycle_gan_attn", "--pool_size", "2", "--ema_decay", "0.99", "--lr_policy", "plateau"]
+@pytest.mark.parametrize("name", ["cycle_gan_attn", "pix2pix_attn"])
+def test_training_state_continues_bit_for_bit(name):
+    flags = ["--model", name, "--dataroot", ".", "--pool_size", "2", "--ema_decay", "0.99", "--lr_policy", "plateau"]
     model = training_model(*flags)
     for _ in range(3):
         model.step(random_batch(2))

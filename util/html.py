@@ -65,6 +65,14 @@ class Card:
         group = self.groups.setdefault(source(label), Group())
         group.figures.append(Figure(path, caption, f"{self.title}: {caption}"))
 
+    def rows(self) -> list[Group]:
+        """The groups; a second one of a single picture, the truth of a pair, stands in the first."""
+        match list(self.groups.values()):
+            case [first, Group(figures=[truth], strips=[])]:
+                return [Group([*first.figures, truth], first.strips)]
+            case groups:
+                return groups
+
 
 def source(label: str) -> str:
     """The domain that a picture started in: A for real_A, fake_B and rec_A; "" if the label is not known."""
@@ -169,7 +177,7 @@ def _article(card: Card) -> h.html_tag:
     """The dominate tags of a card."""
     anchor = _url(card.title)
     groups = h.div(cls="groups")
-    for group in card.groups.values():
+    for group in card.rows():
         strips = [h.section(h.p(caption), _strip(figures), cls="attention") for caption, figures in group.strips]
         groups.add(h.div(_strip(group.figures), strips, cls="group", style=f"--n: {len(group.figures)}"))
     return h.article(h.h2(h.a(card.title, href=f"#{anchor}")), groups, id=anchor)
