@@ -1,6 +1,5 @@
 """Translate images with a trained model: python test.py --name maps. Writes results/maps/test_latest/index.html."""
 
-import contextlib
 import dataclasses
 import itertools
 import os
@@ -16,10 +15,9 @@ from tqdm import tqdm
 from data import EpochLoader, create_dataset
 from models import create_model
 from models.base_model import BaseModel
-from models.networks.attention import AttentiveChain, SelfAttention2d
 from options.base_options import Options, read_saved
 from options.test_options import TestOptions
-from util.attention import AttentionMap, query_points
+from util.attention import AttentionMap, watch
 from util.checkpoint import find_weights, load_weights
 from util.command import run_command
 from util.device import pick_device
@@ -60,17 +58,20 @@ def main(argv: list[str] | None = None) -> int:
     a, b = ("B", "A") if opt.direction == "BtoA" else ("A", "B")
     notes = {"run": opt.name, "model": opt.model, "weights": ", ".join(path.name for path in files.values())}
     folder = Path(opt.results_dir) / opt.name / f"{opt.phase}_{label}"
-    page = ResultsPage(folder, f"{opt.name}: {a} → {b}", names=(a, b), notes=notes, size=opt.display_winsize)
+    title = f"{opt.name}: {model.results_title.format(A=a, B=b)}"
+    page = ResultsPage(folder, title, names=(a, b), notes=notes, size=opt.display_winsize)
     total = len(loader.dataset)
     count = int(min(opt.num_test, total))
     results = itertools.islice(translate(model, loader), count)
+    for caption, picture in model.overview(loader.dataset).items():
+        page.add_overview(caption, picture)
     figures = add_results(page, tqdm(results, total=count, unit="image", disable=None), aspect_ratio=opt.aspect_ratio)
     if len(figures) == count:
         l1, similarity = (sum(column) / len(figures) for column in zip(*figures, strict=True))
         page.notes |= {f"{a} → {b} against the {b} of the same name": f"L1 {l1:.1f} of 255, SSIM {similarity:.3f}"}
     page.save()
     limited = f", limited by --num_test {count}" if count < total else ""
-    print(f"{count} of {total} images translated{limited}. Open {folder / 'index.html'}")
+    print(f"{count} of {total} images made{limited}. Open {folder / 'index.html'}")
     return 0
 
 
@@ -116,21 +117,9 @@ def load_networks(model: BaseModel, run_dir: Path, label: str, *, reverse: bool,
 
 def translate(model: BaseModel, loader: EpochLoader) -> Iterator[Translation]:
     """Run the model over the data, one result an image."""
-    networks = {
-        name: (over, net)
-        for name, (over, net) in model.translators().items()
-        if isinstance(net, AttentiveChain) and net.attention
-    }
     for batch in loader:
-        with contextlib.ExitStack() as stack:
-            inputs = {name: stack.enter_context(net.block_inputs()) for name, (_, net) in networks.items()}
+        with watch(model.translators()) as attention:
             images = model(batch)
-        attention = []
-        for name, (over, net) in networks.items():
-            for stage, x in inputs[name].items():
-                block, points = net.attention[stage], query_points(*x.shape[2:])
-                assert isinstance(block, SelfAttention2d)
-                attention.append(AttentionMap(name, stage, over, points, block.look_from(points, x)))
         for i, path in enumerate(batch["A_paths"]):
             name = relative_name(path, loader.dataset.A_paths)
             yield Translation(

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -75,10 +76,11 @@ def train(
                     total_images=total_images, batch_size=size, step_seconds=(now - stepping_since) / size,
                     data_seconds=(stepping_since - waiting_since) / size,
                 )  # fmt: skip
-                display.update(progress, losses, images)
+                pictures = partial(model.preview, images)
+                display.update(progress, losses, pictures)
                 if ended := epoch_images == epoch_size:
                     model.end_epoch()
-                    display.end_epoch(progress, images)
+                    display.end_epoch(progress, pictures)
                     epoch, epoch_images = epoch + 1, 0
                     if running % opt.save_epoch_freq == 0:
                         save(str(running))

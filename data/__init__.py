@@ -58,9 +58,9 @@ def create_dataset(opt: Any) -> EpochLoader:
     Raises:
         DataError: folders or images do not fit the flags.
     """
-    if not opt.given("dataroot") and Path(opt.dataroot).is_relative_to(BUNDLED):
-        print(f"--dataroot left out: using the bundled pictures, {opt.dataroot}")
     dataset: BaseDataset = find_class("data", opt.dataset_mode)(opt)
+    if dataset.sizes and not opt.given("dataroot") and Path(opt.dataroot).is_relative_to(BUNDLED):
+        print(f"--dataroot left out: using the bundled pictures, {opt.dataroot}")
     if opt.batch_size > 1:
         check_same_size(dataset, opt.batch_size)
     device = pick_device(opt.device, opt.gpu_ids)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from torchvision.transforms.v2 import functional as F
 
 from data.base_dataset import BaseDataset, Sample, create_transform
 from data.image_folder import DataError, domain_images, image_sizes, nearest_fix, nearest_folder, read_image, tree
@@ -49,7 +50,7 @@ class AlignedDataset(BaseDataset):
 def halves(image: Image.Image, path: Path) -> tuple[Image.Image, Image.Image]:
     """The left and the right half of an image. DataError, with the name of its file, if the width is odd."""
     width, height = half_size(image.size, path)
-    return image.crop((0, 0, width, height)), image.crop((width, 0, 2 * width, height))
+    return F.crop(image, 0, 0, height, width), F.crop(image, 0, width, height, width)
 
 
 def half_size(size: tuple[int, int], path: Path) -> tuple[int, int]:

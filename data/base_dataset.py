@@ -48,6 +48,7 @@ class BaseDataset(Dataset[Sample], ABC):
 def create_transform(opt: Any, channels: int) -> Transform:
     """The transform that the flags ask for."""
     return Transform(
+        center_crop=opt.center_crop,
         preprocess=opt.preprocess,
         load_size=opt.load_size,
         crop_size=opt.crop_size,

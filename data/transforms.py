@@ -21,6 +21,8 @@ SIZE_MULTIPLE = (
 class Transform:
     """Image -> float32 tensor (channels, H, W) in [-1, 1].
 
+    center_crop: before anything else, cut out the centre: a square of so many pixels, or "max", the largest there is;
+        0 = no. (The usual way to CelebA's faces is 160, then resize.)
     preprocess: resize_and_crop (to load_size x load_size, then a crop_size square), crop (only that), scale_width
         (width to load_size, height in proportion but at least crop_size), scale_width_and_crop, or none; scale_width
         and none round sides to multiples of 4. load_size and crop_size are in pixels; resizing is bicubic.
@@ -30,6 +32,7 @@ class Transform:
         DataError: a setting is out of its choices, or the crop is larger than what it is cut from.
     """
 
+    center_crop: int | str = 0
     preprocess: str = "resize_and_crop"
     load_size: int = 286
     crop_size: int = 256
@@ -52,6 +55,8 @@ class Transform:
         """Crop position and flip are drawn from `generator`; without one the centre is cut and nothing mirrored."""
         if self.channels == 1:
             image = image.convert("L")
+        if self.center_crop:
+            image = F.center_crop(image, [self.centre(image.size)])
         size = self.resized(image.size)
         if size != image.size:
             image = image.resize(size, Image.Resampling.BICUBIC)
@@ -61,6 +66,10 @@ class Transform:
         if self.flip and generator is not None and torch.rand((), generator=generator) < 0.5:
             image = ImageOps.mirror(image)
         return F.pil_to_tensor(image) / 255 * 2 - 1
+
+    def centre(self, size: tuple[int, int]) -> int:
+        """Side of the square that --center_crop cuts out of an image of `size` (width, height), in pixels."""
+        return min(size) if self.center_crop == "max" else int(self.center_crop)
 
     @property
     def crops(self) -> bool:
@@ -97,10 +106,18 @@ class Transform:
         Raises:
             DataError: an image is too small for this transform; names the file, its size and the flag.
         """
-        if self.preprocess in ("resize_and_crop", "scale_width_and_crop"):
+        always_fits = self.center_crop in (0, "max") and self.preprocess in ("resize_and_crop", "scale_width_and_crop")
+        if always_fits:
             return {(self.crop_size, self.crop_size): paths[0]}
         outputs: dict[tuple[int, int], Path] = {}
         for size, path in input_sizes(paths).items():
+            if self.center_crop:
+                if min(size) < self.centre(size):
+                    raise DataError(
+                        f"{path} is {size[0]}x{size[1]} pixels, too small for --center_crop {self.center_crop}: use a "
+                        "smaller one, --center_crop max, or remove the file."
+                    )
+                size = self.centre(size), self.centre(size)
             if min(self.resized(size)) < (self.crop_size if self.crops else 1):
                 raise DataError(
                     f"{path} is {size[0]}x{size[1]} pixels, too small for --preprocess {self.preprocess}"

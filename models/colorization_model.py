@@ -29,11 +29,11 @@ class ColorizationModel(Pix2PixModel):
             )
         super().__init__(opt)
 
-    def visuals(self, x: Images) -> Images:
+    def preview(self, images: Images) -> Images:
         """L as a grey picture, and L with the colours made and with the true ones, (B, 3, H, W) in [-1, 1]."""
-        L = x["real_A"]
+        L = images["real_A"]
         return {
             "real_A": L,
-            "fake_B_rgb": join_lab(L, x["fake_B"].detach()),
-            "real_B_rgb": join_lab(L, x["real_B"]),
+            "fake_B_rgb": join_lab(L, images["fake_B"].detach()),
+            "real_B_rgb": join_lab(L, images["real_B"]),
         }

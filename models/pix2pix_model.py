@@ -41,22 +41,18 @@ class Pix2PixModel(BaseModel):
         self.netD = networks.define_D(opt, opt.input_nc + opt.output_nc).to(self.device)
         self.gan_loss = GANLoss(opt.gan_mode, lambda_gp=opt.lambda_gp)
         self.pools = {"fake_AB": ImagePool(opt.pool_size)}
-        self.add_optimizer("G", [self.netG], opt)
-        self.add_optimizer("D", [self.netD], opt)
+        self.add_optimizer("G", [self.netG], opt, lr=opt.lr_G)
+        self.add_optimizer("D", [self.netD], opt, lr=opt.lr_D)
         self.add_ema("netG")
 
     def forward(self, batch: dict) -> Images:
-        """Translate a batch: images (B, C, H, W) in [-1, 1], to be shown."""
-        return self.visuals(self.translate(batch))
+        """Translate a batch: images (B, C, H, W) in [-1, 1], as they are shown."""
+        return self.preview(self.translate(batch))
 
     def translate(self, batch: dict) -> Images:
         """The two real pictures and the translation, (B, C, H, W) in [-1, 1], as the networks see them."""
         real_A, real_B = self.inputs(batch, "A", "B")
         return {"real_A": real_A, "fake_B": self.netG(real_A), "real_B": real_B}
-
-    def visuals(self, x: Images) -> Images:
-        """What is shown of the pictures of `translate`."""
-        return x
 
     def step(self, batch: dict) -> tuple[Losses, Images]:
         """The discriminator first, which sees fakes from the pool, then the generator."""
@@ -72,7 +68,7 @@ class Pix2PixModel(BaseModel):
             }
         self.update("G", sum(losses.values()))
         self.update_ema()
-        return losses | {f"D_{name}": loss for name, loss in verdicts.items()}, self.visuals(x)
+        return losses | {f"D_{name}": loss for name, loss in verdicts.items()}, x
 
     def translators(self) -> dict[str, tuple[str, nn.Module]]:
         """The generator."""

@@ -1,5 +1,6 @@
 """The flags that train.py and test.py share, the three passes of parsing, and the read-only result."""
 
+import argparse
 import json
 import math
 from argparse import ArgumentParser
@@ -10,7 +11,7 @@ from typing import Any, ClassVar, NoReturn
 
 from data import BUNDLED
 from data.transforms import PREPROCESS
-from models.networks import DISCRIMINATORS, GENERATORS
+from models.networks import DISCRIMINATORS, GENERATORS, IMAGE_DISCRIMINATORS, NOISE_GENERATORS
 from models.networks.layers import NORMS
 from options import values
 from options.parser import Parser
@@ -43,6 +44,11 @@ class Options:
             comment = "" if value == default else f"\t[default: {default}]"
             lines.append(f"{flag:>25}: {value!s:<30}{comment}")
         return "\n".join([*lines, "----------------- End -------------------"])
+
+    @property
+    def is_train(self) -> bool:
+        """Whether these are the options of train.py."""
+        return self._name == "train"
 
     def given(self, flag: str) -> bool:
         """Whether the flag was on the command line (or in an @FILE there)."""
@@ -153,6 +159,8 @@ class BaseOptions:
             except ValueError as error:
                 parser.error(f"argument --{flag}: {error}")
             cls.modify_commandline_options(parser, self.is_train)
+            if flag == "model" and not self.is_train and cls.test_dataset_mode:
+                inherited["dataset_mode"] = cls.test_dataset_mode
             parser.inherit(inherited)
         return parser
 
@@ -190,6 +198,12 @@ def add_data_flags(parser: ArgumentParser) -> None:
     add("--dataset_mode", type=values.class_name("data"), default="unaligned", help="data/DATASET_MODE_dataset.py")
     add("--direction", default="AtoB", choices=("AtoB", "BtoA"), help="which domain is translated to which")
     add("--preprocess", default="resize_and_crop", choices=PREPROCESS, help="how pictures get their size")
+    add(
+        "--center_crop",
+        type=values.center_crop,
+        default=0,
+        help="cut out the centre first: a square of so many pixels; max = the largest; 0 = no",
+    )
     add("--load_size", type=values.positive_int, default=286, help="pictures are resized to this, in pixels")
     add("--crop_size", type=values.positive_int, default=256, help="then squares of this size are cut out, in pixels")
     add("--no_flip", action="store_true", help="do not mirror half of the pictures in training")
@@ -203,9 +217,20 @@ def add_network_flags(parser: ArgumentParser) -> None:
     """The architecture of generators (G) and discriminators (D)."""
     add = parser.add_argument_group("network").add_argument
     add("--input_nc", type=values.positive_int, default=3, help="channels of input pictures: 3 = colour, 1 = grey")
+    add("--z_dim", type=values.positive_int, default=128, help="length of the noise vectors that images are made from")
     add("--output_nc", type=values.positive_int, default=3, help="channels of output pictures: 3 = colour, 1 = grey")
-    add("--netG", default="resnet_9blocks", choices=list(GENERATORS), help="generator")
-    add("--netD", default="basic", choices=list(DISCRIMINATORS), help="discriminator: basic = n_layers with 3")
+    add(
+        "--netG",
+        default="resnet_9blocks",
+        choices=[*GENERATORS, *NOISE_GENERATORS],
+        help="generator; sagan...: from noise",
+    )
+    add(
+        "--netD",
+        default="basic",
+        choices=[*DISCRIMINATORS, *IMAGE_DISCRIMINATORS],
+        help="discriminator: basic = n_layers with 3; sagan...: one score an image",
+    )
     add("--ngf", type=values.positive_int, default=64, help="channels of G's first layer")
     add("--ndf", type=values.positive_int, default=64, help="channels of D's first layer")
     add("--n_layers_D", type=values.positive_int, default=3, help="halving layers of --netD n_layers")
@@ -214,7 +239,8 @@ def add_network_flags(parser: ArgumentParser) -> None:
     add("--upsample", default="deconv", choices=("deconv", "nearest"), help="nearest = resize, then convolve: no grid")
     add("--attn_G", default="none", help="stages of G followed by self-attention: bottleneck, or a list as block5,up1")
     add("--attn_D", default="none", help="stages of D followed by self-attention: bottleneck, or a list of them")
-    add("--spectral_norm_G", action="store_true", help="spectral normalisation in G")
-    add("--spectral_norm_D", action="store_true", help="spectral normalisation in D")
+    switch = argparse.BooleanOptionalAction
+    add("--spectral_norm_G", action=switch, default=False, help="spectral normalisation in G")
+    add("--spectral_norm_D", action=switch, default=False, help="spectral normalisation in D")
     add("--init_type", default="normal", choices=("normal", "xavier", "kaiming", "orthogonal"), help="initial weights")
     add("--init_gain", type=values.positive_float, default=0.02, help="their scale; kaiming takes none")

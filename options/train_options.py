@@ -25,8 +25,11 @@ class TrainOptions(BaseOptions):
         add_display_flags(parser)
 
     def complete(self, flags: dict[str, Any], given: Mapping[str, Any], parser: ArgumentParser) -> None:
-        """Refuse a run without epochs."""
+        """Fill in the learning rates; refuse a run without epochs."""
         super().complete(flags, given, parser)
+        for rate in ("lr_G", "lr_D"):
+            if flags[rate] is None or ("lr" in given and rate not in given):
+                flags[rate] = flags["lr"]
         epochs = flags["n_epochs"] + flags["n_epochs_decay"]
         if flags["epoch_count"] > epochs:
             parser.error(
@@ -58,7 +61,10 @@ def add_rate_flags(parser: ArgumentParser) -> None:
     policy = "linear: to 0 in --n_epochs_decay; step: a tenth every --lr_decay_iters; plateau: a fifth when G's loss "
     policy += "stands still; cosine: to 0 over the whole run"
     add("--lr", type=values.positive_float, default=0.0002, help="full learning rate of Adam")
+    add("--lr_G", type=values.positive_float, help="of the generators; left out: --lr")
+    add("--lr_D", type=values.positive_float, help="of the discriminators; left out: --lr")
     add("--beta1", type=values.fraction, default=0.5, help="momentum of Adam")
+    add("--beta2", type=values.fraction, default=0.999, help="memory of Adam for the size of gradients")
     add("--lr_policy", default="linear", choices=POLICIES, help=policy)
     add("--lr_decay_iters", type=values.positive_int, default=50, help="epochs from step to step of --lr_policy step")
 

@@ -39,6 +39,17 @@ def class_name(package: str) -> Callable[[str], str]:
     return check
 
 
+def seeds(text: str) -> list[int]:
+    """Numbers and ranges, as 3,8,20-29, in this order."""
+    numbers: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip())
+        if match is None or int(match[2] or match[1]) < int(match[1]):
+            raise ArgumentTypeError(f"{part!r} is neither a whole number nor a range such as 0-63")
+        numbers += range(int(match[1]), int(match[2] or match[1]) + 1)
+    return numbers
+
+
 def is_plain_name(text: str) -> bool:
     """Whether `text` can name a folder or file inside another one."""
     return Path(text).name == text not in ("", "..") and "\\" not in text and text.isprintable()
@@ -51,6 +62,11 @@ seed = checked(int, lambda value: 0 <= value < 2**32, "a whole number from 0 to 
 port = checked(int, lambda value: 0 < value < 2**16, "a port, 1 to 65535")
 count = checked(
     lambda text: math.inf if text == "inf" else int(text), lambda value: value >= 1, "a whole number from 1, or inf"
+)
+center_crop = checked(
+    lambda text: "max" if text == "max" else int(text),
+    lambda value: value == "max" or int(value) >= 0,
+    "a whole number from 0, or max",
 )
 positive_float = checked(float, lambda value: 0 < value < math.inf, "a number above 0")
 non_negative_float = checked(float, lambda value: 0 <= value < math.inf, "a number from 0")

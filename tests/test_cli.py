@@ -55,7 +55,7 @@ def test_train_and_test_as_processes(tiny_data, tmp_path):
 
     done = script("test.py", "--name", "shapes", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "5 of 5 images translated" in done.stdout
+    assert "5 of 5 images made" in done.stdout
     results = tmp_path / "results" / "shapes" / "test_latest"
     page = (results / "index.html").read_text()
     for path in tiny_data.glob("testA/*"):
@@ -67,11 +67,13 @@ def test_train_and_test_as_processes(tiny_data, tmp_path):
 @pytest.mark.parametrize("model", sorted(set(choices("models")) - {"test"}))
 def test_every_model_trains_and_tests(model, tiny_data, paired_data, tmp_path):
     data = paired_data if model.startswith(("pix2pix", "colorization")) else tiny_data
-    train(tmp_path, "--dataroot", data, "--model", model, "--batch_size", "2", "--precision", "bf16")
+    flags = ["--netG", "sagan"] if model == "sagan" else []
+    train(tmp_path, "--dataroot", data, "--model", model, "--batch_size", "2", "--precision", "bf16", *flags)
     results = tmp_path / "results"
     places = ["--checkpoints_dir", str(tmp_path), "--name", "run", "--results_dir", str(results)]
-    assert testing.main(places) == 0
-    assert len([*results.rglob("*_fake_B.png"), *results.rglob("*_fake_B_rgb.png")]) == 5
+    assert testing.main([*places, "--num_test", "5"]) == 0
+    label = {"sagan": "sample", "colorization": "fake_B_rgb"}.get(model, "fake_B")
+    assert len(list(results.rglob(f"*_{label}.png"))) == 5
 
 
 @pytest.mark.parametrize(("model", "fake", "real"), [("pix2pix", "fake_B", "real_B"),
@@ -107,6 +109,14 @@ def test_the_generator_of_pairs_translates_alone(tiny_data, paired_data, tmp_pat
         testing.main([*places, str(tmp_path), "--direction", "BtoA"])
 
 
+def test_results_show_where_a_unet_looks(paired_data, tmp_path):
+    unet = ["--netG", "unet_128", "--crop_size", "128", "--load_size", "128", "--max_dataset_size", "1"]
+    train(tmp_path, "--dataroot", paired_data, "--model", "pix2pix_attn", *unet)
+    places = ["--checkpoints_dir", str(tmp_path), "--name", "run", "--results_dir", str(tmp_path / "results")]
+    assert testing.main([*places, "--num_test", "1"]) == 0
+    assert len(list(tmp_path.glob("results/**/0_attention_G_down3_?.png"))) == 4
+
+
 def test_one_direction_takes_the_right_generator(tiny_data, tmp_path, capsys):
     train(tmp_path, "--dataroot", tiny_data)
     places = ["--checkpoints_dir", str(tmp_path), "--name", "run", "--results_dir", str(tmp_path / "results")]
@@ -117,7 +127,7 @@ def test_one_direction_takes_the_right_generator(tiny_data, tmp_path, capsys):
         shown[direction] = capsys.readouterr().out
     assert "latest_net_G_A.pth" in shown["AtoB"]
     assert "latest_net_G_B.pth" in shown["BtoA"]
-    assert "2 of 5 images translated, limited by --num_test 2" in shown["BtoA"]
+    assert "2 of 5 images made, limited by --num_test 2" in shown["BtoA"]
     assert testing.main([*places, "--model", "test", "--model_suffix", "_A"]) == 0
 
 

@@ -89,7 +89,7 @@ def test_colorization_shows_rgb_and_learns_ab(paired_data):
     }  # fmt: skip
     assert model.translate(batch)["fake_B"].shape[1] == 2
     first, images = model.step(batch)
-    torch.testing.assert_close(split_lab(images["real_B_rgb"])[1], batch["B"], atol=1e-3, rtol=0)
+    torch.testing.assert_close(split_lab(model.preview(images)["real_B_rgb"])[1], batch["B"], atol=1e-3, rtol=0)
     for _ in range(10):
         last, _ = model.step(batch)
     assert last["G_L1"] < first["G_L1"]

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from models.networks import DISCRIMINATORS, GENERATORS
-from models.networks.attention import SelfAttention2d
+from models.networks.attention import SelfAttention2d, block_inputs
 from models.networks.layers import init_weights, norm_layer, spectral_normalise
 from models.networks.patchgan import NLayerDiscriminator, PixelDiscriminator
 from models.networks.resnet import ResnetGenerator, upsample_layer
@@ -72,7 +72,7 @@ def test_attention_map_is_not_built_unless_asked():
 def test_where_single_points_look_are_rows_of_the_map():
     net = ResnetGenerator(3, 3, ngf=8, n_blocks=2, attention=["block1"])
     x = torch.randn(2, 3, 16, 24)
-    with net.block_inputs() as inputs:
+    with block_inputs(net) as inputs:
         net(x)
         net(x * 2)
     _, maps = net(x, return_attention=True)

@@ -1,15 +1,18 @@
 """Pictures of where an attention block looks."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
 from PIL import Image, ImageDraw, ImageOps
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as TF
+from torchvision.utils import make_grid
 
+from models.networks.attention import attention_blocks, block_inputs
 from util.images import to_image
 
 SIDE = 192  # px; smaller pictures are enlarged, so that the marker is crisp
@@ -18,18 +21,45 @@ MARKER = "#35e0ff"  # the one bright hue that neither maps nor the heat colours 
 
 @dataclass(frozen=True)
 class AttentionMap:
-    """Where one attention block of a network looked in one picture."""
+    """Where one attention block of a network looked, in one picture or in a batch of them."""
 
     network: str  # G_A
     stage: str  # the block's place: bottleneck
-    over: str  # label of the picture that went into the network: real_A
+    over: str  # label of the picture to show it over: real_A
     points: Sequence[tuple[int, int]]  # cells (row, column)
-    weights: Tensor  # (len(points), h, w): where each of the points looked
+    weights: Tensor  # (..., len(points), h, w): where each of the points looked
 
 
 def query_points(height: int, width: int) -> list[tuple[int, int]]:
     """Four cells (row, column), at the centres of the quarters of a map; fewer where these fall together."""
     return sorted({(row * height // 4, column * width // 4) for row in (1, 3) for column in (1, 3)})
+
+
+@contextmanager
+def watch(networks: Mapping[str, tuple[str, nn.Module]]) -> Iterator[list[AttentionMap]]:
+    """Inside, run the networks; afterwards, the list holds where all their blocks looked in the first run of each.
+
+    Args:
+        networks: name -> (label of the picture to show its maps over, network).
+    """
+    maps: list[AttentionMap] = []
+    with ExitStack() as stack:
+        inputs = {name: stack.enter_context(block_inputs(net)) for name, (_, net) in networks.items()}
+        yield maps
+    for name, (over, net) in networks.items():
+        for stage, block in attention_blocks(net).items():
+            x = inputs[name][stage]
+            points = query_points(*x.shape[2:])
+            maps.append(AttentionMap(name, stage, over, points, block.look_from(points, x)))
+
+
+def overlays(image: Tensor, attention: AttentionMap) -> Tensor:
+    """The overlays of all points of a map of one picture, (C, H, W) in [-1, 1], in a square: (3, H', W') in [-1, 1]."""
+    pictures = [
+        TF.pil_to_tensor(overlay(image, weights, point)) / 127.5 - 1
+        for point, weights in zip(attention.points, attention.weights, strict=True)
+    ]
+    return make_grid(pictures, nrow=math.isqrt(len(pictures)), pad_value=1)
 
 
 def overlay(image: Tensor, weights: Tensor, point: tuple[int, int]) -> Image.Image:

@@ -58,6 +58,7 @@ class Card:
 
     title: str
     groups: dict[str, Group] = field(default_factory=dict)
+    wide: bool = False  # takes the whole width of the page
 
     def add(self, label: str, path: str, names: tuple[str, str]) -> None:
         """Put a picture beside the others that start in its domain."""
@@ -76,7 +77,7 @@ class Card:
 
 def source(label: str) -> str:
     """The domain that a picture started in: A for real_A, fake_B and rec_A; "" if the label is not known."""
-    return CAPTIONS.get(label, "")[1:2]
+    return CAPTIONS[label][1] if label in CAPTIONS else ""
 
 
 class ResultsPage:
@@ -133,6 +134,12 @@ class ResultsPage:
             card.groups[source(block.over)].strips.append((caption, figures))
         self.cards.append(card)
 
+    def add_overview(self, caption: str, picture: Tensor) -> None:
+        """Put a picture (C, H, W) in [-1, 1] of all results at the top of the page."""
+        path = f"images/{caption}.png"
+        save_image(picture, self.folder / path)
+        self.cards.append(Card(caption, {"": Group([Figure(path, "", caption)])}, wide=True))
+
     def save(self) -> None:
         """Write index.html."""
         path = self.folder / "index.html"
@@ -161,7 +168,7 @@ def write_page(
     with page.body:
         with h.header():
             h.h1(title)
-            h.span(f"{len(cards):,} shown", cls="count")
+            h.span(f"{sum(not card.wide for card in cards):,} shown", cls="count")
         with h.dl(cls="notes"):
             for term, value in notes.items():
                 h.div(h.dt(term), h.dd(value))
@@ -180,7 +187,8 @@ def _article(card: Card) -> h.html_tag:
     for group in card.rows():
         strips = [h.section(h.p(caption), _strip(figures), cls="attention") for caption, figures in group.strips]
         groups.add(h.div(_strip(group.figures), strips, cls="group", style=f"--n: {len(group.figures)}"))
-    return h.article(h.h2(h.a(card.title, href=f"#{anchor}")), groups, id=anchor)
+    cls = "wide" if card.wide else ""
+    return h.article(h.h2(h.a(card.title, href=f"#{anchor}")), groups, id=anchor, cls=cls)
 
 
 def _strip(figures: Sequence[Figure]) -> h.html_tag:
