@@ -26,6 +26,7 @@ from util.html import ResultsPage
 from util.metrics import mean_absolute_error, ssim
 
 Log = Callable[[str, Mapping[str, Tensor]], None]  # takes the name of a picture and what was made of it
+TRUTH = {"fake_B": "real_B", "fake_B_rgb": "real_B_rgb"}  # label of a translation -> of what it should be
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,8 +109,8 @@ def add_results(
         images = {key: stretch(image, aspect_ratio) for key, image in result.images.items()}
         page.add(name, images, result.attention)
         log(name, images)
-        if result.paired:
-            fake, truth = result.images["fake_B"][None], result.images["real_B"][None]
+        for label in TRUTH.keys() & result.images if result.paired else ():
+            fake, truth = result.images[label][None], result.images[TRUTH[label]][None]
             figures.append((mean_absolute_error(fake, truth).item(), ssim(fake, truth).item()))
     return figures
 

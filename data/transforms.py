@@ -1,5 +1,6 @@
 """From an image to the tensor a network sees: resize, crop, flip, normalise, by upstream's five modes."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -119,8 +120,12 @@ class Transform:
         left, top = (int(torch.randint(room + 1, (), generator=generator)) for room in spare)
         return left, top
 
-    def output_sizes(self, paths: list[Path]) -> dict[tuple[int, int], Path]:
+    def output_sizes(
+        self, paths: list[Path], input_sizes: Callable[[list[Path]], dict[tuple[int, int], Path]] = image_sizes
+    ) -> dict[tuple[int, int], Path]:
         """Every (width, height) that the files come out with, each with a file that does; reads headers at most.
+
+        `input_sizes` finds the sizes of what the files hold, where that is not the whole file.
 
         Raises:
             DataError: an image is too small for this transform; names the file, its size and the flag.
@@ -129,7 +134,7 @@ class Transform:
         if always_fits:
             return {(self.crop_size, self.crop_size): paths[0]}
         outputs: dict[tuple[int, int], Path] = {}
-        for size, path in image_sizes(paths).items():
+        for size, path in input_sizes(paths).items():
             if self.center_crop:
                 if min(size) < self.centre(size):
                     raise DataError(

@@ -113,7 +113,7 @@ class BaseModel(nn.Module):
         """Step the learning-rate schedules; plateau judges the first optimizer's loss, summed over the epoch."""
         for scheduler in self.schedulers.values():
             if isinstance(scheduler, ReduceLROnPlateau):
-                scheduler.step(next(iter(self.epoch_losses.values())).item())
+                scheduler.step(self.epoch_losses[next(iter(self.optimizers))].item())
             else:
                 scheduler.step()
         self.epoch_losses = {}

@@ -36,13 +36,22 @@ class GANLoss:
 
         lsgan and vanilla are halved, which slows the discriminator down relative to the generator, as in CycleGAN.
         """
+        return self.total(self.verdicts(net, real, fake))
+
+    def verdicts(self, net: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor) -> dict[str, Tensor]:
+        """The terms of `discriminator` one by one, not yet halved: "real", "fake" and, in wgangp, "penalty"."""
         fake = fake.detach()
-        loss = self.distance(net(real), True) + self.distance(net(fake), False)
+        terms = {"real": self.distance(net(real), True), "fake": self.distance(net(fake), False)}
+        if self.mode == "wgangp":
+            terms["penalty"] = self.lambda_gp * gradient_penalty(net, real, fake)
+        return terms
+
+    def total(self, verdicts: dict[str, Tensor]) -> Tensor:
+        """The loss of `discriminator` from its terms; a scalar."""
+        loss = verdicts["real"] + verdicts["fake"]
         if self.mode in ("lsgan", "vanilla"):
             return loss / 2
-        if self.mode == "wgangp":
-            return loss + self.lambda_gp * gradient_penalty(net, real, fake)
-        return loss
+        return loss + verdicts["penalty"] if self.mode == "wgangp" else loss
 
     def distance(self, score: Tensor, real: bool) -> Tensor:
         """Distance of scores, of any shape, from the verdict `real`; a scalar."""

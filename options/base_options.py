@@ -18,6 +18,9 @@ from options.parser import RENAMED, Parser
 from util.registry import choices, find_class
 
 
+BUNDLED_MARK = "bundled:"  # before the name of a folder in datasets/
+
+
 class Options:
     """The value of every flag, as an attribute; read-only."""
 
@@ -63,10 +66,9 @@ class Options:
         """Write train_opt.txt (upstream's layout) and train_opt.json, or test_opt, into the folder `run_dir`."""
         # 1e999 is how JSON can say infinity; Python's own `Infinity` is not JSON.
         saved = self.as_dict()
-        if Path(self.dataroot).is_relative_to(BUNDLED):
-            del saved["dataroot"]  # another clone has its own
-        else:
-            saved["dataroot"] = str(Path(self.dataroot).absolute())
+        root = Path(self.dataroot).absolute()
+        # another clone has the bundled pictures elsewhere
+        saved["dataroot"] = BUNDLED_MARK + str(root.relative_to(BUNDLED)) if root.is_relative_to(BUNDLED) else str(root)
         texts = {flag: "1e999" if value == math.inf else json.dumps(value) for flag, value in saved.items()}
         lines = ",\n".join(f"  {json.dumps(flag)}: {text}" for flag, text in texts.items())
         (run_dir / f"{self._name}_opt.json").write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
@@ -84,9 +86,12 @@ def read_saved(run_dir: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        saved = dict(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({error}): restore or remove it") from error
+    if str(saved.get("dataroot")).startswith(BUNDLED_MARK):
+        saved["dataroot"] = str(BUNDLED / saved["dataroot"].removeprefix(BUNDLED_MARK))
+    return saved
 
 
 class BaseOptions:

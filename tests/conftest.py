@@ -1,11 +1,15 @@
 """What all tests share."""
 
 import random
+import runpy
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image, ImageDraw
+
+# datasets/ is a folder of scripts and pictures, no package
+COMBINE = runpy.run_path(str(Path(__file__).parent.parent / "datasets" / "combine_A_and_B.py"))
 
 torch.set_num_threads(1)  # tiny networks run faster so, and two test processes do not slow each other down
 
@@ -30,4 +34,13 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (root / folder).mkdir()
         for name in ("0.png", "1.png", "2.png", "3.jpg", "4.jpg"):
             draw_shapes(f"{folder}/{name}").save(root / folder / name)
+    return root
+
+
+@pytest.fixture(scope="session")
+def paired_data(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The pictures of `tiny_data` side by side: train and test with five files of 80x36 pixels each."""
+    root = tmp_path_factory.mktemp("paired_data")
+    for phase in ("train", "test"):
+        COMBINE["combine"](tiny_data / f"{phase}A", tiny_data / f"{phase}B", root / phase)
     return root

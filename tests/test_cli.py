@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms.v2 import functional as F
 
 import test as testing
 import train as training
@@ -66,13 +67,56 @@ def test_train_and_test_as_processes(tiny_data, tmp_path):
 
 
 @pytest.mark.parametrize("model", sorted(set(choices("models")) - {"test"}))
-def test_every_model_trains_and_tests(model, tiny_data, tmp_path):
+def test_every_model_trains_and_tests(model, tiny_data, paired_data, tmp_path):
+    data = paired_data if model.startswith(("pix2pix", "colorization")) else tiny_data
     flags = ["--netG", "sagan"] if model == "sagan" else []
-    train(tmp_path, "--dataroot", tiny_data, "--model", model, "--batch_size", "2", "--precision", "bf16", *flags)
+    train(tmp_path, "--dataroot", data, "--model", model, "--batch_size", "2", "--precision", "bf16", *flags)
     results = tmp_path / "results"
     places = ["--checkpoints_dir", str(tmp_path), "--name", "run", "--results_dir", str(results)]
     assert testing.main([*places, "--num_test", "5"]) == 0
-    assert len(list(results.rglob("*_sample.png" if model == "sagan" else "*_fake_B.png"))) == 5
+    label = {"sagan": "sample", "colorization": "fake_B_rgb"}.get(model, "fake_B")
+    assert len(list(results.rglob(f"*_{label}.png"))) == 5
+
+
+@pytest.mark.parametrize(("model", "fake", "real"), [("pix2pix", "fake_B", "real_B"),
+    ("colorization", "fake_B_rgb", "real_B_rgb")])  # fmt: skip
+def test_translations_of_pairs_are_scored(model, fake, real, paired_data, tmp_path):
+    train(tmp_path, "--dataroot", paired_data, "--model", model)
+    places = ["--checkpoints_dir", str(tmp_path), "--name", "run", "--results_dir", str(tmp_path / "results")]
+    assert testing.main(places) == 0
+    results = tmp_path / "results" / "run" / "test_latest"
+    made, truth = ([load_picture(results / "images" / f"{i}_{label}.png") for i in range(5)] for label in (fake, real))
+    l1 = sum((a - b).abs().mean().item() for a, b in zip(made, truth, strict=True)) / 5
+    shown = re.search(r"L1 ([\d.]+) of 255, SSIM 0\.\d+", (results / "index.html").read_text())
+    assert shown and float(shown[1]) == pytest.approx(l1, abs=0.5)
+
+
+def load_picture(path: Path) -> torch.Tensor:
+    with Image.open(path) as image:
+        return F.pil_to_tensor(image).float()
+
+
+def test_the_generator_of_pairs_translates_alone(tiny_data, paired_data, tmp_path, capsys):
+    train(tmp_path, "--dataroot", paired_data, "--model", "pix2pix")
+    places = ["--checkpoints_dir", str(tmp_path), "--name", "run", "--results_dir"]
+    assert testing.main([*places, str(tmp_path / "pairs")]) == 0
+    alone = ["--model", "test", "--dataroot", str(tiny_data)]
+    assert testing.main([*places, str(tmp_path / "alone"), *alone]) == 0
+    assert "latest_net_G.pth" in capsys.readouterr().out
+    pairs, alone = (
+        load_picture(next(tmp_path.glob(pattern))) for pattern in ("pairs/**/0_real_A.png", "alone/**/0_real.png")
+    )
+    assert torch.equal(pairs, alone)
+    with pytest.raises(ValueError, match="one direction: leave out --direction"):
+        testing.main([*places, str(tmp_path), "--direction", "BtoA"])
+
+
+def test_results_show_where_a_unet_looks(paired_data, tmp_path):
+    unet = ["--netG", "unet_128", "--crop_size", "128", "--load_size", "128", "--max_dataset_size", "1"]
+    train(tmp_path, "--dataroot", paired_data, "--model", "pix2pix_attn", *unet)
+    places = ["--checkpoints_dir", str(tmp_path), "--name", "run", "--results_dir", str(tmp_path / "results")]
+    assert testing.main([*places, "--num_test", "1"]) == 0
+    assert len(list(tmp_path.glob("results/**/0_attention_G_down3_?.png"))) == 4
 
 
 def test_one_direction_takes_the_right_generator(tiny_data, tmp_path, capsys):

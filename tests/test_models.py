@@ -26,9 +26,10 @@ def random_batch(size: int = 1) -> dict:
     return {side: torch.rand(size, 3, 32, 32, generator=generator) * 2 - 1 for side in "AB"}
 
 
-def test_cycle_gan_follows_the_reference_for_six_steps():
-    entry = GOLDEN["train_cycle_gan"]
-    model = training_model("--model", "cycle_gan")
+@pytest.mark.parametrize("name", ["cycle_gan", "pix2pix"])
+def test_six_steps_follow_the_reference(name):
+    entry = GOLDEN[f"train_{name}"]
+    model = training_model("--model", name, "--dataroot", ".", "--no_dropout")
     for net in model.children():
         net.load_state_dict(fill(net.state_dict()))
     for batch, expected in zip(entry["batches"], entry["losses"], strict=True):
@@ -65,6 +66,29 @@ def test_a_cycle_gan_gains_attention_without_losing_a_pixel():
     assert all(torch.equal(before[label], after[label]) for label in before)
 
 
+@pytest.mark.parametrize("gan_mode", ["lsgan", "vanilla", "wgangp", "hinge"])
+def test_every_gan_mode_trains_pairs_with_attention(gan_mode):
+    flags = ["--dataroot", ".", "--netG", "unet_128", "--gan_mode", gan_mode, "--pool_size", "2", "--norm", "instance"]
+    model = training_model("--model", "pix2pix_attn", *flags)
+    generator = torch.Generator().manual_seed(7)
+    batch = {side: torch.rand(1, 3, 128, 128, generator=generator) * 2 - 1 for side in "AB"}
+    for _ in range(2):
+        losses, images = model.step(batch)
+    assert all(torch.isfinite(loss) for loss in losses.values())
+    assert list(losses)[:4] == ["G_GAN", "G_L1", "D_real", "D_fake"]
+    assert all(image.shape == (1, 3, 128, 128) for image in images.values())
+    assert list(model.netG.attention) == ["down3"]
+    assert all(block.gamma.item() != 0 for net in model.children() for block in net.attention.values())
+
+
+def test_plateau_watches_the_generator_whoever_moves_first():
+    model = training_model("--model", "pix2pix", "--dataroot", ".", "--lr_policy", "plateau")
+    losses, _ = model.step(random_batch(2))
+    model.end_epoch()
+    best = model.schedulers["G"].best
+    assert best == model.schedulers["D"].best == pytest.approx((losses["G_GAN"] + losses["G_L1"]).item())
+
+
 def test_the_generator_step_leaves_no_gradient_on_the_discriminators():
     model = training_model("--model", "cycle_gan")
     x = model(random_batch())
@@ -90,8 +114,9 @@ def test_ema_is_one_more_network():
     assert not average.requires_grad
 
 
-def test_training_state_continues_bit_for_bit():
-    flags = ["--model", "cycle_gan_attn", "--pool_size", "2", "--ema_decay", "0.99", "--lr_policy", "plateau"]
+@pytest.mark.parametrize("name", ["cycle_gan_attn", "pix2pix_attn"])
+def test_training_state_continues_bit_for_bit(name):
+    flags = ["--model", name, "--dataroot", ".", "--pool_size", "2", "--ema_decay", "0.99", "--lr_policy", "plateau"]
     model = training_model(*flags)
     for _ in range(3):
         model.step(random_batch(2))

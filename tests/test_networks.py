@@ -1,5 +1,6 @@
 """The networks against reference values, and where attention may be placed."""
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from models.networks.attention import SelfAttention2d, block_inputs
 from models.networks.layers import init_weights, norm_layer, spectral_normalise
 from models.networks.patchgan import NLayerDiscriminator, PixelDiscriminator
 from models.networks.resnet import ResnetGenerator, upsample_layer
+from models.networks.unet import UnetGenerator
 from tests.golden.fill import fill
 
 GOLDEN = torch.load(Path(__file__).parent / "golden" / "golden.pt", weights_only=True)
@@ -93,6 +95,46 @@ def test_new_attention_changes_no_pixel(stage):
     assert torch.equal(plain(x), attentive(x))
 
 
+UNET_STAGES = [f"{way}{depth}" for way in ("down", "up") for depth in range(1, 7)]
+
+
+@pytest.mark.parametrize("stage", UNET_STAGES)
+def test_new_attention_in_a_unet_changes_no_pixel(stage):
+    keywords = {"n_downs": 7, "ngf": 8, "norm": "instance"}
+    plain, attentive = UnetGenerator(3, 3, **keywords), UnetGenerator(3, 3, **keywords, attention=[stage])
+    missing, unexpected = attentive.load_state_dict(plain.state_dict(), strict=False)
+    assert not unexpected and missing and all(key.startswith(f"attention.{stage}.") for key in missing)
+    x = torch.randn(2, 3, 128, 128)
+    assert torch.equal(plain(x), attentive(x))
+
+
+def test_attention_acts_where_its_stage_says():
+    stages = [f"{way}{depth}" for way in ("down", "up") for depth in range(1, 5)]
+    net = UnetGenerator(3, 3, n_downs=5, ngf=8, norm="instance", attention=["bottleneck", *stages])
+    assert set(net.attention) == set(stages), "bottleneck is down3: 32 x 32 positions at 256 px"
+    sizes = {}
+    for stage, block in net.attention.items():
+        block.register_forward_pre_hook(lambda _, args, stage=stage: sizes.update({stage: tuple(args[0].shape[2:])}))
+    x = torch.randn(1, 3, 32, 64)
+    before = net(x)
+    assert list(sizes) == ["down1", "down2", "down3", "down4", "up4", "up3", "up2", "up1"]
+    assert sizes == {stage: (32 // 2 ** int(stage[-1]), 64 // 2 ** int(stage[-1])) for stage in stages}
+    for block in net.attention.values():
+        torch.nn.init.constant_(block.gamma, 0.5)
+        after = net(x)
+        assert not torch.equal(before, after)
+        before = after
+
+
+def test_a_copy_of_a_unet_has_attention_of_its_own():
+    net = UnetGenerator(3, 3, n_downs=7, ngf=8, norm="instance", attention=["up2"]).requires_grad_(False)
+    twin, x = copy.deepcopy(net), torch.randn(1, 3, 128, 128)
+    before = net(x)
+    twin.attention["up2"].gamma.fill_(1)
+    assert torch.equal(net(x), before)
+    assert not torch.equal(twin(x), before)
+
+
 def test_several_stages_and_their_maps():
     net = ResnetGenerator(3, 3, ngf=8, n_blocks=6, attention=["down2", "bottleneck", "block3"])
     assert list(net.attention) == ["down2", "block3"], "bottleneck and block3 are one place"
@@ -113,6 +155,8 @@ def test_wrong_stage_lists_the_right_ones():
         ResnetGenerator(3, 3, ngf=8, n_blocks=2, attention=["block7"])
     with pytest.raises(ValueError, match=r"'up1'.*layer1, layer2, layer3, layer4, bottleneck"):
         NLayerDiscriminator(3, ndf=8, attention=["up1"])
+    with pytest.raises(ValueError, match=r"'block1'.*down1, .*, down6, bottleneck, up6, .*, up1; or none"):
+        UnetGenerator(3, 3, n_downs=7, ngf=8, attention=["block1"])
     with pytest.raises(ValueError, match="--attn_D none"):
         PixelDiscriminator(3, ndf=8, attention=["layer1"])
 

@@ -54,7 +54,7 @@ def test_left_out_dataroot_is_bundled():
         ("--xyzzy 1", "no option --xyzzy; --help lists them"),
         ("maps", "'maps' belongs to no option"),
         ("--model cyclegan", "argument --model: there is no 'cyclegan': did you mean cycle_gan? choose from"),
-        ("--dataset_mode single_", "there is no 'single_': did you mean single? choose from noise, single,"),
+        ("--dataset_mode single_", "there is no 'single_': did you mean single? choose from aligned,"),
         ("--lr_policy cosin", "argument --lr_policy: invalid choice: 'cosin'"),
         ("--gan_mode wgan", "argument --gan_mode: invalid choice: 'wgan'"),
         ("--batch_size 0", "argument --batch_size: '0' is not a whole number from 1"),

@@ -216,6 +216,15 @@ def test_captions_and_alternative_texts(browser, results):
     assert browser.run(f"{card}.querySelector('.attention p').textContent").startswith("G_A, bottleneck: ")
 
 
+def test_the_truth_stands_beside_the_translation(browser, tmp_path):
+    page = ResultsPage(tmp_path, "pairs")
+    page.add("0", {label: picture(label) for label in ("real_A", "fake_B_rgb", "real_B_rgb")})
+    page.save()
+    check_page(browser, tmp_path / "index.html", width=1400, pictures=3)
+    captions = "[...document.querySelectorAll('.group:only-child figcaption')].map(e => e.textContent)"
+    assert browser.run(captions) == ["A", "A → B, in colour", "B, in colour"]
+
+
 @pytest.mark.parametrize("width", WIDTHS)
 def test_training_page(browser, tmp_path, width):
     sink = PageSink(tmp_path, HOSTILE[4], names=("B", "A"), size=256, images_freq=1)
@@ -225,7 +234,8 @@ def test_training_page(browser, tmp_path, width):
             epoch=epoch, epochs=200, epoch_images=9, epoch_size=9, total_images=9 * epoch, batch_size=1,
             step_seconds=0.1, data_seconds=0,
         )  # fmt: skip
-        sink.end_epoch(at, {label: picture(f"{epoch}{label}", size=128)[None] for label in labels})
+        pictures = {label: picture(f"{epoch}{label}", size=128)[None] for label in labels}
+        sink.end_epoch(at, pictures.copy)
     check_page(browser, tmp_path / "index.html", width=width, pictures=24)
     assert browser.run("[...document.querySelectorAll('h2 a')].map(e => e.textContent)") == [
         "epoch 3",

@@ -34,7 +34,7 @@ def test_choices_import_nothing():
 
 @pytest.mark.parametrize("name", ["cyclegan", "Cycle_GAN", "base", "", "../train", "cycle_gan_model"])
 def test_an_unknown_name_lists_the_choices(name):
-    with pytest.raises(ValueError, match="choose from cycle_gan, cycle_gan_attn, ") as caught:
+    with pytest.raises(ValueError, match=r"choose from .*cycle_gan, cycle_gan_attn, ") as caught:
         find_class("models", name)
     assert repr(name) in str(caught.value)
 

@@ -22,9 +22,11 @@ SMALL = 96  # px; below, a picture is shown much enlarged
 CAPTIONS = {
     "real_A": "{A}",
     "fake_B": "{A} → {B}",
+    "fake_B_rgb": "{A} → {B}, in colour",
     "rec_A": "{A} → {B} → {A}",
     "idt_B": "{A} → {A}",
     "real_B": "{B}",
+    "real_B_rgb": "{B}, in colour",
     "fake_A": "{B} → {A}",
     "rec_B": "{B} → {A} → {B}",
     "idt_A": "{B} → {B}",
@@ -63,6 +65,14 @@ class Card:
         caption = CAPTIONS.get(label, label).format(A=names[0], B=names[1])
         group = self.groups.setdefault(source(label), Group())
         group.figures.append(Figure(path, caption, f"{self.title}: {caption}"))
+
+    def rows(self) -> list[Group]:
+        """The groups; a second one of a single picture, the truth of a pair, stands in the first."""
+        match list(self.groups.values()):
+            case [first, Group(figures=[truth], strips=[])]:
+                return [Group([*first.figures, truth], first.strips)]
+            case groups:
+                return groups
 
 
 def source(label: str) -> str:
@@ -179,7 +189,7 @@ def _article(card: Card) -> h.html_tag:
     """The dominate tags of a card."""
     anchor = _url(card.title)
     groups = h.div(cls="groups")
-    for group in card.groups.values():
+    for group in card.rows():
         strips = [h.section(h.p(caption), _strip(figures), cls="attention") for caption, figures in group.strips]
         groups.add(h.div(_strip(group.figures), strips, cls="group", style=f"--n: {len(group.figures)}"))
     cls = "wide" if card.wide else ""

@@ -67,6 +67,33 @@ def tokens(x: Tensor) -> Tensor:
     return x.flatten(2).transpose(1, 2)
 
 
+def place_attention(
+    stages: Mapping[str, tuple[int, int]], attention: Iterable[str]
+) -> tuple[nn.ModuleDict, dict[int, str]]:
+    """New blocks at the stages named by `attention`: stage -> SelfAttention2d, and number of the place -> stage.
+
+    Args:
+        stages: where blocks may be placed: name -> (number of the place, channels there). Two names for one place are
+            one block, known by the first of them.
+        attention: names among these.
+
+    Raises:
+        ValueError: a name is not among the stages; the message lists those that are.
+    """
+    first_names = {place: (name, channels) for name, (place, channels) in reversed(list(stages.items()))}
+    blocks, names = nn.ModuleDict(), {}
+    for wanted in attention:
+        if wanted not in stages:
+            raise ValueError(
+                f"no stage {wanted!r} for attention (--attn_G, --attn_D): choose from {', '.join(stages)}; or none"
+            )
+        place = stages[wanted][0]
+        name, channels = first_names[place]
+        blocks[name] = SelfAttention2d(channels)
+        names[place] = name
+    return blocks, names
+
+
 class AttentiveChain(nn.Module):
     """A chain of layers, `self.model`, with attention blocks beside it, in `self.attention`.
 
@@ -75,29 +102,14 @@ class AttentiveChain(nn.Module):
 
     Args:
         layers: the chain.
-        stages: where attention may be placed: name -> (index of the stage's last layer, channels there). Two names for
-            one place are one block, known by the first of them.
+        stages: where attention may be placed, as in `place_attention`; the number is the index of the last layer.
         attention: names of the stages after which a block acts.
-
-    Raises:
-        ValueError: a name is not among the stages; the message lists those that are.
     """
 
     def __init__(self, layers: Iterable[nn.Module], stages: Mapping[str, tuple[int, int]], attention: Iterable[str]):
         super().__init__()
         self.model = nn.Sequential(*layers)
-        first_names = {index: (name, channels) for name, (index, channels) in reversed(list(stages.items()))}
-        self.attention = nn.ModuleDict()
-        self._block_after: dict[int, str] = {}
-        for wanted in attention:
-            if wanted not in stages:
-                raise ValueError(
-                    f"no stage {wanted!r} for attention (--attn_G, --attn_D): choose from {', '.join(stages)}; or none"
-                )
-            index = stages[wanted][0]
-            name, channels = first_names[index]
-            self.attention[name] = SelfAttention2d(channels)
-            self._block_after[index] = name
+        self.attention, self._block_after = place_attention(stages, attention)
 
     def forward(self, x: Tensor, return_attention: bool = False) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
         """Run the chain on (B, C, H, W); the result has the dtype of `x` under autocast too.

@@ -1,0 +1,39 @@
+"""Colours for grey pictures: pix2pix from lightness to colour, in Lab."""
+
+from argparse import ArgumentParser
+from typing import Any
+
+from models.base_model import Images
+from models.pix2pix_model import Pix2PixModel
+from util.colour import join_lab
+
+
+class ColorizationModel(Pix2PixModel):
+    """pix2pix from L (one channel) to ab (two channels) of CIE Lab; its pictures are shown as RGB.
+
+    Isola et al. 2017, https://arxiv.org/abs/1611.07004.
+    """
+
+    @staticmethod
+    def modify_commandline_options(parser: ArgumentParser, is_train: bool) -> ArgumentParser:
+        """The flags of pix2pix, for the data set that splits pictures into L and ab."""
+        parser = Pix2PixModel.modify_commandline_options(parser, is_train)
+        parser.set_defaults(dataset_mode="colorization")
+        return parser
+
+    def __init__(self, opt: Any) -> None:
+        if (opt.input_nc, opt.output_nc) != (1, 2):
+            raise ValueError(
+                f"--model colorization translates 1 channel, L, into 2, a and b, not --input_nc {opt.input_nc} into "
+                f"--output_nc {opt.output_nc}: use --dataset_mode colorization, which sets both"
+            )
+        super().__init__(opt)
+
+    def preview(self, images: Images) -> Images:
+        """L as a grey picture, and L with the colours made and with the true ones, (B, 3, H, W) in [-1, 1]."""
+        L = images["real_A"]
+        return {
+            "real_A": L,
+            "fake_B_rgb": join_lab(L, images["fake_B"].detach()),
+            "real_B_rgb": join_lab(L, images["real_B"]),
+        }

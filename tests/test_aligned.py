@@ -1,0 +1,177 @@
+"""Pairs side by side: the data set, its errors, and the script that makes such files."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from data import create_dataset
+from data.image_folder import DataError, list_images
+from options.train_options import TrainOptions
+from tests.conftest import COMBINE, draw_shapes
+
+ROOT = Path(__file__).parent.parent
+combine = COMBINE["combine"]
+
+
+def aligned(dataroot, *flags):
+    sizes = ["--load_size", "28", "--crop_size", "24", "--device", "cpu"]
+    flags = ["--dataroot", str(dataroot), "--dataset_mode", "aligned", *sizes, *flags]
+    return create_dataset(TrainOptions().parse(flags)).dataset
+
+
+def save(path, image):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path)
+
+
+# ---- the data set
+
+
+def test_halves_are_the_pictures_they_were_made_from(tiny_data, paired_data):
+    dataset = aligned(paired_data, "--preprocess", "none", "--no_flip")
+    unaligned = ["--dataroot", str(tiny_data), "--preprocess", "none", "--no_flip", "--serial_batches"]
+    expected = create_dataset(TrainOptions().parse(unaligned)).dataset
+    assert len(dataset) == 5 and dataset.sizes["A"].keys() == {(40, 36)}
+    for index in range(3):  # the others are JPEG, which loses a little
+        sample, parts = dataset[1, index], expected[1, index]
+        assert torch.equal(sample["A"], parts["A"]) and torch.equal(sample["B"], parts["B"])
+        assert sample["A_paths"] == sample["B_paths"] == str(paired_data / "train" / f"{index}.png")
+
+
+@pytest.mark.parametrize("preprocess", ["resize_and_crop", "crop", "scale_width_and_crop"])
+def test_both_halves_get_the_same_crop_and_flip(tmp_path, preprocess):
+    A = draw_shapes("same")
+    AB = Image.new("RGB", (2 * A.width, A.height))
+    AB.paste(A, (0, 0))
+    AB.paste(A, (A.width, 0))
+    save(tmp_path / "train" / "0.png", AB)
+    dataset = aligned(tmp_path, "--preprocess", preprocess)
+    samples = [dataset[epoch, 0] for epoch in range(6)]
+    assert all(torch.equal(sample["A"], sample["B"]) for sample in samples)
+    assert not all(torch.equal(sample["A"], samples[0]["A"]) for sample in samples)
+
+
+def test_direction_swaps_the_halves_once_and_keeps_the_channels(paired_data):
+    forth = aligned(paired_data)[1, 0]
+    back = aligned(paired_data, "--direction", "BtoA")[1, 0]
+    assert torch.equal(forth["A"], back["B"]) and torch.equal(forth["B"], back["A"])
+    grey = aligned(paired_data, "--direction", "BtoA", "--input_nc", "1")[1, 0]
+    assert grey["A"].shape == (1, 24, 24) and grey["B"].shape == (3, 24, 24)
+
+
+@pytest.mark.parametrize("preprocess", ["resize_and_crop", "none"])
+def test_an_odd_width_is_named(tmp_path, preprocess):
+    save(tmp_path / "train" / "odd.png", draw_shapes("odd", (61, 40)))
+    with pytest.raises(DataError, match=r"odd\.png is 61 pixels wide, an odd number"):
+        aligned(tmp_path, "--preprocess", preprocess)[1, 0]
+
+
+def test_halves_that_are_too_small_are_named_before_the_first_step(tmp_path):
+    save(tmp_path / "train" / "small.png", draw_shapes("small", (40, 40)))
+    with pytest.raises(DataError, match=r"small\.png is 20x40 pixels, too small for --preprocess crop"):
+        aligned(tmp_path, "--preprocess", "crop")
+
+
+def test_folders_of_two_domains_are_answered_with_the_command_that_joins_them(tiny_data, tmp_path):
+    with pytest.raises(DataError) as caught:
+        aligned(tiny_data)
+    message = str(caught.value)
+    found = "\n".join(f"  {folder}/  5 images" for folder in ("testA", "testB", "trainA", "trainB"))
+    assert message.startswith(
+        f"--dataroot {tiny_data}: there is no folder train in it.\nExpected:\n{tiny_data}/\n"
+        f"  train/  images of A and B side by side, A on the left\nFound:\n{tiny_data}/  0 images\n{found}\n"
+    )
+    (command,) = (line for line in message.splitlines() if line.strip().startswith("python datasets/"))
+    words = command.replace(f"--fold_AB {tiny_data}", f"--fold_AB {tmp_path}").split()
+    subprocess.run([sys.executable, *words[1:]], cwd=ROOT, check=True, capture_output=True)
+    assert len(aligned(tmp_path)) == 5
+
+
+def test_the_folder_above_is_offered(paired_data):
+    with pytest.raises(DataError, match=rf"Did you mean --dataroot {paired_data}\?$"):
+        aligned(paired_data / "train")
+
+
+# ---- combine_A_and_B.py
+
+
+def test_sub_folders_are_kept_and_pictures_joined_left_and_right(tiny_data, tmp_path):
+    for domain in "AB":
+        for phase in ("train", "test"):
+            for path in list_images(tiny_data / f"{phase}{domain}", 2):
+                save(tmp_path / domain / phase / path.name, Image.open(path))
+    assert combine(tmp_path / "A", tmp_path / "B", tmp_path / "AB", threads=1) == 4
+    made = list_images(tmp_path / "AB")
+    assert [path.relative_to(tmp_path / "AB").as_posix() for path in made] == [
+        "test/0.png", "test/1.png", "train/0.png", "train/1.png",
+    ]  # fmt: skip
+    with (
+        Image.open(made[0]) as AB,
+        Image.open(tiny_data / "testA/0.png") as A,
+        Image.open(tiny_data / "testB/0.png") as B,
+    ):
+        assert AB.crop((0, 0, 40, 36)).tobytes() == A.tobytes()
+        assert AB.crop((40, 0, 80, 36)).tobytes() == B.tobytes()
+
+
+def test_use_AB_and_num_imgs(tmp_path):
+    for folder, names in (("A", "a_A.png b_A.png c_A.png other.png"), ("B", "a_B.png b_B.png c_B.png other.png")):
+        for name in names.split():
+            save(tmp_path / folder / name, draw_shapes(name))
+    assert combine(tmp_path / "A", tmp_path / "B", tmp_path / "AB", use_AB=True, num_imgs=2) == 2
+    assert [path.name for path in list_images(tmp_path / "AB")] == ["a.png", "b.png"]
+
+
+def test_16_bits_stay_16_bits(tmp_path):
+    for folder, value in (("A", 300), ("B", 60000)):
+        save(tmp_path / folder / "0.png", Image.new("I;16", (4, 4), value))
+    combine(tmp_path / "A", tmp_path / "B", tmp_path / "AB")
+    with Image.open(tmp_path / "AB" / "0.png") as image:
+        assert image.size == (8, 4) and [image.getpixel((x, 0)) for x in (3, 4)] == [300, 60000]
+
+
+def test_pictures_without_a_partner_are_reported(tmp_path, capsys):
+    for name in ("A/0.png", "A/1.png", "B/1.png"):
+        save(tmp_path / name, draw_shapes(name))
+    assert combine(tmp_path / "A", tmp_path / "B", tmp_path / "AB") == 1
+    assert "left out: 1 pictures without a partner, such as" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("B", "fold_AB", "message"),
+    [
+        (
+            ("0.png", draw_shapes("b", (40, 30))),
+            "AB",
+            r"0\.png and .*0\.png have different sizes, \(40, 36\) and \(40, 30\)",
+        ),
+        (("0.png", Image.new("I;16", (40, 36))), "AB", "have different depths, RGB and I;16"),
+        (("1.png", draw_shapes("b")), "AB", "No picture of --fold_A .* has a partner"),
+        (("0.png", draw_shapes("b")), "B", "would overwrite the pictures"),
+        (None, "AB", r"--fold_B .*B: no such folder"),
+    ],
+)
+def test_mistakes_of_combining(tmp_path, B, fold_AB, message):
+    save(tmp_path / "A" / "0.png", draw_shapes("a"))
+    if B:
+        save(tmp_path / "B" / B[0], B[1])
+    with pytest.raises(DataError, match=message):
+        combine(tmp_path / "A", tmp_path / "B", tmp_path / fold_AB)
+
+
+def test_the_script_takes_the_flags_of_old(tiny_data, tmp_path, capsys):
+    folders = ["--fold_A", tiny_data / "trainA", "--fold_B", tiny_data / "trainB", "--fold_AB", tmp_path / "train"]
+    assert COMBINE["main"]([*map(str, folders), "--num_imgs", "3", "--no_multiprocessing"]) == 0
+    assert capsys.readouterr().out == f"3 pairs are in {tmp_path / 'train'}\n"
+
+
+def test_a_picture_that_cannot_be_read_is_named(tmp_path):
+    for folder in "AB":
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "0.png").write_text("no picture")
+    with pytest.raises(DataError, match=f"Cannot read the image {tmp_path / 'A' / '0.png'}"):
+        combine(tmp_path / "A", tmp_path / "B", tmp_path / "AB")
