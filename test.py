@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import itertools
+import math
 import os
 import sys
 from collections import Counter
@@ -14,13 +15,10 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from data import EpochLoader, create_dataset
-from models import create_model
 from models.base_model import BaseModel
 from models.networks.attention import AttentiveChain, SelfAttention2d
-from options.base_options import Options, read_saved
-from options.test_options import TestOptions
+from models.translator import find_trained, fitting_size
 from util.attention import AttentionMap, query_points
-from util.checkpoint import find_weights, load_weights
 from util.command import run_command
 from util.device import pick_device
 from util.html import ResultsPage
@@ -39,25 +37,21 @@ class Translation:
 
 def main(argv: list[str] | None = None) -> int:
     """Parse, load, translate every image, write the page. Returns the exit status."""
-    opt, run_dir, reverse = parse(argv)
+    trained = find_trained(argv)
+    opt = trained.opt
+    if trained.inferred:
+        print(trained.inferred)
     loader = create_dataset(opt)
-    model = create_model(opt).to(pick_device(opt.device, opt.gpu_ids))
+    model, files = trained.build(pick_device(opt.device, opt.gpu_ids))
     model.check_sizes({size for sizes in loader.dataset.sizes.values() for size in sizes})
-    label = f"iter_{opt.load_iter}" if opt.load_iter else opt.epoch
-    files = load_networks(model, run_dir, label, reverse=reverse, ema=not opt.no_ema)
-    opt.save(run_dir)
     for name, path in files.items():
         print(f"{name} is {path}")
-    model.requires_grad_(False).eval()
-    for module in model.modules():
-        if isinstance(
-            module, nn.Dropout | nn.BatchNorm2d
-        ):  # upstream's test mode: noise, and statistics of the picture
-            module.train(not opt.eval)
 
     a, b = ("B", "A") if opt.direction == "BtoA" else ("A", "B")
     notes = {"run": opt.name, "model": opt.model, "weights": ", ".join(path.name for path in files.values())}
-    folder = Path(opt.results_dir) / opt.name / f"{opt.phase}_{label}"
+    folder = Path(opt.results_dir) / opt.name / f"{opt.phase}_{trained.label}"
+    folder.mkdir(parents=True, exist_ok=True)
+    opt.save(folder if trained.file else trained.run_dir)
     page = ResultsPage(folder, f"{opt.name}: {a} → {b}", names=(a, b), notes=notes, size=opt.display_winsize)
     total = len(loader.dataset)
     count = int(min(opt.num_test, total))
@@ -88,30 +82,6 @@ def add_results(page: ResultsPage, results: Iterable[Translation], *, aspect_rat
     return figures
 
 
-def parse(argv: list[str] | None) -> tuple[Options, Path, bool]:
-    """The options, with the network's from the run's own; the run's folder; whether it was trained the other way."""
-    flags = TestOptions().peek(argv)
-    run_dir = Path(flags["checkpoints_dir"]) / flags["name"]
-    saved = read_saved(run_dir)
-    opt = TestOptions().parse(argv, saved)
-    reverse = opt.direction != saved.get("direction", "AtoB")
-    if reverse and saved:
-        opt = TestOptions().parse(argv, saved | {"input_nc": saved["output_nc"], "output_nc": saved["input_nc"]})
-    return opt, run_dir, reverse
-
-
-def load_networks(model: BaseModel, run_dir: Path, label: str, *, reverse: bool, ema: bool) -> dict[str, Path]:
-    """Load the weights of every network; `ema` prefers averaged ones. Returns the file that each was loaded from."""
-    files = {}
-    for name, net in model.named_children():
-        sources = model.sources(name, reverse=reverse)
-        if ema:
-            sources = [source + suffix for source in sources for suffix in ("_ema", "")]
-        files[name] = find_weights(run_dir, label, sources)
-        load_weights(net, files[name])
-    return files
-
-
 def translate(model: BaseModel, loader: EpochLoader) -> Iterator[Translation]:
     """Run the model over the data, one result an image."""
     networks = {
@@ -126,9 +96,12 @@ def translate(model: BaseModel, loader: EpochLoader) -> Iterator[Translation]:
         attention = []
         for name, (over, net) in networks.items():
             for stage, x in inputs[name].items():
-                block, points = net.attention[stage], query_points(*x.shape[2:])
+                block = net.attention[stage]
                 assert isinstance(block, SelfAttention2d)
-                attention.append(AttentionMap(name, stage, over, points, block.look_from(points, x)))
+                height, width = visible_cells(net, images[over].shape[2:], x.shape[2:])
+                points = query_points(height, width)
+                weights = block.look_from(points, x)[..., :height, :width]
+                attention.append(AttentionMap(name, stage, over, points, weights))
         for i, path in enumerate(batch["A_paths"]):
             name = relative_name(path, loader.dataset.A_paths)
             yield Translation(
@@ -137,6 +110,13 @@ def translate(model: BaseModel, loader: EpochLoader) -> Iterator[Translation]:
                 attention=[dataclasses.replace(block, weights=block.weights[i]) for block in attention],
                 paired="B_paths" in batch and relative_name(batch["B_paths"][i], loader.dataset.B_paths) == name,
             )
+
+
+def visible_cells(net: nn.Module, size: Sequence[int], cells: Sequence[int]) -> tuple[int, int]:
+    """How many rows and columns of a map of `cells` show the picture of `size` itself, not what padding added."""
+    padded = fitting_size(net, size)
+    rows, columns = (math.ceil(n * side / whole) for n, side, whole in zip(cells, size, padded, strict=True))
+    return rows, columns
 
 
 def relative_name(path: str, paths: Sequence[Path]) -> str:

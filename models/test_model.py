@@ -23,6 +23,10 @@ class TestModel(BaseModel):
         parser.set_defaults(dataset_mode="single", no_dropout=True, dataroot=str(BUNDLED / "earth"))
         group = parser.add_argument_group("test model")
         group.add_argument(
+            "--weights", default="",
+            help="one .pth file of a generator instead of a run: its flags are inferred, and its stem is the name",
+        )  # fmt: skip
+        group.add_argument(
             "--model_suffix", default="",
             help="which generator: _A loads EPOCH_net_G_A.pth; '' = the one for --direction",
         )  # fmt: skip

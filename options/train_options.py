@@ -14,7 +14,11 @@ class TrainOptions(BaseOptions):
     """Declares the flags of training beside the shared ones. A run that goes on keeps them, but for its `own_flags`."""
 
     is_train = True
-    own_flags = frozenset(["name", "suffix", "checkpoints_dir", "continue_train", "epoch", "load_iter", "epoch_count"])
+    own_flags = frozenset(
+        (
+            "name", "suffix", "checkpoints_dir", "continue_train", "epoch", "load_iter", "epoch_count", "init_from",
+        )
+    )  # fmt: skip
 
     def initialize(self, parser: ArgumentParser) -> None:
         """Declare all flags."""
@@ -25,8 +29,10 @@ class TrainOptions(BaseOptions):
         add_display_flags(parser)
 
     def complete(self, flags: dict[str, Any], given: Mapping[str, Any], parser: ArgumentParser) -> None:
-        """Refuse a run without epochs."""
+        """Refuse a run without epochs, or with two beginnings."""
         super().complete(flags, given, parser)
+        if flags["init_from"] and flags["continue_train"]:
+            parser.error("--init_from starts a run and --continue_train goes on with one: leave one of them out")
         epochs = flags["n_epochs"] + flags["n_epochs_decay"]
         if flags["epoch_count"] > epochs:
             parser.error(
@@ -43,6 +49,11 @@ def add_training_flags(parser: ArgumentParser) -> None:
     add("--n_epochs_decay", type=values.non_negative_int, default=100, help="epochs after these, at a falling rate")
     add("--epoch_count", type=values.positive_int, default=1, help="number of the first epoch")
     add("--continue_train", action="store_true", help="go on where the run of this name was saved, with its flags")
+    add(
+        "--init_from",
+        default="",
+        help="start from older weights, whatever fits of them: a run's name or folder, or a file",
+    )
     add("--max_minutes", type=values.non_negative_float, default=0.0, help="then save and stop; 0 = no limit")
     precision = "of the networks; bf16 is faster where the processor has it, and coarser: losses and weights stay fp32"
     add("--precision", default="fp32", choices=("fp32", "bf16"), help=precision)

@@ -70,6 +70,7 @@ class UnetGenerator(nn.Module):
         super().__init__()
         if tuple(attention):
             raise ValueError("--netG unet_128 and unet_256 have no stage for attention: --attn_G none")
+        self.stride = self.smallest = 2**n_downs  # of H and W, as in ResnetGenerator
         level = partial(UnetBlock, norm=norm, upsample=upsample)
         block = level(8 * ngf, 8 * ngf)
         for _ in range(n_downs - 5):
