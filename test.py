@@ -78,6 +78,8 @@ def add_results(page: ResultsPage, results: Iterable[Translation], *, aspect_rat
         page.add(name, {key: stretch(image, aspect_ratio) for key, image in result.images.items()}, result.attention)
         if result.paired:
             fake, truth = result.images["fake_B"][None], result.images["real_B"][None]
+            if fake.shape != truth.shape:
+                continue  # of one name, but no pair
             figures.append((mean_absolute_error(fake, truth).item(), ssim(fake, truth).item()))
     return figures
 

@@ -47,5 +47,7 @@ class TestModel(BaseModel):
         return {"G": ("real", self.netG)}
 
     def sources(self, name: str, *, reverse: bool) -> list[str]:
-        """G_A or G_B by direction, else the only generator there is."""
-        return [f"G{self.model_suffix}"] if self.model_suffix else ["G_B" if reverse else "G_A", "G"]
+        """G_A or G_B by direction; a lone generator knows only the one that it was trained in."""
+        if self.model_suffix:
+            return [f"G{self.model_suffix}"]
+        return ["G_B"] if reverse else ["G_A", "G"]

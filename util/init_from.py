@@ -51,7 +51,7 @@ def _labels(name: str, *, reverse: bool) -> list[str]:
 
 def _files_of_run(run_dir: Path, label: str, labels: dict[str, list[str]]) -> dict[str, Path]:
     """The file of each network that has one."""
-    files = {}
+    files: dict[str, Path] = {}
     for name, networks in labels.items():
         for network in networks:
             path = run_dir / WEIGHTS.format(label=label, network=network)
