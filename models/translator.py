@@ -39,22 +39,21 @@ class Trained:
 
     def build(self, device: torch.device) -> tuple[BaseModel, dict[str, Path]]:
         """The model, ready for pictures of any size; and the file that each of its networks was loaded from."""
-        model, files = create_model(self.opt).to(device), {}
+        opt, files = self.opt, {}
+        model = create_model(opt).to(device)
         for name, net in model.named_children():
-            files[name] = self.file or self._find(model.sources(name, reverse=self.reverse))
+            sources = model.sources(name, reverse=self.reverse)
+            if not opt.no_ema:
+                sources = [source + suffix for source in sources for suffix in ("_ema", "")]
+            files[name] = self.file or find_weights(self.run_dir, self.label, sources)
             load_weights(net, files[name])
             accept_any_size(net)
         model.requires_grad_(False).eval()
         for module in model.modules():
             # upstream's test mode: noise, and statistics of the picture
             if isinstance(module, nn.Dropout | nn.BatchNorm2d):
-                module.train(not self.opt.eval)
+                module.train(not opt.eval)
         return model, files
-
-    def _find(self, sources: Sequence[str]) -> Path:
-        if not self.opt.no_ema:
-            sources = [source + suffix for source in sources for suffix in ("_ema", "")]
-        return find_weights(self.run_dir, self.label, sources)
 
 
 def find_trained(argv: Sequence[str] | None = None) -> Trained:
@@ -87,8 +86,8 @@ def find_trained(argv: Sequence[str] | None = None) -> Trained:
     if reverse and "input_nc" in saved:
         opt = TestOptions().parse(argv, saved | {"input_nc": saved["output_nc"], "output_nc": saved["input_nc"]})
     text = f"no options beside the weights: they look like {as_text(inferred)}" if inferred else ""
-    if inferred.get("netG", "").startswith("unet"):
-        text += " (dropout leaves no trace in a U-Net: it is left out)"
+    if inferred and "no_dropout" not in inferred:
+        text += f"; dropout leaves no trace in them, they are used {'without' if opt.no_dropout else 'with'} it"
     return Trained(opt, run_dir, label, file, reverse, text)
 
 

@@ -19,17 +19,19 @@ Shapes = dict[str, tuple[int, ...]]
 def infer_generator(weights: Mapping[str, Tensor]) -> Flags:
     """The flags of the generator that `weights` (as `util.checkpoint.read_weights` gives them) belong to.
 
-    All flags that `define_G` builds a network from, input_nc and output_nc among them. Dropout leaves no trace in a
-    U-Net: it is taken to have none.
+    All flags that `define_G` builds a network from, input_nc and output_nc among them; but not no_dropout for a U-Net,
+    in which dropout leaves no trace.
 
     Raises:
         ValueError: no generator has these names and shapes.
     """
     shapes = _plain_shapes(weights)
-    for flags, those in _generators(shapes):
-        if those == shapes:
-            return flags | _extras(weights, "G")
-    raise ValueError(f"no generator has these weights: --netG knows {', '.join(GENERATORS)}")
+    matches = [flags for flags, those in _generators(shapes) if those == shapes]
+    if not matches:
+        raise ValueError(f"no generator has these weights: --netG knows {', '.join(GENERATORS)}")
+    if len({flags["no_dropout"] for flags in matches}) > 1:
+        del matches[0]["no_dropout"]
+    return matches[0] | _extras(weights, "G")
 
 
 def infer_discriminator(weights: Mapping[str, Tensor]) -> Flags:
@@ -46,9 +48,9 @@ def differing_flags(found: Mapping[str, Tensor], expected: Mapping[str, Tensor])
     there, here = infer_network(found), infer_network(expected)
     if not there:
         return "No network that --netG or --netD knows has the weights of this file"
-    if there.keys() != here.keys():
+    if ("netG" in there, "netD" in there) != ("netG" in here, "netD" in here):
         return f"The file looks like {as_text(there)}"
-    other = {flag for flag in there if there[flag] != here[flag]}
+    other = {flag for flag in there.keys() & here if there[flag] != here[flag]}
     other -= {flag for flag in ("attn_G", "attn_D") if there.get(flag) == "none"}  # networks may gain attention
     if not other:
         return f"Both look like {as_text(there)}"
