@@ -85,7 +85,7 @@ def find_trained(argv: Sequence[str] | None = None) -> Trained:
     reverse = file is None and opt.direction != saved.get("direction", "AtoB")
     if reverse and "input_nc" in saved:
         opt = TestOptions().parse(argv, saved | {"input_nc": saved["output_nc"], "output_nc": saved["input_nc"]})
-    text = f"no options beside the weights: they look like {as_text(inferred)}" if inferred else ""
+    text = f"inferred from the weights: {as_text(inferred)}" if inferred else ""
     if inferred and "no_dropout" not in inferred:
         text += f"; dropout leaves no trace in them, they are used {'without' if opt.no_dropout else 'with'} it"
     return Trained(opt, run_dir, label, file, reverse, text)

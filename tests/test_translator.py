@@ -1,4 +1,4 @@
-"""Trained models on pictures of any size: Translator, scripts.translate, and test.py with them."""
+"""Trained models on pictures of any size: Translator, and test.py with it."""
 
 import shutil
 import subprocess
@@ -15,9 +15,8 @@ from models import Translator
 from models.networks import GENERATORS
 from models.networks.layers import init_weights
 from models.translator import accept_any_size, fitting_size, reflect
-from scripts import translate
 from tests.conftest import draw_shapes
-from tests.test_cli import ONE_THREAD, ROOT, train
+from tests.test_cli import ROOT, train
 
 SIZES = [(1, 1), (3, 2), (7, 9), (37, 41), (64, 20)]
 
@@ -189,7 +188,7 @@ def test_a_folder_of_weights_without_options_is_understood(tiny_data, tmp_path, 
     for flags in ([], ["--model", "test"], ["--model", "test", "--direction", "BtoA"]):
         assert testing.main([*argv, "--dataroot", str(tiny_data), "--num_test", "1", *flags]) == 0
         shown = capsys.readouterr().out
-        assert "no options beside the weights: they look like --netG resnet_6blocks --input_nc 3 --output_nc 1" in shown
+        assert "inferred from the weights: --netG resnet_6blocks --input_nc 3 --output_nc 1" in shown
         assert ("latest_net_G_B.pth" in shown) == ("BtoA" in flags or not flags)
     (run_dir / "latest_net_G_A.pth").rename(run_dir / "latest_net_G.pth")
     (run_dir / "latest_net_G_B.pth").unlink()
@@ -215,78 +214,3 @@ def test_results_have_the_size_of_their_pictures(tmp_path, tiny_data, capsys):
             sizes[path.stem[2:]] = image.size
     of_A = dict.fromkeys(("real_A", "fake_B", "rec_A"), (40, 36))
     assert sizes == of_A | dict.fromkeys(("real_B", "fake_A", "rec_B"), (24, 52))
-
-
-def test_script_translates_a_picture(run, tiny_data, tmp_path):
-    source = tiny_data / "testA" / "3.jpg"
-    argv = [str(source), str(tmp_path / "new" / "out.png"), "--checkpoints_dir", str(run.parent), "--name", "run"]
-    assert translate.main([*argv, "--device", "cpu"]) == 0
-    with Image.open(source) as image, Image.open(tmp_path / "new" / "out.png") as made:
-        assert made.tobytes() == Translator.load(run, device="cpu")(image).tobytes()
-    (tmp_path / "folder").mkdir()
-    assert translate.main([argv[0], str(tmp_path / "folder"), *argv[2:], "--direction", "AtoB"]) == 0
-    assert (tmp_path / "folder" / "3.png").is_file()
-
-
-def test_script_translates_a_folder(file, tiny_data, tmp_path, capsys):
-    pictures = tmp_path / "in"
-    for name in ("1.png", "sub/1.png", "sub/2.png"):
-        (pictures / name).parent.mkdir(parents=True, exist_ok=True)
-        draw_shapes(name, (21, 18)).save(pictures / name)
-    assert translate.main([str(pictures), str(tmp_path / "out"), "--weights", str(file)]) == 0
-    assert "3 translated" in capsys.readouterr().out
-    made = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*")}
-    assert made == {"1.png", "sub/1.png", "sub/2.png"}
-    draw_shapes("same stem").save(pictures / "1.jpg")
-    shutil.rmtree(tmp_path / "out")
-    assert translate.main([str(pictures), str(tmp_path / "out"), "--weights", str(file)]) == 0
-    made = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*")}
-    assert made == {"1.png.png", "1.jpg.png", "sub/1.png.png", "sub/2.png.png"}
-
-
-@pytest.mark.parametrize(
-    ("source", "target", "message"),
-    [
-        ("in.png", "in.png", "would replace the picture"),
-        ("in.png", ".", "would replace the picture"),
-        ("in.png", "link.png", "would replace the picture"),
-        ("in.png", "out.gif", "is no name of a picture"),
-        ("nothing.png", "out.png", "there is no such picture"),
-        ("folder", "folder/out", "lies in"),
-        ("folder", "in.png", "give two files or two folders"),
-        ("empty", "out", "holds no picture"),
-    ],
-)
-def test_script_refuses_to_overwrite_and_to_guess(source, target, message, tmp_path):
-    draw_shapes("in").save(tmp_path / "in.png")
-    (tmp_path / "link.png").symlink_to(tmp_path / "in.png")
-    for folder in ("folder", "empty"):
-        (tmp_path / folder).mkdir()
-    draw_shapes("in").save(tmp_path / "folder" / "1.png")
-    with pytest.raises(ValueError, match=message):
-        translate.plan(tmp_path / source, tmp_path / target)
-
-
-@pytest.mark.parametrize("flags", [[], ["--name", "a", "--weights", "b.pth"]])
-def test_script_needs_one_generator(flags, capsys):
-    with pytest.raises(SystemExit) as ended:
-        translate.main(["in.png", "out.png", *flags])
-    assert ended.value.code == 2
-    assert "either a run by --name, or a file by --weights" in capsys.readouterr().err
-
-
-def test_script_ends_with_status_2(tmp_path):
-    draw_shapes("in").save(tmp_path / "in.png")
-    command = [
-        sys.executable,
-        "-m",
-        "scripts.translate",
-        str(tmp_path / "in.png"),
-        str(tmp_path / "out.png"),
-        "--name",
-        "nothing",
-    ]
-    done = subprocess.run(command, cwd=ROOT, env=ONE_THREAD, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert "no run 'nothing'" in done.stderr and "Traceback" not in done.stderr
-    assert not (tmp_path / "out.png").exists()
