@@ -3,26 +3,26 @@
 import contextlib
 import dataclasses
 import itertools
-import math
 import os
 import sys
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
 from data import EpochLoader, create_dataset
 from models.base_model import BaseModel
-from models.networks.attention import AttentiveChain, SelfAttention2d
-from models.translator import find_trained, fitting_size
-from util.attention import AttentionMap, query_points
+from models.translator import find_trained
+from options.base_options import Options
+from util.attention import AttentionMap, watch
 from util.command import run_command
 from util.device import pick_device
 from util.html import ResultsPage
 from util.metrics import mean_absolute_error, ssim
+
+Log = Callable[[str, Mapping[str, Tensor]], None]  # takes the name of a picture and what was made of it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +44,8 @@ def main(argv: list[str] | None = None) -> int:
     loader = create_dataset(opt)
     model, files = trained.build(pick_device(opt.device, opt.gpu_ids))
     model.check_sizes({size for sizes in loader.dataset.sizes.values() for size in sizes})
+    if opt.verbose:
+        print(model.summary(verbose=True))
     for name, path in files.items():
         print(f"{name} is {path}")
 
@@ -52,30 +54,55 @@ def main(argv: list[str] | None = None) -> int:
     folder = Path(opt.results_dir) / opt.name / f"{opt.phase}_{trained.label}"
     folder.mkdir(parents=True, exist_ok=True)
     opt.save(folder if trained.file else trained.run_dir)
-    page = ResultsPage(folder, f"{opt.name}: {a} → {b}", names=(a, b), notes=notes, size=opt.display_winsize)
+    title = f"{opt.name}: {model.results_title.format(A=a, B=b)}"
+    formats = loader.dataset.formats
+    page = ResultsPage(folder, title, names=(a, b), notes=notes, size=opt.display_winsize, formats=formats)
     total = len(loader.dataset)
     count = int(min(opt.num_test, total))
-    results = itertools.islice(translate(model, loader), count)
-    figures = add_results(page, tqdm(results, total=count, unit="image", disable=None), aspect_ratio=opt.aspect_ratio)
+    for caption, picture in model.overview(loader.dataset).items():
+        page.add_overview(caption, picture)
+    results = tqdm(itertools.islice(translate(model, loader), count), total=count, unit="image", disable=None)
+    with create_log(opt, folder) as log:
+        figures = add_results(page, results, aspect_ratio=opt.aspect_ratio, log=log)
     if len(figures) == count:
         l1, similarity = (sum(column) / len(figures) for column in zip(*figures, strict=True))
         page.notes |= {f"{a} → {b} against the {b} of the same name": f"L1 {l1:.1f} of 255, SSIM {similarity:.3f}"}
     page.save()
     limited = f", limited by --num_test {count}" if count < total else ""
-    print(f"{count} of {total} images translated{limited}. Open {folder / 'index.html'}")
+    print(f"{count} of {total} images made{limited}. Open {folder / 'index.html'}")
     return 0
 
 
-def add_results(page: ResultsPage, results: Iterable[Translation], *, aspect_ratio: float) -> list[tuple[float, float]]:
-    """Put every result on the page, under the name of its file; (L1 in 0..255, SSIM) of those whose truth is known."""
+@contextlib.contextmanager
+def create_log(opt: Options, folder: Path) -> Iterator[Log]:
+    """Where results go beside the page: to Weights & Biases with --use_wandb, which keeps files in `folder`."""
+    if not opt.use_wandb:
+        yield lambda name, images: None
+        return
+    from util.display.wandb import WandbSink  # an optional dependency
+
+    folder.mkdir(parents=True, exist_ok=True)
+    sink = WandbSink(opt.wandb_project_name, opt.name, folder, config=opt.as_dict(), losses_freq=0, images_freq=0)
+    with contextlib.closing(sink):
+        yield sink.result
+
+
+def add_results(
+    page: ResultsPage, results: Iterable[Translation], *, aspect_ratio: float, log: Log
+) -> list[tuple[float, float]]:
+    """Put every result on the page and into the log, under the name of its file.
+
+    Returns (L1 in 0..255, SSIM) of those whose truth is known.
+    """
     figures = []
-    names: Counter[str] = Counter()
+    names: set[str] = set()
     for result in results:
-        name = result.name
-        names[name] += 1
-        if names[name] > 1:  # 1.jpg beside 1.png, or one A that meets several Bs
-            name = f"{name}_{names[name]}"
-        page.add(name, {key: stretch(image, aspect_ratio) for key, image in result.images.items()}, result.attention)
+        free = itertools.chain([result.name], (f"{result.name}_{number}" for number in itertools.count(2)))
+        name = next(name for name in free if name not in names)  # 1.jpg beside 1.png, one A that meets several Bs
+        names.add(name)
+        images = {key: stretch(image, aspect_ratio) for key, image in result.images.items()}
+        page.add(name, images, result.attention)
+        log(name, images)
         if result.paired:
             fake, truth = result.images["fake_B"][None], result.images["real_B"][None]
             if fake.shape != truth.shape:
@@ -86,24 +113,9 @@ def add_results(page: ResultsPage, results: Iterable[Translation], *, aspect_rat
 
 def translate(model: BaseModel, loader: EpochLoader) -> Iterator[Translation]:
     """Run the model over the data, one result an image."""
-    networks = {
-        name: (over, net)
-        for name, (over, net) in model.translators().items()
-        if isinstance(net, AttentiveChain) and net.attention
-    }
     for batch in loader:
-        with contextlib.ExitStack() as stack:
-            inputs = {name: stack.enter_context(net.block_inputs()) for name, (_, net) in networks.items()}
+        with watch(model.translators()) as attention:
             images = model(batch)
-        attention = []
-        for name, (over, net) in networks.items():
-            for stage, x in inputs[name].items():
-                block = net.attention[stage]
-                assert isinstance(block, SelfAttention2d)
-                height, width = visible_cells(net, images[over].shape[2:], x.shape[2:])
-                points = query_points(height, width)
-                weights = block.look_from(points, x)[..., :height, :width]
-                attention.append(AttentionMap(name, stage, over, points, weights))
         for i, path in enumerate(batch["A_paths"]):
             name = relative_name(path, loader.dataset.A_paths)
             yield Translation(
@@ -112,13 +124,6 @@ def translate(model: BaseModel, loader: EpochLoader) -> Iterator[Translation]:
                 attention=[dataclasses.replace(block, weights=block.weights[i]) for block in attention],
                 paired="B_paths" in batch and relative_name(batch["B_paths"][i], loader.dataset.B_paths) == name,
             )
-
-
-def visible_cells(net: nn.Module, size: Sequence[int], cells: Sequence[int]) -> tuple[int, int]:
-    """How many rows and columns of a map of `cells` show the picture of `size` itself, not what padding added."""
-    padded = fitting_size(net, size)
-    rows, columns = (math.ceil(n * side / whole) for n, side, whole in zip(cells, size, padded, strict=True))
-    return rows, columns
 
 
 def relative_name(path: str, paths: Sequence[Path]) -> str:

@@ -1,7 +1,9 @@
 """Train a model: python train.py --dataroot ./datasets/maps --name maps --model cycle_gan_attn."""
 
+import shlex
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -57,9 +59,9 @@ def train(
         position = {"epoch": epoch, "epoch_images": epoch_images, "total_images": total_images}
         save_checkpoint(model, run_dir, label, position | {"model": model.training_state(), "random": random_state()})
 
-    test = f"python test.py --name {opt.name}"
+    test = f"python test.py --name {shlex.quote(opt.name)}"
     if opt.given("checkpoints_dir"):
-        test += f" --checkpoints_dir {opt.checkpoints_dir}"
+        test += f" --checkpoints_dir {shlex.quote(opt.checkpoints_dir)}"
     epochs, epoch_size, started = opt.n_epochs + opt.n_epochs_decay, len(loader.dataset), time.monotonic()
     display = create_display(opt, run_dir)
     with stop_requests() as signals:
@@ -76,10 +78,11 @@ def train(
                     total_images=total_images, batch_size=size, step_seconds=(now - stepping_since) / size,
                     data_seconds=(stepping_since - waiting_since) / size,
                 )  # fmt: skip
-                display.update(progress, losses, images)
+                pictures = partial(model.preview, images)
+                display.update(progress, losses, pictures)
                 if ended := epoch_images == epoch_size:
                     model.end_epoch()
-                    display.end_epoch(progress, images)
+                    display.end_epoch(progress, pictures)
                     epoch, epoch_images = epoch + 1, 0
                     if running % opt.save_epoch_freq == 0:
                         save(str(running))

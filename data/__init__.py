@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from data.base_dataset import BaseDataset, Sample
 from data.image_folder import DataError
 from util.device import pick_device
+from util.images import PixelFormat
 from util.registry import find_class
 
 BUNDLED = Path(__file__).resolve().parent.parent / "datasets"
@@ -58,9 +59,11 @@ def create_dataset(opt: Any) -> EpochLoader:
     Raises:
         DataError: folders or images do not fit the flags.
     """
-    if not opt.given("dataroot") and Path(opt.dataroot).is_relative_to(BUNDLED):
-        print(f"--dataroot left out: using the bundled pictures, {opt.dataroot}")
     dataset: BaseDataset = find_class("data", opt.dataset_mode)(opt)
+    if dataset.sizes and not opt.given("dataroot") and Path(opt.dataroot).is_relative_to(BUNDLED):
+        print(f"--dataroot left out: using the bundled pictures, {opt.dataroot}")
+    if opt.given("value_range") and all(fmt == PixelFormat() for fmt in dataset.formats.values()):
+        raise DataError(f"--value_range {opt.value_range}: these pictures have 8 bits, which are always 0 to 255.")
     if opt.batch_size > 1:
         check_same_size(dataset, opt.batch_size)
     device = pick_device(opt.device, opt.gpu_ids)

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
+from data.image_file import ImageReader
 from data.transforms import Transform
+from util.images import PixelFormat
 
 Sample = dict[str, Any]
 
@@ -27,6 +29,8 @@ class BaseDataset(Dataset[Sample], ABC):
         self.B_paths: list[Path] = []
         # For each of "A", "B": every (width, height) it comes out with, and one file that does.
         self.sizes: dict[str, dict[tuple[int, int], Path]] = {}
+        # For each of "A", "B": the depth and range of its first file, which results are written with.
+        self.formats: dict[str, PixelFormat] = {}
 
     @staticmethod
     def modify_commandline_options(parser: ArgumentParser, is_train: bool) -> ArgumentParser:
@@ -45,12 +49,20 @@ class BaseDataset(Dataset[Sample], ABC):
         return torch.Generator().manual_seed(int.from_bytes(digest))
 
 
+def create_reader(opt: Any, channels: int, flag: str) -> ImageReader:
+    """The reader of files for `channels` channels, as `flag` ("--input_nc" or "--output_nc") says."""
+    bounds = [float(bound) for bound in opt.value_range.split(",")] if opt.value_range else []
+    return ImageReader(channels=channels, value_range=(bounds[0], bounds[1]) if bounds else None, flag=flag)
+
+
 def create_transform(opt: Any, channels: int) -> Transform:
-    """The transform that the flags ask for."""
+    """The transform that the flags ask for. In testing sizes are not rounded: the translator pads and crops back."""
     return Transform(
+        center_crop=opt.center_crop,
         preprocess=opt.preprocess,
         load_size=opt.load_size,
         crop_size=opt.crop_size,
         flip=not opt.no_flip,
         channels=channels,
+        multiple=4 if opt.is_train else 1,
     )

@@ -1,15 +1,11 @@
-"""Find and read the images of a folder; every error names the folder or file and what to do about it."""
+"""Find the images of a folder; every error names the folder and what to do about it."""
 
 import difflib
 import math
 import os
-from collections.abc import Iterable
 from pathlib import Path
 
-from PIL import Image, ImageOps
-
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".tif", ".tiff")
-EXIF_ORIENTATION = 0x0112
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".tif", ".tiff", ".npy")
 
 
 class DataError(ValueError):
@@ -150,45 +146,3 @@ def _count(folder: Path) -> str:
     except PermissionError:
         return "(not readable)"
     return f"{number} image{'' if number == 1 else 's'}"
-
-
-def read_image(path: Path) -> Image.Image:
-    """The image as RGB, upright (EXIF orientation applied), transparent parts on white.
-
-    Raises:
-        DataError: the file cannot be read, is truncated, or holds more than 8 bits a channel.
-    """
-    try:
-        with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file)
-            image.load()
-    except Exception as error:  # Pillow's decoders raise a dozen unrelated types for a broken file
-        raise DataError(f"Cannot read the image {path} ({error}): replace or remove this file.") from error
-    if image.mode.startswith(("I", "F")):
-        raise DataError(f"{path} has more than 8 bits a channel (mode {image.mode}): convert it to 8 bits first.")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
-
-
-def image_size(path: Path) -> tuple[int, int]:
-    """(width, height) of the upright image, in pixels, from the file's header alone.
-
-    Raises:
-        DataError: the header cannot be read.
-    """
-    try:
-        with Image.open(path) as file:
-            width, height = file.size
-            return (height, width) if file.getexif().get(EXIF_ORIENTATION, 1) >= 5 else (width, height)
-    except Exception as error:  # as in read_image
-        raise DataError(f"Cannot read the image {path} ({error}): replace or remove this file.") from error
-
-
-def image_sizes(paths: Iterable[Path]) -> dict[tuple[int, int], Path]:
-    """Every size that occurs, (width, height) in pixels, with the first file that has it."""
-    sizes: dict[tuple[int, int], Path] = {}
-    for path in paths:
-        sizes.setdefault(image_size(path), path)
-    return sizes

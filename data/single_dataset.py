@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from data.base_dataset import BaseDataset, Sample, create_transform
-from data.image_folder import any_images, read_image
+from data.base_dataset import BaseDataset, Sample, create_reader, create_transform
+from data.image_folder import any_images
 
 
 class SingleDataset(BaseDataset):
@@ -13,7 +13,9 @@ class SingleDataset(BaseDataset):
         super().__init__(opt)
         domain = "B" if opt.direction == "BtoA" else "A"
         self.A_paths = any_images(opt.dataroot, opt.phase, domain, opt.max_dataset_size)
+        self.read = create_reader(opt, opt.input_nc, "--input_nc")
         self.transform = create_transform(opt, opt.input_nc)
+        self.formats = {"A": self.read.format(self.A_paths[0])}
         self.sizes = {"A": self.transform.output_sizes(self.A_paths)}
 
     def __len__(self) -> int:
@@ -22,4 +24,4 @@ class SingleDataset(BaseDataset):
     def __getitem__(self, at: tuple[int, int]) -> Sample:
         epoch, index = at
         path = self.A_paths[index]
-        return {"A": self.transform(read_image(path), self.generator(epoch, index)), "A_paths": str(path)}
+        return {"A": self.transform(self.read(path), self.generator(epoch, index)), "A_paths": str(path)}

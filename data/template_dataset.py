@@ -10,7 +10,8 @@ from typing import Any
 from PIL import Image
 
 from data.base_dataset import BaseDataset, Sample, create_transform
-from data.image_folder import any_images, read_image
+from data.image_file import read_image
+from data.image_folder import any_images
 from options import values
 
 

@@ -1,45 +1,52 @@
-"""From an RGB image to the tensor a network sees: resize, crop, flip, normalise, by upstream's five modes."""
+"""From an image to the tensor a network sees: resize, crop, flip, normalise, by upstream's five modes."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2 import functional as F
 
-from data.image_folder import DataError, image_sizes
+from data.arrays import MAX_CHANNELS
+from data.image_file import image_sizes
+from data.image_folder import DataError
 
 PREPROCESS = ("resize_and_crop", "crop", "scale_width", "scale_width_and_crop", "none")
-SIZE_MULTIPLE = (
-    4  # what is not cropped is rounded to what a generator that halves its input twice gives back in the same size
-)
+LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow makes grey of colours
 
 
 @dataclass(frozen=True, kw_only=True)
 class Transform:
-    """Image -> float32 tensor (channels, H, W) in [-1, 1].
+    """8-bit RGB image, or tensor (C, H, W) in [-1, 1] -> float32 tensor (channels, H, W) in [-1, 1].
 
+    center_crop: before anything else, cut out the centre: a square of so many pixels, or "max", the largest there is;
+        0 = no. (The usual way to CelebA's faces is 160, then resize.)
     preprocess: resize_and_crop (to load_size x load_size, then a crop_size square), crop (only that), scale_width
-        (width to load_size, height in proportion but at least crop_size), scale_width_and_crop, or none; scale_width
-        and none round sides to multiples of 4. load_size and crop_size are in pixels; resizing is bicubic.
-    flip: mirror half of the images. channels: 1 (grey) or 3 (colour).
+        (width to load_size, height in proportion but at least crop_size), scale_width_and_crop, or none.
+        load_size and crop_size are in pixels; resizing is bicubic.
+    multiple: scale_width and none round sides to multiples of it, by default to what a generator that halves its input
+        twice gives back in the same size; 1 leaves them alone.
+    flip: mirror half of the images. channels: 1 to 16; grey (1) and colour (3) are made of each other.
 
     Raises:
         DataError: a setting is out of its choices, or the crop is larger than what it is cut from.
     """
 
+    center_crop: int | str = 0
     preprocess: str = "resize_and_crop"
     load_size: int = 286
     crop_size: int = 256
     flip: bool = True
     channels: int = 3
+    multiple: int = 4
 
     def __post_init__(self) -> None:
         if self.preprocess not in PREPROCESS:
             raise DataError(f"--preprocess {self.preprocess}: choose from {', '.join(PREPROCESS)}.")
-        if self.channels not in (1, 3):
-            raise DataError(f"--input_nc and --output_nc: images have 1 (grey) or 3 channels, not {self.channels}.")
+        if not 1 <= self.channels <= MAX_CHANNELS:
+            raise DataError(
+                f"--input_nc and --output_nc: images have 1 to {MAX_CHANNELS} channels, not {self.channels}."
+            )
         if min(self.load_size, self.crop_size) < 1:
             raise DataError(f"--load_size {self.load_size} and --crop_size {self.crop_size}: at least 1 pixel.")
         if self.preprocess in ("resize_and_crop", "scale_width_and_crop") and self.load_size < self.crop_size:
@@ -47,19 +54,45 @@ class Transform:
                 f"--load_size {self.load_size} is smaller than --crop_size {self.crop_size}: the crop does not fit in."
             )
 
-    def __call__(self, image: Image.Image, generator: torch.Generator | None = None) -> Tensor:
+    def __call__(self, image: Image.Image | Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Crop position and flip are drawn from `generator`; without one the centre is cut and nothing mirrored."""
-        if self.channels == 1:
-            image = image.convert("L")
-        size = self.resized(image.size)
-        if size != image.size:
-            image = image.resize(size, Image.Resampling.BICUBIC)
+        from torchvision.transforms.v2 import functional as F  # slow to import, and --help does without
+
+        image = self.with_channels(image)
+        height, width = F.get_size(image)
+        if self.center_crop:
+            width = height = self.centre((width, height))
+            image = F.center_crop(image, [height])
+        size = self.resized((width, height))
+        if size != (width, height):
+            image = F.resize(image, size[::-1], F.InterpolationMode.BICUBIC, antialias=True)
         if self.crops:
             left, top = self.crop_position(size, generator)
-            image = image.crop((left, top, left + self.crop_size, top + self.crop_size))
+            image = F.crop(image, top, left, self.crop_size, self.crop_size)
         if self.flip and generator is not None and torch.rand((), generator=generator) < 0.5:
-            image = ImageOps.mirror(image)
-        return F.pil_to_tensor(image) / 255 * 2 - 1
+            image = F.horizontal_flip(image)
+        if isinstance(image, Image.Image):
+            return F.pil_to_tensor(image) / 255 * 2 - 1
+        return image.clamp(-1, 1)  # bicubic interpolation overshoots
+
+    def with_channels(self, image: Image.Image | Tensor) -> Image.Image | Tensor:
+        """`image` in grey or colour where that is all it takes, else a DataError."""
+        from torchvision.transforms.v2 import functional as F  # slow to import
+
+        found = F.get_num_channels(image)
+        if found == self.channels:
+            return image
+        if {found, self.channels} != {1, 3}:
+            raise DataError(f"--input_nc and --output_nc: the image has {found} channels, not {self.channels}.")
+        if isinstance(image, Image.Image):
+            return image.convert("L" if self.channels == 1 else "RGB")
+        if self.channels == 3:
+            return image.expand(3, -1, -1)
+        return torch.einsum("c,chw->hw", torch.tensor(LUMA), image)[None]
+
+    def centre(self, size: tuple[int, int]) -> int:
+        """Side of the square that --center_crop cuts out of an image of `size` (width, height), in pixels."""
+        return min(size) if self.center_crop == "max" else int(self.center_crop)
 
     @property
     def crops(self) -> bool:
@@ -73,7 +106,7 @@ class Transform:
         if self.preprocess.startswith("scale_width"):
             size = self.load_size, max(int(self.load_size * height / width), self.crop_size)
         if self.preprocess in ("scale_width", "none"):
-            return round(size[0] / SIZE_MULTIPLE) * SIZE_MULTIPLE, round(size[1] / SIZE_MULTIPLE) * SIZE_MULTIPLE
+            return round(size[0] / self.multiple) * self.multiple, round(size[1] / self.multiple) * self.multiple
         return size
 
     def crop_position(self, size: tuple[int, int], generator: torch.Generator | None) -> tuple[int, int]:
@@ -92,10 +125,18 @@ class Transform:
         Raises:
             DataError: an image is too small for this transform; names the file, its size and the flag.
         """
-        if self.preprocess in ("resize_and_crop", "scale_width_and_crop"):
+        always_fits = self.center_crop in (0, "max") and self.preprocess in ("resize_and_crop", "scale_width_and_crop")
+        if always_fits:
             return {(self.crop_size, self.crop_size): paths[0]}
         outputs: dict[tuple[int, int], Path] = {}
         for size, path in image_sizes(paths).items():
+            if self.center_crop:
+                if min(size) < self.centre(size):
+                    raise DataError(
+                        f"{path} is {size[0]}x{size[1]} pixels, too small for --center_crop {self.center_crop}: use a "
+                        "smaller one, --center_crop max, or remove the file."
+                    )
+                size = self.centre(size), self.centre(size)
             if min(self.resized(size)) < (self.crop_size if self.crops else 1):
                 raise DataError(
                     f"{path} is {size[0]}x{size[1]} pixels, too small for --preprocess {self.preprocess}"

@@ -4,8 +4,8 @@ from typing import Any
 
 import torch
 
-from data.base_dataset import BaseDataset, Sample, create_transform
-from data.image_folder import domain_images, read_image
+from data.base_dataset import BaseDataset, Sample, create_reader, create_transform
+from data.image_folder import domain_images
 
 
 class UnalignedDataset(BaseDataset):
@@ -20,8 +20,11 @@ class UnalignedDataset(BaseDataset):
         first, second = ("B", "A") if opt.direction == "BtoA" else ("A", "B")
         self.A_paths = domain_images(opt.dataroot, opt.phase, first, opt.max_dataset_size)
         self.B_paths = domain_images(opt.dataroot, opt.phase, second, opt.max_dataset_size)
+        self.read_A = create_reader(opt, opt.input_nc, "--input_nc")
+        self.read_B = create_reader(opt, opt.output_nc, "--output_nc")
         self.transform_A = create_transform(opt, opt.input_nc)
         self.transform_B = create_transform(opt, opt.output_nc)
+        self.formats = {"A": self.read_A.format(self.A_paths[0]), "B": self.read_B.format(self.B_paths[0])}
         self.sizes = {
             "A": self.transform_A.output_sizes(self.A_paths),
             "B": self.transform_B.output_sizes(self.B_paths),
@@ -40,8 +43,8 @@ class UnalignedDataset(BaseDataset):
         A_path = self.A_paths[index % len(self.A_paths)]
         B_path = self.B_paths[partner % len(self.B_paths)]
         return {
-            "A": self.transform_A(read_image(A_path), generator),
-            "B": self.transform_B(read_image(B_path), B_generator),
+            "A": self.transform_A(self.read_A(A_path), generator),
+            "B": self.transform_B(self.read_B(B_path), B_generator),
             "A_paths": str(A_path),
             "B_paths": str(B_path),
         }

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
+from data.base_dataset import BaseDataset
 from models import optim
+from models.networks.attention import attention_blocks
 from util.image_pool import ImagePool
 
 Images = dict[str, Tensor]
@@ -23,6 +25,9 @@ class BaseModel(nn.Module):
     Every child module is a network, saved under its own name: netG_A is latest_net_G_A.pth. `__init__(opt)` builds what
     inference needs and `prepare_training(opt)` the rest. A subclass writes these two, `forward` and `step`.
     """
+
+    results_title = "{A} → {B}"  # of the results page, with the names of the domains filled in
+    test_dataset_mode = ""  # for test.py, where it is not the one of training
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,6 +53,23 @@ class BaseModel(nn.Module):
         """One training step on a batch of the loader. Returns losses (scalars) and images (B, C, H, W) in [-1, 1]."""
         raise TypeError(f"{type(self).__name__} cannot be trained")
 
+    def gammas(self) -> Losses:
+        """How much each attention block adds, to be logged beside the losses: gamma_G_A_block5 and so on."""
+        return {
+            f"gamma_{name.removeprefix('net')}_{stage}": block.gamma.detach()[0]
+            for name, net in self.named_children()
+            if not name.endswith("_ema")
+            for stage, block in attention_blocks(net).items()
+        }
+
+    def preview(self, images: Images) -> Images:
+        """The pictures (N, C, H, W) in [-1, 1] to show for a step that returned `images`; draws no random numbers."""
+        return images
+
+    def overview(self, dataset: BaseDataset) -> Images:
+        """Pictures (C, H, W) in [-1, 1] of a whole data set, for the top of the results page: caption -> picture."""
+        return {}
+
     @property
     def device(self) -> torch.device:
         """Where the networks are."""
@@ -57,7 +79,7 @@ class BaseModel(nn.Module):
         """The named images of a batch, (B, C, H, W) in [-1, 1], on the model's device."""
         if missing := [name for name in names if name not in batch]:
             raise ValueError(
-                f"{type(self).__name__} needs pictures {', '.join(missing)}: choose another --dataset_mode"
+                f"{type(self).__name__} needs {', '.join(missing)} from its data: choose another --dataset_mode"
             )
         return [batch[name].to(self.device, non_blocking=True) for name in names]
 
@@ -65,10 +87,10 @@ class BaseModel(nn.Module):
         """The context of a forward pass: bfloat16 with --precision bf16. Leave it before `update`."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
-    def add_optimizer(self, name: str, nets: list[nn.Module], opt: Any) -> None:
-        """Let `update(name, loss)` train the weights of `nets`."""
+    def add_optimizer(self, name: str, nets: list[nn.Module], opt: Any, *, lr: float) -> None:
+        """Let `update(name, loss)` train the weights of `nets`, at the full rate `lr`."""
         parameters = [parameter for net in nets for parameter in net.parameters()]
-        self.optimizers[name] = optim.adam(parameters, lr=opt.lr, beta1=opt.beta1)
+        self.optimizers[name] = optim.adam(parameters, lr=lr, beta1=opt.beta1, beta2=opt.beta2)
         self.schedulers[name] = optim.make_scheduler(
             self.optimizers[name],
             opt.lr_policy,

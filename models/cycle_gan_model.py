@@ -29,7 +29,7 @@ class CycleGANModel(BaseModel):
             weight = values.non_negative_float
             add("--lambda_A", type=weight, default=10.0, help="weight of the cycle loss A -> B -> A")
             add("--lambda_B", type=weight, default=10.0, help="weight of the cycle loss B -> A -> B")
-            add("--lambda_identity", type=weight, default=0.5, help="of the identity loss, relative to these; 0 = off")
+            add("--lambda_identity", type=weight, default=0.5, help="identity loss, times the two above; 0 = off")
         return parser
 
     def __init__(self, opt: Any) -> None:
@@ -50,8 +50,8 @@ class CycleGANModel(BaseModel):
         self.netD_B = networks.define_D(opt, opt.input_nc).to(self.device)
         self.gan_loss = GANLoss(opt.gan_mode, lambda_gp=opt.lambda_gp)
         self.pools = {"fake_A": ImagePool(opt.pool_size), "fake_B": ImagePool(opt.pool_size)}
-        self.add_optimizer("G", [self.netG_A, self.netG_B], opt)
-        self.add_optimizer("D", [self.netD_A, self.netD_B], opt)
+        self.add_optimizer("G", [self.netG_A, self.netG_B], opt, lr=opt.lr_G)
+        self.add_optimizer("D", [self.netD_A, self.netD_B], opt, lr=opt.lr_D)
         self.add_ema("netG_A", "netG_B")
 
     def forward(self, batch: dict) -> Images:
@@ -84,7 +84,7 @@ class CycleGANModel(BaseModel):
             losses["D_B"] = self.gan_loss.discriminator(self.netD_B, x["real_A"], fake_A)
         self.update("D", losses["D_A"] + losses["D_B"])
         self.update_ema()
-        return losses, x
+        return losses | self.gammas(), x
 
     def translators(self) -> dict[str, tuple[str, nn.Module]]:
         """The generators."""

@@ -1,7 +1,9 @@
 """Adversarial losses, from the discriminator's side and from the generator's."""
 
+from collections.abc import Callable
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -24,12 +26,12 @@ class GANLoss:
         self.mode = mode
         self.lambda_gp = lambda_gp
 
-    def generator(self, net: nn.Module, fake: Tensor) -> Tensor:
+    def generator(self, net: Callable[[Tensor], Tensor], fake: Tensor) -> Tensor:
         """How far `net` is from taking fake (B, C, H, W) for real; a scalar."""
         score = net(fake)
         return -score.mean() if self.mode == "hinge" else self.distance(score, True)
 
-    def discriminator(self, net: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
+    def discriminator(self, net: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor) -> Tensor:
         """How badly `net` tells real from fake, both (B, C, H, W); a scalar. No gradient reaches the generator.
 
         lsgan and vanilla are halved, which slows the discriminator down relative to the generator, as in CycleGAN.
@@ -52,7 +54,7 @@ class GANLoss:
         return signed.mean() if self.mode == "wgangp" else F.relu(1 + signed).mean()
 
 
-def gradient_penalty(net: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
+def gradient_penalty(net: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor) -> Tensor:
     """Mean of (|gradient of the score| - 1)^2 at random points between real and fake (B, C, H, W); a scalar.
 
     Gulrajani et al. 2017, arXiv:1704.00028.

@@ -58,12 +58,13 @@ def go_to_epoch(scheduler: LambdaLR, epoch: int) -> None:
 
 @torch.no_grad()
 def update_ema(average: nn.Module, net: nn.Module, *, decay: float, updates: int) -> None:
-    """Move the weights of `average` towards those of `net`; buffers, such as batch statistics, are taken over.
+    """Move weights and batch statistics of `average` towards those of `net`; other buffers are taken over.
 
     The decay rises with the number of updates so far, as (1 + n) / (10 + n), up to `decay`: otherwise the random start
     would stay in the average for long.
     """
     decay = min(decay, (1 + updates) / (10 + updates))
     torch._foreach_lerp_(list(average.parameters()), list(net.parameters()), 1 - decay)
-    for kept, buffer in zip(average.buffers(), net.buffers(), strict=True):
-        kept.copy_(buffer)
+    for (name, kept), buffer in zip(average.named_buffers(), net.buffers(), strict=True):
+        # statistics of the latest weights alone do not suit averaged ones: pictures come out too dark
+        kept.lerp_(buffer, 1 - decay) if name.endswith(("running_mean", "running_var")) else kept.copy_(buffer)

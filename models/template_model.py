@@ -37,7 +37,7 @@ class TemplateModel(BaseModel):
         """What training needs beside: here, only an optimizer."""
         super().prepare_training(opt)
         self.lambda_regression = opt.lambda_regression
-        self.add_optimizer("G", [self.netG], opt)
+        self.add_optimizer("G", [self.netG], opt, lr=opt.lr_G)
         self.add_ema("netG")
 
     def forward(self, batch: dict) -> Images:
@@ -52,7 +52,7 @@ class TemplateModel(BaseModel):
             losses = {"regression": F.l1_loss(x["fake_B"], x["real_B"]) * self.lambda_regression}
         self.update("G", losses["regression"])
         self.update_ema()
-        return losses, x
+        return losses | self.gammas(), x
 
     def translators(self) -> dict[str, tuple[str, nn.Module]]:
         """The generators."""

@@ -1,6 +1,5 @@
 """Trained models, ready for pictures of any size: for test.py, scripts.translate and, as Translator, for Python."""
 
-import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,12 +10,13 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torchvision.transforms.v2 import functional as TF
 
+from data.transforms import Transform
 from models import create_model
 from models.base_model import BaseModel
 from models.networks.infer import as_text, infer_generator, infer_network
+from models.networks.layers import BATCH_NORMS
+from models.networks.sizes import accept_any_size
 from options.base_options import Options, read_saved
 from options.test_options import TestOptions
 from util.checkpoint import WEIGHTS, find_weights, load_weights, read_weights
@@ -50,8 +50,7 @@ class Trained:
             accept_any_size(net)
         model.requires_grad_(False).eval()
         for module in model.modules():
-            # upstream's test mode: noise, and statistics of the picture
-            if isinstance(module, nn.Dropout | nn.BatchNorm2d):
+            if isinstance(module, (nn.Dropout, *BATCH_NORMS)):  # upstream's test mode: noise, statistics of the picture
                 module.train(not opt.eval)
         return model, files
 
@@ -99,43 +98,9 @@ def _infer_from(file: Path) -> dict[str, Any]:
         raise ValueError(f"--weights {file}: {error}") from error
 
 
-def fitting_size(net: nn.Module, size: Sequence[int]) -> tuple[int, int]:
-    """(height, width) in pixels, at least `size`, that the generator gives back in the same size."""
-    stride, smallest = getattr(net, "stride", 1), getattr(net, "smallest", 1)
-    height, width = (max(math.ceil(side / stride) * stride, smallest) for side in size)
-    return height, width
-
-
-def accept_any_size(net: nn.Module) -> None:
-    """Let a generator that states its `stride` take pictures (B, C, H, W) of any size, and give the same size back.
-
-    What does not fit is continued by reflection to the right and below, and cut off the result.
-    """
-    if not hasattr(net, "stride"):
-        return
-    sizes: list[torch.Size] = []
-
-    def pad(_net: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
-        (x,) = args
-        sizes.append(x.shape[2:])
-        return (reflect(x, fitting_size(net, x.shape[2:])),)
-
-    def crop(_net: nn.Module, _args: tuple[Tensor], result: Tensor) -> Tensor:
-        height, width = sizes.pop()
-        return result[..., :height, :width]
-
-    net.register_forward_pre_hook(pad)
-    net.register_forward_hook(crop)
-
-
-def reflect(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """(B, C, H, W) continued by reflection to `size` (height, width), to and fro where the picture is that small."""
-    while (missing := (size[0] - x.shape[2], size[1] - x.shape[3])) != (0, 0):
-        # a reflection does not repeat the edge, so a single row or column has none
-        below, right = (min(some, max(side - 1, 1)) for some, side in zip(missing, x.shape[2:], strict=True))
-        x = F.pad(x, (0, right, 0, 0), mode="reflect" if x.shape[3] > 1 else "replicate")
-        x = F.pad(x, (0, 0, 0, below), mode="reflect" if x.shape[2] > 1 else "replicate")
-    return x
+def as_tensor(image: Image.Image | Tensor, *, channels: int) -> Tensor:
+    """An 8-bit image, or (C, H, W) in [-1, 1], as test.py gives it to the network: (channels, H, W) in [-1, 1]."""
+    return Transform(preprocess="none", flip=False, channels=channels, multiple=1)(image)
 
 
 class Translator:
@@ -206,7 +171,10 @@ class Translator:
         if isinstance(images, list | tuple):
             return [self(image) for image in images]
         if isinstance(images, Image.Image):
-            return to_image(self._run(self._from_image(images)))
+            made = self._run(self._from_image(images))
+            if made.shape[1] not in (1, 3):
+                raise ValueError(f"the generator makes {made.shape[1]} channels, which are no picture: pass a tensor")
+            return to_image(made)
         if isinstance(images, np.ndarray):
             result = self._run(self._from_array(images))[0].add(1).mul(127.5).round().clamp(0, 255).byte()
             array = result.permute(1, 2, 0).cpu().numpy()
@@ -232,7 +200,7 @@ class Translator:
             raise ValueError(
                 f"a picture of mode {image.mode} cannot be 8 bits in {self.input_nc} channels: pass a tensor in [-1, 1]"
             )
-        return TF.pil_to_tensor(image.convert("L" if self.input_nc == 1 else "RGB"))[None] / 255 * 2 - 1
+        return as_tensor(image.convert("RGB"), channels=self.input_nc)[None]
 
     def _from_array(self, array: np.ndarray) -> Tensor:
         if array.dtype != np.uint8 or array.ndim not in (2, 3):

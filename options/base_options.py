@@ -1,5 +1,6 @@
 """The flags that train.py and test.py share, the three passes of parsing, and the read-only result."""
 
+import argparse
 import json
 import math
 from argparse import ArgumentParser
@@ -10,11 +11,11 @@ from typing import Any, ClassVar, NoReturn
 
 from data import BUNDLED
 from data.transforms import PREPROCESS
-from models.networks import DISCRIMINATORS, GENERATORS
+from models.networks import DISCRIMINATORS, GENERATORS, IMAGE_DISCRIMINATORS, NOISE_GENERATORS
 from models.networks.layers import NORMS
 from options import values
-from options.parser import Parser
-from util.registry import find_class
+from options.parser import RENAMED, Parser
+from util.registry import choices, find_class
 
 
 class Options:
@@ -43,6 +44,11 @@ class Options:
             comment = "" if value == default else f"\t[default: {default}]"
             lines.append(f"{flag:>25}: {value!s:<30}{comment}")
         return "\n".join([*lines, "----------------- End -------------------"])
+
+    @property
+    def is_train(self) -> bool:
+        """Whether these are the options of train.py."""
+        return bool(self._name == "train")
 
     def given(self, flag: str) -> bool:
         """Whether the flag was on the command line (or in an @FILE there)."""
@@ -87,6 +93,7 @@ class BaseOptions:
     """Declares the shared flags; TrainOptions and TestOptions add theirs."""
 
     is_train: ClassVar[bool]
+    description: ClassVar[str]  # above the flags in --help
     own_flags: ClassVar[frozenset[str]]  # those that a call never takes over from the saved options of a run
 
     def initialize(self, parser: ArgumentParser) -> None:
@@ -103,7 +110,7 @@ class BaseOptions:
         file but those named by @FILE, and no GPU.
         """
         parser = self._parser(argv, saved)
-        text = "show this page, with the flags of --model and --dataset_mode"
+        text = "show this page; its last flags are those of --model and --dataset_mode"
         parser.add_argument("-h", "--help", action="help", help=text)
         given, unknown = parser.read(argv)
         if unknown:
@@ -117,13 +124,14 @@ class BaseOptions:
     def peek(self, argv: Sequence[str] | None = None) -> dict[str, Any]:
         """The flags as they stand on the command line or are declared, unchecked: enough to find a run's saved options.
 
-        The name has its suffix, filled in from these flags alone.
+        The name has its suffix, filled in from these flags alone, also under their old names.
         """
         parser = self._parser(argv, {})
         flags = parser.defaults() | parser.read(argv)[0]
         if flags["suffix"]:
+            old = {old: flags[new] for old, new in RENAMED.items() if new in flags}
             try:
-                flags["name"] += "_" + flags["suffix"].format(**flags)
+                flags["name"] += "_" + flags["suffix"].format(**flags, **old)
             except (LookupError, ValueError, TypeError, AttributeError) as error:
                 parser.error(
                     f"--suffix {flags['suffix']}: only flags in {{}}, such as {{netG}}, can be filled in ({error})"
@@ -136,7 +144,7 @@ class BaseOptions:
 
     def _parser(self, argv: Sequence[str] | None, saved: Mapping[str, object]) -> Parser:
         """All flags, with the defaults of model, data set and saved options."""
-        parser = Parser("train.py" if self.is_train else "test.py")
+        parser = Parser("train.py" if self.is_train else "test.py", self.description)
         self.initialize(parser)
         inherited = {flag: value for flag, value in saved.items() if flag not in self.own_flags}
         parser.inherit(inherited)
@@ -153,6 +161,8 @@ class BaseOptions:
             except ValueError as error:
                 parser.error(f"argument --{flag}: {error}")
             cls.modify_commandline_options(parser, self.is_train)
+            if flag == "model" and not self.is_train and cls.test_dataset_mode:
+                inherited["dataset_mode"] = cls.test_dataset_mode
             parser.inherit(inherited)
         return parser
 
@@ -170,33 +180,45 @@ def add_run_flags(parser: ArgumentParser) -> None:
     add = parser.add_argument_group("run").add_argument
     add("--name", type=values.plain_name, default="experiment_name", help="name of the run and of its folder")
     add("--suffix", default="", help="added to the name, with flags filled in: {model}_{netG}_size{load_size}")
-    add("--model", type=values.class_name("models"), default="cycle_gan", help="models/MODEL_model.py")
+    models = f"models/MODEL_model.py: {', '.join(choices('models'))}"
+    add("--model", type=values.class_name("models"), default="cycle_gan", help=models)
     add("--checkpoints_dir", default="./checkpoints", help="folder of all runs; weights go to CHECKPOINTS_DIR/NAME")
-    add("--epoch", type=values.plain_name, default="latest", help="which weights to load: latest or an epoch's number")
-    add("--load_iter", type=values.non_negative_int, default=0, help="load iter_LOAD_ITER instead; 0 = as --epoch says")
+    epoch = "weights to load, when testing and with --continue_train: latest or an epoch's number"
+    add("--epoch", type=values.plain_name, default="latest", help=epoch)
+    images = "load the weights that --save_by_iter kept after so many images instead; 0 = as --epoch says"
+    add("--load_iter", type=values.non_negative_int, default=0, help=images)
     add("--seed", type=values.seed, default=0, help="random seed of weights, order and augmentation, 0 to 2**32 - 1")
     add("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="auto = a GPU if there is one")
     add("--gpu_ids", type=values.gpu_ids, default="0", help="CUDA GPUs, such as 0,1: the first is used; -1 = CPU")
-    add("--display_winsize", type=values.positive_int, default=256, help="width of pictures on pages, in pixels")
+    add("--display_winsize", type=values.positive_int, default=256, help="width of pictures on pages, in px")
     add("--verbose", action="store_true", help="print the layers of the networks, and tracebacks of errors")
     add("--use_wandb", action="store_true", help="log to Weights & Biases (pip install wandb)")
-    add("--wandb_project_name", default="CycleGAN-and-pix2pix", help="project there")
+    add("--wandb_project_name", default="CycleGAN-and-pix2pix", help="project at Weights & Biases")
 
 
 def add_data_flags(parser: ArgumentParser) -> None:
     """Which pictures, and how they are read."""
     add = parser.add_argument_group("data").add_argument
-    add("--dataroot", help="folder of pictures; for two domains, of trainA, trainB, testA, testB")
-    add("--dataset_mode", type=values.class_name("data"), default="unaligned", help="data/DATASET_MODE_dataset.py")
+    add(
+        "--dataroot", help="folder of pictures; for two domains, of trainA, trainB, testA, testB; if none: bundled ones"
+    )
+    modes = f"data/DATASET_MODE_dataset.py: {', '.join(choices('data'))}"
+    add("--dataset_mode", type=values.class_name("data"), default="unaligned", help=modes)
     add("--direction", default="AtoB", choices=("AtoB", "BtoA"), help="which domain is translated to which")
-    add("--preprocess", default="resize_and_crop", choices=PREPROCESS, help="how pictures get their size")
-    add("--load_size", type=values.positive_int, default=286, help="pictures are resized to this, in pixels")
-    add("--crop_size", type=values.positive_int, default=256, help="then squares of this size are cut out, in pixels")
+    size = "how pictures get their size. resize: to a square of LOAD_SIZE; scale_width: to a width of LOAD_SIZE, in "
+    size += "proportion; crop: a square of CROP_SIZE is cut out"
+    add("--preprocess", default="resize_and_crop", choices=PREPROCESS, help=size)
+    centre = "before that, cut out the centre: a square of so many px; max = the largest there is; 0 = no"
+    add("--center_crop", type=values.center_crop, default=0, help=centre)
+    add("--load_size", type=values.positive_int, default=286, help="size before the crop, in px")
+    add("--crop_size", type=values.positive_int, default=256, help="size of the crop, in px")
     add("--no_flip", action="store_true", help="do not mirror half of the pictures in training")
     add("--serial_batches", action="store_true", help="take pictures in their order, not at random")
+    text = "values that become -1 and 1, in files of more than 8 bits (=LOW,HIGH if below 0); left out: by their type"
+    add("--value_range", type=values.value_range, default="", metavar="LOW,HIGH", help=text)
     add("--max_dataset_size", type=values.count, default=math.inf, help="use the first so many pictures; inf = all")
-    add("--batch_size", type=values.positive_int, default=1, help="pictures a step")
-    add("--num_threads", type=values.non_negative_int, default=4, help="loading processes; left out on a CPU: none")
+    add("--batch_size", type=values.positive_int, default=1, help="pictures per step")
+    add("--num_threads", type=values.non_negative_int, default=4, help="loading processes; on a CPU none unless given")
 
 
 def add_network_flags(parser: ArgumentParser) -> None:
@@ -204,17 +226,26 @@ def add_network_flags(parser: ArgumentParser) -> None:
     add = parser.add_argument_group("network").add_argument
     add("--input_nc", type=values.positive_int, default=3, help="channels of input pictures: 3 = colour, 1 = grey")
     add("--output_nc", type=values.positive_int, default=3, help="channels of output pictures: 3 = colour, 1 = grey")
-    add("--netG", default="resnet_9blocks", choices=list(GENERATORS), help="generator")
-    add("--netD", default="basic", choices=list(DISCRIMINATORS), help="discriminator: basic = n_layers with 3")
+    generators, discriminators = [*GENERATORS, *NOISE_GENERATORS], [*DISCRIMINATORS, *IMAGE_DISCRIMINATORS]
+    add("--netG", default="resnet_9blocks", choices=generators, help="generator; sagan...: from noise")
+    add("--netD", default="basic", choices=discriminators, help="discriminator; basic = n_layers with 3")
     add("--ngf", type=values.positive_int, default=64, help="channels of G's first layer")
     add("--ndf", type=values.positive_int, default=64, help="channels of D's first layer")
     add("--n_layers_D", type=values.positive_int, default=3, help="halving layers of --netD n_layers")
-    add("--norm", default="instance", choices=list(NORMS), help="normalisation")
+    add("--z_dim", type=values.positive_int, default=128, help="length of the noise vectors that images are made from")
+    add("--norm", default="instance", choices=list(NORMS), help="normalisation in G and D")
     add("--no_dropout", action="store_true", help="no dropout in G")
-    add("--upsample", default="deconv", choices=("deconv", "nearest"), help="nearest = resize, then convolve: no grid")
-    add("--attn_G", default="none", help="stages of G followed by self-attention: bottleneck, or a list as block5,up1")
-    add("--attn_D", default="none", help="stages of D followed by self-attention: bottleneck, or a list of them")
-    add("--spectral_norm_G", action="store_true", help="spectral normalisation in G")
-    add("--spectral_norm_D", action="store_true", help="spectral normalisation in D")
+    upsample = "how G enlarges; nearest = resize, then convolve, which leaves no grid pattern"
+    add("--upsample", default="deconv", choices=("deconv", "nearest"), help=upsample)
+    stages = "stages of {} followed by self-attention: {}, several separated by commas, or none"
+    add(
+        "--attn_G",
+        default="none",
+        help=stages.format("G", "down1, down2, block1 ..., bottleneck (the middle), up1, up2"),
+    )
+    add("--attn_D", default="none", help=stages.format("D", "layer1, layer2 ..., bottleneck (stride 8)"))
+    switch = argparse.BooleanOptionalAction
+    add("--spectral_norm_G", action=switch, default=False, help="spectral normalisation in G")
+    add("--spectral_norm_D", action=switch, default=False, help="spectral normalisation in D")
     add("--init_type", default="normal", choices=("normal", "xavier", "kaiming", "orthogonal"), help="initial weights")
-    add("--init_gain", type=values.positive_float, default=0.02, help="their scale; kaiming takes none")
+    add("--init_gain", type=values.positive_float, default=0.02, help="scale of initial weights; kaiming takes none")

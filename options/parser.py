@@ -1,16 +1,20 @@
-"""argparse with response files that may hold comments, help in full, and hints for mistyped flags."""
+"""argparse with commented response files, old names of flags, help in full, and hints for mistyped flags."""
 
 import argparse
 import difflib
+import functools
 import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
+# What flags of upstream were called in 2017 and 2018.
 RENAMED = {
     "niter": "n_epochs", "niter_decay": "n_epochs_decay", "batchSize": "batch_size", "loadSize": "load_size",
     "fineSize": "crop_size", "nThreads": "num_threads", "which_model_netG": "netG", "which_model_netD": "netD",
     "which_direction": "direction", "which_epoch": "epoch", "resize_or_crop": "preprocess", "how_many": "num_test",
-    "identity": "lambda_identity",
+    "ntest": "num_test", "identity": "lambda_identity", "display_single_pane_ncols": "display_ncols",
+    "no_lsgan": "gan_mode=vanilla",
 }  # fmt: skip
 _MISSING = object()
 
@@ -18,10 +22,11 @@ _MISSING = object()
 class Parser(argparse.ArgumentParser):
     """Takes flags in full (no abbreviations) and files of them (@FILE); -h is left for its user to add."""
 
-    def __init__(self, prog: str):
+    def __init__(self, prog: str, description: str = ""):
         super().__init__(
             prog=prog,
             usage=f"python {prog} [@FILE] [--FLAG VALUE ...]; --help shows all flags",
+            description=description,
             formatter_class=_HelpFormatter,
             fromfile_prefix_chars="@",
             add_help=False,
@@ -39,9 +44,10 @@ class Parser(argparse.ArgumentParser):
 
     def read(self, argv: Sequence[str] | None) -> tuple[dict[str, Any], list[str]]:
         """The values of the flags in `argv` (None: the process's own), and the words that belong to no flag."""
+        words = [self.up_to_date(word) for word in (sys.argv[1:] if argv is None else argv)]
         blank = argparse.Namespace(**dict.fromkeys(self.defaults(), _MISSING))
         try:
-            namespace, unknown = self.parse_known_args(argv, blank)
+            namespace, unknown = self.parse_known_args(words, blank)
         except UnicodeDecodeError as error:
             self.error(f"an @FILE has to be a text file: {error}")
         return {name: value for name, value in vars(namespace).items() if value is not _MISSING}, unknown
@@ -54,21 +60,36 @@ class Parser(argparse.ArgumentParser):
             self.error(f"in an @FILE, line {arg_line!r}: {error}")
         if any(word.startswith("@") for word in words):
             self.error(f"in an @FILE, line {arg_line!r}: no file can be read from within another")
-        return words
+        return [self.up_to_date(word) for word in words]
+
+    def up_to_date(self, word: str) -> str:
+        """`word`, or the present name of the flag where it is an old one (--niter, --niter=5) of a declared flag."""
+        old, equals, value = word.partition("=")
+        new = RENAMED.get(old.removeprefix("--")) if old.startswith("--") else None
+        if new is None or new.partition("=")[0] not in self.defaults():
+            return word
+        announce(old, f"--{new}")
+        return f"--{new}{equals}{value}"
 
     def refuse(self, unknown: Sequence[str]) -> NoReturn:
         """End with an error about words that belong to no flag, and a hint where one is similar."""
         flag = next((word.split("=")[0] for word in unknown if word.startswith("-")), None)
         if flag is None:
             self.error(f"{unknown[0]!r} belongs to no option")
-        known = [f"--{name}" for name in self.defaults()]
-        new = "--" + RENAMED.get(flag.lstrip("-"), "")
-        similar = [new] if new in known else difflib.get_close_matches(flag, known, 1)
-        self.error(f"no option {flag}; " + (f"did you mean {similar[0]}?" if similar else "--help lists them"))
+        known = {f"--{name}": f"--{name}" for name in self.defaults()}
+        known |= {f"--{old}": f"--{new}" for old, new in RENAMED.items() if f"--{new}" in known}
+        similar = difflib.get_close_matches(flag, known, 1)
+        self.error(f"no option {flag}; " + (f"did you mean {known[similar[0]]}?" if similar else "--help lists them"))
+
+
+@functools.cache  # a command line is read several times
+def announce(old: str, new: str) -> None:
+    """Say once that a flag has another name now."""
+    print(f"{old} is now called {new}", file=sys.stderr)
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows defaults, but not those of switches and of flags without a value."""
+    """Shows defaults, but not those of switches that are off and of flags without a value."""
 
     def __init__(self, prog: str):
         super().__init__(prog, max_help_position=32)
@@ -76,6 +97,8 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     def _get_help_string(self, action: argparse.Action) -> str | None:
         if action.dest == "dataroot":  # where this clone lies is of no interest
             return action.help
-        if action.default is None or isinstance(action.default, bool) or action.default == "":
+        if action.default is True:
+            return f"{action.help} (default: on)"
+        if action.default is None or action.default is False or action.default == "":
             return action.help
         return super()._get_help_string(action)

@@ -14,6 +14,10 @@ class TestOptions(BaseOptions):
 
     __test__ = False  # not a test, whatever pytest makes of the name
     is_train = False
+    description = (
+        "Translate pictures with a trained model. For example: python test.py --name maps. Left-out flags of data and "
+        "network are those of the run. @FILE takes flags from a text file."
+    )
     own_flags = frozenset(
         (
             "name", "suffix", "checkpoints_dir", "epoch", "load_iter", "seed", "device", "gpu_ids", "display_winsize",
@@ -23,9 +27,9 @@ class TestOptions(BaseOptions):
     )  # fmt: skip
 
     def initialize(self, parser: ArgumentParser) -> None:
-        """Declare all flags; pictures come in order, and none is mirrored."""
+        """Declare all flags; pictures come in order, whole, and none is mirrored."""
         super().initialize(parser)
-        parser.set_defaults(no_flip=True, serial_batches=True)
+        parser.set_defaults(no_flip=True, serial_batches=True, load_size=parser.get_default("crop_size"))
         add = parser.add_argument_group("testing").add_argument
         add("--phase", type=values.plain_name, default="test", help="which pictures: folders PHASEA and PHASEB")
         add("--num_test", type=values.count, default=math.inf, help="translate the first so many pictures; inf = all")

@@ -14,6 +14,10 @@ class TrainOptions(BaseOptions):
     """Declares the flags of training beside the shared ones. A run that goes on keeps them, but for its `own_flags`."""
 
     is_train = True
+    description = (
+        "Train a model. For example: python train.py --dataroot ./datasets/maps --name maps --model cycle_gan_attn. "
+        "@FILE takes flags from a text file."
+    )
     own_flags = frozenset(
         (
             "name", "suffix", "checkpoints_dir", "continue_train", "epoch", "load_iter", "epoch_count", "init_from",
@@ -29,8 +33,11 @@ class TrainOptions(BaseOptions):
         add_display_flags(parser)
 
     def complete(self, flags: dict[str, Any], given: Mapping[str, Any], parser: ArgumentParser) -> None:
-        """Refuse a run without epochs, or with two beginnings."""
+        """Fill in the learning rates; refuse a run without epochs, or with two beginnings."""
         super().complete(flags, given, parser)
+        for rate in ("lr_G", "lr_D"):
+            if flags[rate] is None or ("lr" in given and rate not in given):
+                flags[rate] = flags["lr"]
         if flags["init_from"] and flags["continue_train"]:
             parser.error("--init_from starts a run and --continue_train goes on with one: leave one of them out")
         epochs = flags["n_epochs"] + flags["n_epochs_decay"]
@@ -50,17 +57,22 @@ def add_training_flags(parser: ArgumentParser) -> None:
     add("--epoch_count", type=values.positive_int, default=1, help="number of the first epoch")
     add("--continue_train", action="store_true", help="go on where the run of this name was saved, with its flags")
     add(
-        "--init_from",
-        default="",
-        help="start from older weights, whatever fits of them: a run's name or folder, or a file",
+        "--init_from", default="", help="start from older weights, what fits of them: a run's name or folder, or a file"
     )
-    add("--max_minutes", type=values.non_negative_float, default=0.0, help="then save and stop; 0 = no limit")
-    precision = "of the networks; bf16 is faster where the processor has it, and coarser: losses and weights stay fp32"
+    add("--max_minutes", type=values.non_negative_float, default=0.0, help="save and stop after so long; 0 = no limit")
+    precision = (
+        "what networks compute in; bf16 is faster where the processor has it, and coarser: losses and weights stay fp32"
+    )
     add("--precision", default="fp32", choices=("fp32", "bf16"), help=precision)
     add("--gan_mode", default="lsgan", choices=MODES, help="adversarial loss")
     add("--lambda_gp", type=values.non_negative_float, default=10.0, help="gradient penalty's weight in wgangp")
     add("--pool_size", type=values.non_negative_int, default=50, help="older fakes to show to D; 0 = none")
-    add("--ema_decay", type=values.fraction, default=0.0, help="of an average of G's weights, kept beside; 0 = none")
+    add(
+        "--ema_decay",
+        type=values.fraction,
+        default=0.0,
+        help="keep an average of G's weights too, such as 0.999; 0 = no",
+    )
 
 
 def add_rate_flags(parser: ArgumentParser) -> None:
@@ -69,9 +81,12 @@ def add_rate_flags(parser: ArgumentParser) -> None:
     policy = "linear: to 0 in --n_epochs_decay; step: a tenth every --lr_decay_iters; plateau: a fifth when G's loss "
     policy += "stands still; cosine: to 0 over the whole run"
     add("--lr", type=values.positive_float, default=0.0002, help="full learning rate of Adam")
+    add("--lr_G", type=values.positive_float, help="of the generators; left out: --lr")
+    add("--lr_D", type=values.positive_float, help="of the discriminators; left out: --lr")
     add("--beta1", type=values.fraction, default=0.5, help="momentum of Adam")
+    add("--beta2", type=values.fraction, default=0.999, help="memory of Adam for the size of gradients")
     add("--lr_policy", default="linear", choices=POLICIES, help=policy)
-    add("--lr_decay_iters", type=values.positive_int, default=50, help="epochs from step to step of --lr_policy step")
+    add("--lr_decay_iters", type=values.positive_int, default=50, help="epochs between steps of --lr_policy step")
 
 
 def add_saving_flags(parser: ArgumentParser) -> None:
@@ -83,14 +98,14 @@ def add_saving_flags(parser: ArgumentParser) -> None:
         default=5000,
         help="images between saves of latest; 0 = never",
     )
-    add("--save_epoch_freq", type=values.positive_int, default=5, help="epochs from checkpoint to checkpoint kept")
-    add("--save_by_iter", action="store_true", help="keep those of --save_latest_freq too, as iter_N")
+    add("--save_epoch_freq", type=values.positive_int, default=5, help="epochs between checkpoints that are kept")
+    add("--save_by_iter", action="store_true", help="keep the saves of --save_latest_freq too, as iter_IMAGES")
 
 
 def add_display_flags(parser: ArgumentParser) -> None:
     """Where a run is shown, and how often."""
     add = parser.add_argument_group("display").add_argument
-    add("--print_freq", type=values.non_negative_int, default=100, help="images from line to line of losses; 0 = none")
+    add("--print_freq", type=values.non_negative_int, default=100, help="images between lines of losses; 0 = none")
     add(
         "--update_html_freq",
         type=values.non_negative_int,
@@ -102,5 +117,5 @@ def add_display_flags(parser: ArgumentParser) -> None:
     add("--display_id", type=values.whole_number, default=1, help="first window in visdom; 0 or less = no visdom")
     add("--display_ncols", type=values.non_negative_int, default=4, help="pictures a row in visdom; 0 = windows of one")
     add("--display_server", default="http://localhost", help="address of the visdom server")
-    add("--display_port", type=values.port, default=8097, help="its port")
-    add("--display_env", default="main", help="environment there")
+    add("--display_port", type=values.port, default=8097, help="port of the visdom server")
+    add("--display_env", default="main", help="environment in visdom")

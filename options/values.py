@@ -39,9 +39,26 @@ def class_name(package: str) -> Callable[[str], str]:
     return check
 
 
+def seeds(text: str) -> list[int]:
+    """Numbers and ranges, as 3,8,20-29, in this order."""
+    numbers: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip())
+        if match is None or int(match[2] or match[1]) < int(match[1]):
+            raise ArgumentTypeError(f"{part!r} is neither a whole number nor a range such as 0-63")
+        numbers += range(int(match[1]), int(match[2] or match[1]) + 1)
+    return numbers
+
+
 def is_plain_name(text: str) -> bool:
     """Whether `text` can name a folder or file inside another one."""
     return Path(text).name == text not in ("", "..") and "\\" not in text and text.isprintable()
+
+
+def is_range(text: str) -> bool:
+    """Whether `text` is two finite numbers, the first the smaller, such as -1000,3000; or empty."""
+    low, high = map(float, text.split(",")) if text else (0, 1)
+    return -math.inf < low < high < math.inf
 
 
 whole_number = checked(int, lambda value: True, "a whole number")
@@ -52,10 +69,16 @@ port = checked(int, lambda value: 0 < value < 2**16, "a port, 1 to 65535")
 count = checked(
     lambda text: math.inf if text == "inf" else int(text), lambda value: value >= 1, "a whole number from 1, or inf"
 )
+center_crop = checked(
+    lambda text: "max" if text == "max" else int(text),
+    lambda value: value == "max" or int(value) >= 0,
+    "a whole number from 0, or max",
+)
 positive_float = checked(float, lambda value: 0 < value < math.inf, "a number above 0")
 non_negative_float = checked(float, lambda value: 0 <= value < math.inf, "a number from 0")
 fraction = checked(float, lambda value: 0 <= value < 1, "a number from 0 to below 1")
 plain_name = checked(str, is_plain_name, "a plain name, without slashes")
+value_range = checked(str, is_range, "two numbers LOW,HIGH such as 0,4095")
 gpu_ids = checked(
     str, lambda text: bool(re.fullmatch(r"-1|[0-9]+(,[0-9]+)*", text)), "a list of GPU numbers such as 0 or 0,1, or -1"
 )

@@ -9,7 +9,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from data import BUNDLED
-from data.image_folder import read_image
+from data.image_file import read_image
 from util.command import run_command
 from util.metrics import mean_absolute_error, ssim
 

@@ -6,10 +6,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from data.image_folder import EXTENSIONS, is_image, list_images, read_image
-from models import Translator
+from data.image_file import ImageReader
+from data.image_folder import EXTENSIONS, is_image, list_images
+from models.translator import Translator, as_tensor
+from options import values
 from util.command import run_command
 from util.device import pick_device
+from util.images import is_viewable, save_image
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -25,9 +28,13 @@ def main(argv: list[str] | None = None) -> int:
         evaluate=args.eval,
         device=pick_device(args.device),
     )
+    bounds = [float(bound) for bound in args.value_range.split(",")] if args.value_range else []
+    reader = ImageReader(channels=translator.input_nc, value_range=(bounds[0], bounds[1]) if bounds else None)
     for path, target in tqdm(pairs, unit="image", disable=None if len(pairs) > 1 else True):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        translator(read_image(path)).save(target)
+        made, fmt = translator(as_tensor(reader(path), channels=translator.input_nc)), reader.format(path)
+        if args.source.is_dir() and not is_viewable(made, fmt):
+            target = target.with_suffix(".tif")  # of the depth and channels that PNG cannot hold
+        save_image(made, target, fmt)
     print(f"{len(pairs)} translated by {source}: {args.target}")
     return 0
 
@@ -45,6 +52,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--epoch", default="latest", help="which weights of the run: latest, or the number of an epoch")
     add("--no_ema", action="store_true", help="plain weights, where the run kept their average too")
     add("--eval", action="store_true", help="running statistics in batch norm, no dropout")
+    text = "values of files with more than 8 bits that become -1 and 1 (default: as their type tells)"
+    add("--value_range", type=values.value_range, default="", metavar="LOW,HIGH", help=text)
     add("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="auto = a GPU if there is one")
     add("--verbose", action="store_true", help="print tracebacks of errors")
     args = parser.parse_args(argv)

@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 import test as testing
 import train as training
+from data.arrays import read_array
+from tests.test_data_depth import DEEP, write_domains
 from util.registry import choices
 
 ROOT = Path(__file__).parent.parent
@@ -53,7 +56,7 @@ def test_train_and_test_as_processes(tiny_data, tmp_path):
 
     done = script("test.py", "--name", "shapes", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "5 of 5 images translated" in done.stdout
+    assert "5 of 5 images made" in done.stdout
     results = tmp_path / "results" / "shapes" / "test_latest"
     page = (results / "index.html").read_text()
     for path in tiny_data.glob("testA/*"):
@@ -64,11 +67,12 @@ def test_train_and_test_as_processes(tiny_data, tmp_path):
 
 @pytest.mark.parametrize("model", sorted(set(choices("models")) - {"test"}))
 def test_every_model_trains_and_tests(model, tiny_data, tmp_path):
-    train(tmp_path, "--dataroot", tiny_data, "--model", model, "--batch_size", "2", "--precision", "bf16")
+    flags = ["--netG", "sagan"] if model == "sagan" else []
+    train(tmp_path, "--dataroot", tiny_data, "--model", model, "--batch_size", "2", "--precision", "bf16", *flags)
     results = tmp_path / "results"
     places = ["--checkpoints_dir", str(tmp_path), "--name", "run", "--results_dir", str(results)]
-    assert testing.main(places) == 0
-    assert len(list(results.rglob("*_fake_B.png"))) == 5
+    assert testing.main([*places, "--num_test", "5"]) == 0
+    assert len(list(results.rglob("*_sample.png" if model == "sagan" else "*_fake_B.png"))) == 5
 
 
 def test_one_direction_takes_the_right_generator(tiny_data, tmp_path, capsys):
@@ -81,7 +85,7 @@ def test_one_direction_takes_the_right_generator(tiny_data, tmp_path, capsys):
         shown[direction] = capsys.readouterr().out
     assert "latest_net_G_A.pth" in shown["AtoB"]
     assert "latest_net_G_B.pth" in shown["BtoA"]
-    assert "2 of 5 images translated, limited by --num_test 2" in shown["BtoA"]
+    assert "2 of 5 images made, limited by --num_test 2" in shown["BtoA"]
     assert testing.main([*places, "--model", "test", "--model_suffix", "_A"]) == 0
 
 
@@ -145,14 +149,30 @@ def test_weights_that_do_not_fit_are_named(tiny_data, tmp_path, capsys):
 def test_results_never_overwrite_each_other(tiny_data, tmp_path):
     train(tmp_path, "--dataroot", tiny_data)
     mixed = tmp_path / "mixed"
-    for name in ("x/1.png", "y/1.png", "y/1.jpg"):
+    for name in ("x/1.png", "y/1.png", "y/1.jpg", "y/1_2.png"):
         (mixed / name).parent.mkdir(parents=True, exist_ok=True)
         (mixed / name).write_bytes((tiny_data / "testA" / "1.png").read_bytes())
     places = ["--checkpoints_dir", str(tmp_path), "--name", "run", "--results_dir", str(tmp_path / "results")]
     assert testing.main([*places, "--model", "test", "--dataroot", str(mixed)]) == 0
     images = tmp_path / "results" / "run" / "test_latest" / "images"
     fakes = {path.relative_to(images).as_posix() for path in images.rglob("*_fake.png")}
-    assert fakes == {"x/1_fake.png", "y/1_fake.png", "y/1_2_fake.png"}
+    assert fakes == {"x/1_fake.png", "y/1_fake.png", "y/1_2_fake.png", "y/1_2_2_fake.png"}
+
+
+def test_results_have_the_depth_of_the_files(tmp_path):
+    for phase in ("train", "test"):
+        write_domains(tmp_path / "data", phase)
+    train(tmp_path, "--dataroot", tmp_path / "data", *DEEP)
+    places = ["--checkpoints_dir", str(tmp_path), "--name", "run", "--results_dir", str(tmp_path / "results")]
+    assert testing.main(places) == 0
+    images = tmp_path / "results" / "run" / "test_latest" / "images"
+    for label, dtype, channels in (("fake_B", "float32", 5), ("rec_A", "uint16", 1), ("fake_A", "uint16", 1)):
+        array = read_array(images / f"0_{label}.tif")
+        assert array.dtype == dtype and array.shape == (32, 32, channels)
+        with Image.open(images / f"0_{label}.png") as view:
+            assert view.mode == ("RGB" if channels == 5 else "L")
+    assert testing.main([*places, "--model", "test"]) == 0
+    assert read_array(images / "1_fake.tif").dtype == "uint16"
 
 
 def test_suffix_finds_the_same_run_again(tiny_data, tmp_path):

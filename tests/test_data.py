@@ -9,7 +9,8 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from data import BUNDLED, EpochSampler, create_dataset
-from data.image_folder import DataError, image_size, list_images
+from data.image_file import image_size
+from data.image_folder import DataError, list_images
 from data.unaligned_dataset import UnalignedDataset
 from options.test_options import TestOptions
 from options.train_options import TrainOptions

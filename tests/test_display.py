@@ -16,6 +16,8 @@ import pytest
 import torch
 
 from options.train_options import TrainOptions
+from test import main as run_test
+from tests.test_cli import train as run_training
 from util.display import Display, Progress, create_display, crossed
 from util.display import visdom as visdom_display
 from util.display.console import ConsoleSink
@@ -53,8 +55,8 @@ def train(display, *, epochs, batch_size=1, epoch_size=10):
         for start in range(0, epoch_size, batch_size):
             size = min(batch_size, epoch_size - start)
             at = progress(epoch, start + size, epoch_size=epoch_size, batch_size=size)
-            display.update(at, losses(), images())
-        display.end_epoch(at, images())
+            display.update(at, losses(), images)
+        display.end_epoch(at, images)
     display.close()
 
 
@@ -86,9 +88,9 @@ def test_losses_are_shown_when_a_multiple_is_crossed(tmp_path, batch_size, at):
 
 def test_losses_stay_on_the_device_until_they_are_shown(tmp_path):
     display = Display([ConsoleSink(tmp_path / "loss_log.txt", losses_freq=2)])
-    display.update(progress(1, 1), {"G_A": object()}, {})  # anything that reads the loss fails
+    display.update(progress(1, 1), {"G_A": object()}, dict)  # anything that reads the loss fails
     with pytest.raises(AttributeError):
-        display.update(progress(1, 2), {"G_A": object()}, {})
+        display.update(progress(1, 2), {"G_A": object()}, dict)
     display.close()
 
 
@@ -127,7 +129,7 @@ def test_a_terminal_gets_a_bar(tmp_path, monkeypatch):
         monkeypatch.setattr(sys, "stdout", io.StringIO())
         display = Display([ConsoleSink(tmp_path / "log", losses_freq=1)])
         for count in (1, 2, 3):
-            display.update(progress(2, count), losses(), {})
+            display.update(progress(2, count), losses(), dict)
             time.sleep(0.15)  # more than tqdm waits between two drawings
         display.close()
         monkeypatch.undo()
@@ -241,11 +243,11 @@ def test_page_of_a_continued_run_has_every_epoch(tmp_path):
 
 def test_page_is_written_when_a_multiple_is_crossed_and_at_the_end_of_an_epoch(tmp_path):
     display = Display([PageSink(tmp_path, "run", names=("A", "B"), size=256, images_freq=4)])
-    display.update(progress(1, 3, batch_size=3), losses(), images())
+    display.update(progress(1, 3, batch_size=3), losses(), images)
     assert not (tmp_path / "index.html").exists()
-    display.update(progress(1, 6, batch_size=3), losses(), images())
+    display.update(progress(1, 6, batch_size=3), losses(), images)
     assert "6" in re.findall(r"<dd>(.+)</dd>", (tmp_path / "index.html").read_text())
-    display.end_epoch(progress(1, 7), images())
+    display.end_epoch(progress(1, 7), images)
     assert "7" in re.findall(r"<dd>(.+)</dd>", (tmp_path / "index.html").read_text())
 
 
@@ -259,6 +261,16 @@ def test_flags_choose_the_sinks(tmp_path):
     flags = ["--display_id", "-1", "--update_html_freq", "5", "--direction", "BtoA", "--display_winsize", "99"]
     page = create_display(options(tmp_path, *flags), tmp_path).sinks[1]
     assert (page.images_freq, page.names, page.size) == (5, ("B", "A"), 99)
+
+
+def test_wandb_gets_losses_pictures_and_results(tiny_data, tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert run_training(tmp_path, "--dataroot", tiny_data, "--use_wandb", "--display_freq", "5").is_dir()
+    places = ["--checkpoints_dir", str(tmp_path), "--name", "run", "--results_dir", str(tmp_path / "results")]
+    assert run_test([*places, "--use_wandb", "--num_test", "2"]) == 0
+    for folder, count in (("run", 2 * 8), ("results/run/test_latest", 2 * 6)):
+        assert len(list(tmp_path.glob(f"{folder}/wandb/offline-run-*/files/media/images/*.png"))) == count
 
 
 def test_wandb_has_to_be_installed(tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from models.networks import DISCRIMINATORS, GENERATORS
-from models.networks.attention import SelfAttention2d
+from models.networks.attention import SelfAttention2d, block_inputs
 from models.networks.layers import init_weights, norm_layer, spectral_normalise
 from models.networks.patchgan import NLayerDiscriminator, PixelDiscriminator
 from models.networks.resnet import ResnetGenerator, upsample_layer
@@ -70,7 +70,7 @@ def test_attention_map_is_not_built_unless_asked():
 def test_where_single_points_look_are_rows_of_the_map():
     net = ResnetGenerator(3, 3, ngf=8, n_blocks=2, attention=["block1"])
     x = torch.randn(2, 3, 16, 24)
-    with net.block_inputs() as inputs:
+    with block_inputs(net) as inputs:
         net(x)
         net(x * 2)
     _, maps = net(x, return_attention=True)
@@ -147,7 +147,7 @@ def test_initialisations(init_type):
 
 
 def test_unknown_names_list_the_choices():
-    with pytest.raises(ValueError, match="--norm layer: choose from instance, batch, none"):
+    with pytest.raises(ValueError, match="--norm layer: choose from instance, batch, syncbatch, none"):
         norm_layer("layer")
     with pytest.raises(ValueError, match="--init_type zeros: choose from normal, xavier, kaiming, orthogonal"):
         init_weights(nn.Conv2d(1, 1, 1), "zeros")

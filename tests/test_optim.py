@@ -56,13 +56,15 @@ def test_unknown_policy_lists_the_choices():
         rates("poly")
 
 
-def test_ema_ramps_up_and_takes_buffers_over():
+def test_ema_ramps_up_averages_statistics_and_takes_counters_over():
     net = nn.BatchNorm2d(2)
     average = copy.deepcopy(net)
     net.weight.data.fill_(3.0)
     net.running_mean.fill_(5.0)
     update_ema(average, net, decay=0.999, updates=0)  # decay 1 / 10
     torch.testing.assert_close(average.weight.data, torch.full((2,), 0.1 * 1 + 0.9 * 3))
-    torch.testing.assert_close(average.running_mean, net.running_mean)
+    torch.testing.assert_close(average.running_mean, torch.full((2,), 0.9 * 5))
+    net.num_batches_tracked.fill_(7)
     update_ema(average, net, decay=0.5, updates=10**6)
+    assert average.num_batches_tracked == 7
     torch.testing.assert_close(average.weight.data, torch.full((2,), 0.5 * 2.8 + 0.5 * 3))

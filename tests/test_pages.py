@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import time
@@ -14,6 +15,8 @@ import torch
 import websocket
 from PIL import Image
 
+import test as testing
+import train as training
 from tests.conftest import draw_shapes
 from util.attention import AttentionMap, heat_colours, overlay, query_points
 from util.display import Progress
@@ -175,6 +178,30 @@ def test_hostile_names_are_text(browser, results):
         link = f"document.querySelectorAll('h2 a')[{number}]"
         browser.run(f"{link}.click()")
         assert browser.run(f"document.querySelector(':target') === {link}.closest('article')")
+
+
+def test_hostile_names_of_files_and_run(browser, tiny_data, tmp_path, capsys):
+    """From files on disk through both scripts, with a run named as badly."""
+    run = "<i>&amp; 50% #1 'über' \"q\""
+    stems = ["<script>document.title=1<", "#", "%41", "a b", "ü→", "'\"", "two\nlines"]
+    names = [f"{stem}/{stem}" for stem in stems]
+    for name in names:
+        path = tmp_path / "photos" / f"{name}.png"
+        path.parent.mkdir(parents=True)
+        path.write_bytes((tiny_data / "testA" / "0.png").read_bytes())
+    places = ["--checkpoints_dir", str(tmp_path / "runs"), "--name", run, "--device", "cpu", "--display_id", "0"]
+    small = ["--netG", "resnet_6blocks", "--ngf", "8", "--ndf", "8", "--crop_size", "32", "--load_size", "32"]
+    short = ["--dataroot", str(tiny_data), "--max_dataset_size", "1", "--n_epochs", "1", "--n_epochs_decay", "0"]
+    assert training.main([*places, *small, *short]) == 0
+    assert f"python test.py --name {shlex.quote(run)}" in capsys.readouterr().out
+    check_page(browser, tmp_path / "runs" / run / "web" / "index.html", width=1400, pictures=8)
+    assert browser.run("document.querySelector('h1').textContent") == f"{run} · training"
+    flags = ["--model", "test", "--dataroot", str(tmp_path / "photos"), "--results_dir", str(tmp_path / "results")]
+    assert testing.main([*places[:-2], *flags]) == 0
+    check_page(browser, tmp_path / "results" / run / "test_latest" / "index.html", width=1400, pictures=2 * len(names))
+    assert browser.run("[...document.querySelectorAll('h2 a')].map(e => e.textContent)") == sorted(names)
+    assert browser.run("document.querySelector('h1').textContent") == f"{run}: A → B"
+    assert browser.run("document.scripts.length") == 0
 
 
 def test_captions_and_alternative_texts(browser, results):

@@ -6,7 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
-from data.image_folder import DataError, read_image
+from data.image_file import read_image
+from data.image_folder import DataError
 from data.transforms import PREPROCESS, Transform
 from tests.conftest import draw_shapes
 
@@ -64,6 +65,42 @@ def test_crops_are_anywhere_and_half_of_them_mirrored():
     assert 160 < mirrored < 240
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", [(40, 36), (31, 57), (64, 25), (28, 28)])
+@pytest.mark.parametrize("preprocess", PREPROCESS)
+def test_tensors_get_the_crops_sizes_and_flips_of_images(preprocess, size, channels):
+    image = draw_shapes("a", size)
+    tensor = pixels(image)
+    transform = Transform(preprocess=preprocess, load_size=28, crop_size=24, channels=channels)
+    for seed in range(6):
+        of_image, of_tensor = (transform(x, torch.Generator().manual_seed(seed)) for x in (image, tensor))
+        assert of_tensor.shape == of_image.shape and of_tensor.dtype == torch.float32
+        assert of_tensor.min() >= -1 and of_tensor.max() <= 1
+        assert (of_tensor - of_image).abs().max() < 2.1 / 127.5  # Pillow rounds to 8 bits after each of its two passes
+
+
+def test_channels_of_tensors():
+    def shown(found, wanted):
+        return Transform(preprocess="none", channels=wanted)(torch.linspace(-1, 1, found * 32).view(found, 4, 8))
+
+    assert all(torch.equal(grey, shown(1, 1)[0]) for grey in shown(1, 3))
+    white = Transform(preprocess="none", channels=1)(torch.ones(3, 4, 4))
+    assert torch.allclose(white, torch.ones(1, 4, 4), atol=1e-6)
+    assert shown(16, 16).shape == (16, 4, 8)
+    with pytest.raises(DataError, match=r"--input_nc .* has 5 channels, not 3"):
+        shown(5, 3)
+    with pytest.raises(DataError, match=r"--input_nc .* has 3 channels, not 5"):
+        Transform(channels=5)(draw_shapes("a"))
+
+
+@pytest.mark.parametrize(("preprocess", "expected"), [("none", (31, 57)), ("scale_width", (30, 55))])
+def test_sizes_are_left_alone_in_testing(preprocess, expected, tmp_path):
+    draw_shapes("a", (31, 57)).save(tmp_path / "a.png")
+    transform = Transform(preprocess=preprocess, load_size=30, crop_size=24, multiple=1)
+    assert transform(read_image(tmp_path / "a.png")).shape == (3, *expected[::-1])
+    assert transform.output_sizes([tmp_path / "a.png"]) == {expected: tmp_path / "a.png"}
+
+
 def test_no_flip():
     image, generator = draw_shapes("a"), torch.Generator().manual_seed(0)
     transform = Transform(preprocess="none", flip=False)
@@ -74,7 +111,7 @@ def test_no_flip():
     ("settings", "message"),
     [
         ({"preprocess": "resize"}, "--preprocess resize: choose from resize_and_crop, crop,"),
-        ({"channels": 4}, "--input_nc and --output_nc: .* not 4"),
+        ({"channels": 17}, "--input_nc and --output_nc: .* 1 to 16 channels, not 17"),
         ({"load_size": 16, "crop_size": 24}, "--load_size 16 is smaller than --crop_size 24"),
         ({"crop_size": 0}, "--crop_size 0: at least 1 pixel"),
     ],
@@ -82,3 +119,19 @@ def test_no_flip():
 def test_settings_out_of_range_name_the_flag(settings, message):
     with pytest.raises(DataError, match=message):
         Transform(**settings)
+
+
+def test_the_centre_is_cut_out_first(tmp_path):
+    image = draw_shapes("a", (40, 36))
+    celeba = Transform(center_crop=20, load_size=16, crop_size=16, flip=False)
+    expected = image.crop((10, 8, 30, 28)).resize((16, 16), Image.Resampling.BICUBIC)
+    assert torch.equal(celeba(image), pixels(expected))
+    square = Transform(center_crop="max", load_size=16, crop_size=16, flip=False)
+    expected = image.crop((2, 0, 38, 36)).resize((16, 16), Image.Resampling.BICUBIC)
+    assert torch.equal(square(image), pixels(expected))
+    image.save(tmp_path / "a.png")
+    alone = Transform(center_crop="max", preprocess="none")
+    assert alone.output_sizes([tmp_path / "a.png"]) == {(36, 36): tmp_path / "a.png"}
+    assert alone(image).shape == (3, 36, 36)
+    with pytest.raises(DataError, match=r"a.png is 40x36 pixels, too small for --center_crop 37"):
+        Transform(center_crop=37, load_size=16, crop_size=16).output_sizes([tmp_path / "a.png"])

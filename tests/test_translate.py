@@ -4,7 +4,9 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 
@@ -108,3 +110,15 @@ def test_script_ends_with_status_2(tmp_path):
     assert done.returncode == 2
     assert "no run 'nothing'" in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "out.png").exists()
+
+
+def test_script_keeps_the_depth_of_the_picture(file, tmp_path):
+    deep = np.arange(400, dtype=np.uint16).reshape(20, 20) * 100
+    (tmp_path / "in").mkdir()
+    Image.fromarray(deep).save(tmp_path / "in" / "deep.png")
+    assert translate.main([str(tmp_path / "in"), str(tmp_path / "out"), "--weights", str(file)]) == 0
+    made = tifffile.imread(tmp_path / "out" / "deep.tif")
+    assert made.dtype == np.uint16 and made.shape == (20, 20, 3)
+    x = torch.from_numpy(deep.astype(np.float32) / 65535 * 2 - 1).expand(3, -1, -1)
+    expected = (Translator.load(file)(x) + 1) / 2 * 65535
+    assert np.abs(made - expected.permute(1, 2, 0).cpu().numpy()).max() < 2

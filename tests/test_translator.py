@@ -14,9 +14,10 @@ import test as testing
 from models import Translator
 from models.networks import GENERATORS
 from models.networks.layers import init_weights
-from models.translator import accept_any_size, fitting_size, reflect
+from models.networks.sizes import accept_any_size, fitting_size, reflect, visible_cells
 from tests.conftest import draw_shapes
 from tests.test_cli import ROOT, train
+from util.attention import watch
 
 SIZES = [(1, 1), (3, 2), (7, 9), (37, 41), (64, 20)]
 
@@ -43,7 +44,7 @@ def file(tmp_path):
 
 
 def test_import_is_cheap():
-    code = "import sys, models; sys.exit('options.base_options' in sys.modules or 'PIL' in sys.modules)"
+    code = "import sys, models; sys.exit('options.base_options' in sys.modules or 'torchvision' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
     with pytest.raises(AttributeError, match="no attribute 'Translater'"):
         models.Translater  # noqa: B018
@@ -123,6 +124,16 @@ def test_grey_and_other_channels(tmp_path):
 def test_other_pictures_are_refused(file, picture, message):
     with pytest.raises(ValueError, match=message):
         Translator.load(file)(picture)
+
+
+def test_attention_is_shown_where_the_picture_is():
+    net = generator("resnet_6blocks", attention=["block3"])
+    accept_any_size(net)
+    with watch({"G": ("real", net)}) as maps:
+        net(torch.rand(1, 3, 17, 5))
+    assert maps[0].weights.shape == (1, 4, 5, 2), "of 5 x 2 cells, padded to 20 x 8 pixels, that is, all"
+    net = generator("unet_128")
+    assert visible_cells(net, (30, 128), (32, 32)) == (8, 32)
 
 
 @pytest.mark.parametrize("flags", [{}, {"direction": "AtoB"}, {"ema": False}, {"evaluate": True}])

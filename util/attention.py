@@ -1,16 +1,19 @@
 """Pictures of where an attention block looks."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from PIL import Image, ImageDraw, ImageOps
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.transforms.v2 import functional as TF
 
-from util.images import to_image
+from models.networks.attention import attention_blocks, block_inputs
+from models.networks.sizes import visible_cells
+from util.images import grid, to_image
 
 SIDE = 192  # px; smaller pictures are enlarged, so that the marker is crisp
 MARKER = "#35e0ff"  # the one bright hue that neither maps nor the heat colours have
@@ -18,13 +21,13 @@ MARKER = "#35e0ff"  # the one bright hue that neither maps nor the heat colours 
 
 @dataclass(frozen=True)
 class AttentionMap:
-    """Where one attention block of a network looked in one picture."""
+    """Where one attention block of a network looked, in one picture or in a batch of them."""
 
     network: str  # G_A
     stage: str  # the block's place: bottleneck
-    over: str  # label of the picture that went into the network: real_A
+    over: str  # label of the picture to show it over: real_A
     points: Sequence[tuple[int, int]]  # cells (row, column)
-    weights: Tensor  # (len(points), h, w): where each of the points looked
+    weights: Tensor  # (..., len(points), h, w): where each of the points looked
 
 
 def query_points(height: int, width: int) -> list[tuple[int, int]]:
@@ -32,14 +35,54 @@ def query_points(height: int, width: int) -> list[tuple[int, int]]:
     return sorted({(row * height // 4, column * width // 4) for row in (1, 3) for column in (1, 3)})
 
 
+@contextmanager
+def watch(networks: Mapping[str, tuple[str, nn.Module]]) -> Iterator[list[AttentionMap]]:
+    """Inside, run the networks; afterwards, the list holds where all their blocks looked in the first run of each.
+
+    Args:
+        networks: name -> (label of the picture to show its maps over, network).
+    """
+    maps: list[AttentionMap] = []
+    sizes: dict[str, torch.Size] = {}
+
+    def keep_size(name: str, _net: nn.Module, args: tuple[Tensor, ...]) -> None:
+        sizes.setdefault(name, args[0].shape[2:])
+
+    with ExitStack() as stack:
+        for name, (_, net) in networks.items():  # first of all, before what does not fit is padded
+            stack.callback(net.register_forward_pre_hook(partial(keep_size, name), prepend=True).remove)
+        inputs = {name: stack.enter_context(block_inputs(net)) for name, (_, net) in networks.items()}
+        yield maps
+    for name, (over, net) in networks.items():
+        for stage, block in attention_blocks(net).items():
+            x = inputs[name][stage]
+            height, width = visible_cells(net, sizes[name], x.shape[2:])
+            points = query_points(height, width)
+            weights = block.look_from(points, x)[..., :height, :width]
+            maps.append(AttentionMap(name, stage, over, points, weights))
+
+
+def overlays(image: Tensor, attention: AttentionMap) -> Tensor:
+    """The overlays of all points of a map of one picture, (C, H, W) in [-1, 1], in a square: (3, H', W') in [-1, 1]."""
+    from torchvision.transforms.v2 import functional as TF  # slow to import
+
+    pictures = [
+        TF.pil_to_tensor(overlay(image, weights, point)) / 127.5 - 1
+        for point, weights in zip(attention.points, attention.weights, strict=True)
+    ]
+    return grid(torch.stack(pictures))
+
+
 def overlay(image: Tensor, weights: Tensor, point: tuple[int, int]) -> Image.Image:
     """A heat map over the picture, grey and dimmed, with a ring around the point that looks.
 
     Args:
-        image: (C, H, W) in [-1, 1], C 1 or 3.
+        image: (C, H, W) in [-1, 1].
         weights: (h, w), not negative; the largest becomes the brightest colour.
         point: the cell (row, column) of `weights` that looks.
     """
+    from torchvision.transforms.v2 import functional as TF  # slow to import, and --help does without
+
     height, width = image.shape[1:]
     enlarge = max(1, math.ceil(SIDE / min(height, width)))
     size = (height * enlarge, width * enlarge)

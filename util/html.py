@@ -13,7 +13,7 @@ from dominate.util import raw
 from torch import Tensor
 
 from util.attention import AttentionMap, overlay
-from util.images import save_image
+from util.images import PixelFormat, save_image, save_result
 
 CSS = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
 SMALL = 96  # px; below, a picture is shown much enlarged
@@ -56,6 +56,7 @@ class Card:
 
     title: str
     groups: dict[str, Group] = field(default_factory=dict)
+    wide: bool = False  # takes the whole width of the page
 
     def add(self, label: str, path: str, names: tuple[str, str]) -> None:
         """Put a picture beside the others that start in its domain."""
@@ -66,18 +67,19 @@ class Card:
 
 def source(label: str) -> str:
     """The domain that a picture started in: A for real_A, fake_B and rec_A; "" if the label is not known."""
-    return CAPTIONS.get(label, "")[1:2]
+    return CAPTIONS[label][1] if label in CAPTIONS else ""
 
 
 class ResultsPage:
     """The results of a test: `add` the pictures made from each image, then `save`.
 
     Args:
-        folder: takes index.html and images/{stem}_{label}.png.
+        folder: takes index.html and images/{stem}_{label}.png, with a .tif beside it where 8 bits are not enough.
         title: of the page.
         names: of the domains of real_A and real_B: B, A when the run went from B to A.
         notes: facts and figures for the top of the page.
         size: side of a picture in px, at most.
+        formats: "A", "B" -> the depth and range to write pictures of that domain in; 8-bit where left out.
     """
 
     def __init__(
@@ -88,7 +90,9 @@ class ResultsPage:
         names: tuple[str, str] = ("A", "B"),
         notes: Mapping[str, str] = MappingProxyType({}),
         size: int = 256,
+        formats: Mapping[str, PixelFormat] = MappingProxyType({}),
     ):
+        self.formats = formats
         self.folder, self.title, self.names, self.notes, self.size = folder, title, names, dict(notes), size
         self.cards: list[Card] = []
         self.small = True
@@ -110,6 +114,8 @@ class ResultsPage:
         for label, image in images.items():
             path = f"images/{stem}_{label}.png"
             save_image(image, self.folder / path)
+            fmt = self.formats.get("B" if label.endswith("_B") else "A", PixelFormat())
+            save_result(image, self.folder / f"images/{stem}_{label}", fmt)
             card.add(label, path, self.names)
             self.small &= image.shape[-1] <= SMALL
         for block in attention:
@@ -122,6 +128,12 @@ class ResultsPage:
             caption = f"{block.network}, {block.stage}: where the ringed point looks; the brighter, the more"
             card.groups[source(block.over)].strips.append((caption, figures))
         self.cards.append(card)
+
+    def add_overview(self, caption: str, picture: Tensor) -> None:
+        """Put a picture (C, H, W) in [-1, 1] of all results at the top of the page."""
+        path = f"images/{caption}.png"
+        save_image(picture, self.folder / path)
+        self.cards.append(Card(caption, {"": Group([Figure(path, "", caption)])}, wide=True))
 
     def save(self) -> None:
         """Write index.html."""
@@ -151,7 +163,7 @@ def write_page(
     with page.body:
         with h.header():
             h.h1(title)
-            h.span(f"{len(cards):,} shown", cls="count")
+            h.span(f"{sum(not card.wide for card in cards):,} shown", cls="count")
         with h.dl(cls="notes"):
             for term, value in notes.items():
                 h.div(h.dt(term), h.dd(value))
@@ -170,7 +182,8 @@ def _article(card: Card) -> h.html_tag:
     for group in card.groups.values():
         strips = [h.section(h.p(caption), _strip(figures), cls="attention") for caption, figures in group.strips]
         groups.add(h.div(_strip(group.figures), strips, cls="group", style=f"--n: {len(group.figures)}"))
-    return h.article(h.h2(h.a(card.title, href=f"#{anchor}")), groups, id=anchor)
+    cls = "wide" if card.wide else ""
+    return h.article(h.h2(h.a(card.title, href=f"#{anchor}")), groups, id=anchor, cls=cls)
 
 
 def _strip(figures: Sequence[Figure]) -> h.html_tag:

@@ -1,28 +1,131 @@
-"""Tensors in [-1, 1] to 8-bit images and image files."""
+"""Tensors in [-1, 1] to images and files: the 8-bit view, and the depth and range that a file had."""
 
+import math
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import tifffile
+import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2 import functional as F
+
+
+@dataclass(frozen=True)
+class PixelFormat:
+    """What the pixels of a file are, and which of their values are -1 and 1 in a tensor."""
+
+    dtype: str = "uint8"
+    value_range: tuple[float, float] = (0.0, 255.0)
+
+    @classmethod
+    def of(cls, array: np.ndarray, value_range: tuple[float, float] | None = None) -> "PixelFormat":
+        """The format of `array`; `value_range` is that of files with more than 8 bits, or None if none is given.
+
+        Raises:
+            ValueError: there are values that are not finite, or no range is given and the type does not tell it.
+        """
+        dtype, low, high = array.dtype.name, array.min(), array.max()
+        if not (np.isfinite(low) and np.isfinite(high)):
+            raise ValueError("holds values that are not finite (NaN or infinity): replace them.")
+        if dtype == "uint8":
+            return cls()
+        if value_range is None:
+            value_range = (0.0, 65535.0) if dtype == "uint16" else (0.0, 1.0)
+            if dtype != "uint16" and not (array.dtype.kind == "f" and low >= 0 and high <= 1):
+                raise ValueError(
+                    f"holds {dtype} values from {low:g} to {high:g}: give --value_range=LOW,HIGH, what becomes -1, 1."
+                )
+        return cls(dtype, value_range)
+
+    def to_tensor(self, array: np.ndarray) -> Tensor:
+        """(H, W, C) in this format as float32 (C, H, W) in [-1, 1]; values beyond the range are clipped."""
+        low, high = self.value_range
+        scaled = ((array.astype(np.float64) - low) / (high - low) * 2 - 1).clip(-1, 1)
+        return torch.from_numpy(scaled.astype(np.float32)).permute(2, 0, 1).contiguous()
+
+    def to_array(self, tensor: Tensor) -> np.ndarray:
+        """(C, H, W) in [-1, 1] as (H, W), or (H, W, C) where C > 1, in this format; integers are rounded."""
+        low, high = self.value_range
+        unit = (tensor.detach().cpu().double().clamp(-1, 1) + 1) / 2
+        values = (unit * (high - low) + low).permute(1, 2, 0).numpy()
+        dtype = np.dtype(self.dtype)
+        if dtype.kind in "ui":
+            values = values.round().clip(np.iinfo(dtype).min, np.iinfo(dtype).max)
+        array = values.astype(dtype)
+        return array[..., 0] if array.shape[2] == 1 else array
 
 
 def to_image(tensor: Tensor) -> Image.Image:
-    """The picture of `tensor`, (C, H, W) or (1, C, H, W) with C 1 (grey) or 3, in [-1, 1]; values beyond are clamped.
+    """The 8-bit view of `tensor`, (C, H, W) or (1, C, H, W) in [-1, 1]; values beyond are clamped.
+
+    C 1 is shown in grey and 3 in colour; of 2 channels the first is shown in grey, of more the first three in colour.
 
     Raises:
         ValueError: another shape.
     """
+    from torchvision.transforms.v2 import functional as F  # slow to import, and --help does without
+
     shape = tuple(tensor.shape)
     if len(shape) == 4 and shape[0] == 1:
         tensor = tensor[0]
-    if tensor.ndim != 3 or tensor.shape[0] not in (1, 3):
-        raise ValueError(f"an image is (C, H, W) or (1, C, H, W) with 1 or 3 channels, not {shape}")
+    if tensor.ndim != 3:
+        raise ValueError(f"an image is (C, H, W) or (1, C, H, W), not {shape}")
+    tensor = tensor[: 1 if tensor.shape[0] < 3 else 3]
     return F.to_pil_image(tensor.detach().cpu().float().add(1).mul(127.5).round().clamp(0, 255).byte())
 
 
-def save_image(tensor: Tensor, path: str | Path) -> None:
-    """Write `tensor` as `to_image` shows it; the suffix of `path` chooses the format. Makes the folders it needs."""
+def save_image(tensor: Tensor, path: str | Path, fmt: PixelFormat | None = None) -> None:
+    """Write `tensor`; the suffix of `path` chooses the kind of file. Makes the folders it needs.
+
+    Args:
+        tensor: (C, H, W) or (1, C, H, W) in [-1, 1].
+        fmt: None for the 8-bit view of `to_image`, else the depth and range to write, with all channels: .npy and TIFF
+            hold every format, PNG one channel of uint16, and any suffix what is 8-bit grey or colour.
+
+    Raises:
+        ValueError: files of this suffix cannot hold the format.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    to_image(tensor).save(path)
+    suffix = path.suffix.lower()
+    if fmt is None or (is_viewable(tensor, fmt) and suffix != ".npy"):
+        to_image(tensor).save(path)
+        return
+    array = fmt.to_array(tensor[0] if tensor.ndim == 4 else tensor)
+    if suffix == ".npy":
+        np.save(path, array, allow_pickle=False)
+    elif suffix in (".tif", ".tiff") and array.ndim == 3 and array.shape[2] != 3:
+        tifffile.imwrite(path, array.transpose(2, 0, 1), photometric="minisblack", metadata=None)  # a page a channel
+    elif suffix in (".tif", ".tiff"):
+        tifffile.imwrite(path, array, photometric="rgb" if array.ndim == 3 else "minisblack", metadata=None)
+    elif suffix == ".png" and array.ndim == 2 and fmt.dtype == "uint16":
+        Image.fromarray(array).save(path)
+    else:
+        channels = 1 if array.ndim == 2 else array.shape[2]
+        raise ValueError(f"{path}: {suffix or 'this'} cannot hold {channels} channels of {fmt.dtype}: use .tif or .npy")
+
+
+def save_result(tensor: Tensor, stem: str | Path, fmt: PixelFormat) -> Path | None:
+    """Write `tensor` as {stem}.tif in `fmt` where the 8-bit view of `to_image` would lose depth or channels.
+
+    Returns:
+        The file, or None if the view shows all there is.
+    """
+    if is_viewable(tensor, fmt):
+        return None
+    path = Path(f"{stem}.tif")
+    save_image(tensor, path, fmt)
+    return path
+
+
+def is_viewable(tensor: Tensor, fmt: PixelFormat) -> bool:
+    """Whether the 8-bit view of `to_image` holds everything: grey or colour, of a file in 0..255."""
+    return fmt == PixelFormat() and tensor.shape[-3] in (1, 3)
+
+
+def grid(images: Tensor, columns: int = 0) -> Tensor:
+    """Images (B, C, H, W) in [-1, 1] in rows of `columns`, or as square as can be, white between: (3, H', W')."""
+    from torchvision.utils import make_grid  # slow to import
+
+    return make_grid(images, nrow=columns or math.ceil(math.sqrt(len(images))), pad_value=1)

@@ -1,14 +1,22 @@
 """Generators and discriminators by name, built from the options; each class also works alone, by keywords."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 
 from models.networks.layers import init_weights, spectral_normalise
 from models.networks.patchgan import NLayerDiscriminator, PixelDiscriminator
 from models.networks.resnet import ResnetGenerator
+from models.networks.sagan import (
+    ImageDiscriminator,
+    NoiseGenerator,
+    SAGANDiscriminator,
+    SAGANGenerator,
+    SAGANResnetDiscriminator,
+    SAGANResnetGenerator,
+)
 from models.networks.unet import UnetGenerator
 
 GENERATORS: dict[str, Callable[..., nn.Module]] = {
@@ -22,6 +30,25 @@ DISCRIMINATORS: dict[str, Callable[..., nn.Module]] = {
     "n_layers": NLayerDiscriminator,
     "pixel": PixelDiscriminator,
 }
+NOISE_GENERATORS: dict[str, Callable[..., NoiseGenerator]] = {
+    "sagan": SAGANGenerator,
+    "sagan_resnet": SAGANResnetGenerator,
+}
+IMAGE_DISCRIMINATORS: dict[str, Callable[..., ImageDiscriminator]] = {
+    "sagan": SAGANDiscriminator,
+    "sagan_resnet": SAGANResnetDiscriminator,
+}
+# SAGAN's public PyTorch code normalises the trunk alone; the paper's networks are normalised throughout.
+WITHOUT_SPECTRAL_NORM = {"sagan": ("attn", "last")}
+
+T = TypeVar("T")
+
+
+def choose(flag: str, name: str, table: Mapping[str, T]) -> T:
+    """The entry `name` of a table of networks; ValueError, with the choices, if this kind of model has no such one."""
+    if name not in table:
+        raise ValueError(f"{flag} {name}: this --model takes {', '.join(table)}")
+    return table[name]
 
 
 def stages(flag: str) -> list[str]:
@@ -31,7 +58,7 @@ def stages(flag: str) -> list[str]:
 
 def define_G(opt: Any, input_nc: int, output_nc: int) -> nn.Module:
     """Build and initialise the generator that --netG names: (B, input_nc, H, W) -> (B, output_nc, H, W) in [-1, 1]."""
-    net = GENERATORS[opt.netG](
+    net = choose("--netG", opt.netG, GENERATORS)(
         input_nc,
         output_nc,
         ngf=opt.ngf,
@@ -47,6 +74,27 @@ def define_G(opt: Any, input_nc: int, output_nc: int) -> nn.Module:
 def define_D(opt: Any, input_nc: int) -> nn.Module:
     """Build and initialise the discriminator that --netD names: (B, input_nc, H, W) -> (B, 1, h, w) scores."""
     n_layers = {"n_layers": opt.n_layers_D} if opt.netD == "n_layers" else {}
-    net = DISCRIMINATORS[opt.netD](input_nc, ndf=opt.ndf, norm=opt.norm, attention=stages(opt.attn_D), **n_layers)
+    make = choose("--netD", opt.netD, DISCRIMINATORS)
+    net = make(input_nc, ndf=opt.ndf, norm=opt.norm, attention=stages(opt.attn_D), **n_layers)
     init_weights(net, opt.init_type, opt.init_gain)
     return spectral_normalise(net) if opt.spectral_norm_D else net
+
+
+def define_noise_G(opt: Any, output_nc: int) -> NoiseGenerator:
+    """Build and initialise the generator that --netG names: (B, z_dim) -> (B, output_nc, S, S) in [-1, 1]."""
+    make = choose("--netG", opt.netG, NOISE_GENERATORS)
+    net = make(output_nc, image_size=opt.crop_size, z_dim=opt.z_dim, ngf=opt.ngf, attention=stages(opt.attn_G))
+    init_weights(net, opt.init_type, opt.init_gain)
+    if opt.spectral_norm_G:
+        spectral_normalise(net, WITHOUT_SPECTRAL_NORM.get(opt.netG, ()))
+    return net
+
+
+def define_image_D(opt: Any, input_nc: int) -> ImageDiscriminator:
+    """Build and initialise the discriminator that --netD names: (B, input_nc, S, S) -> (B,) scores."""
+    make = choose("--netD", opt.netD, IMAGE_DISCRIMINATORS)
+    net = make(input_nc, image_size=opt.crop_size, ndf=opt.ndf, attention=stages(opt.attn_D))
+    init_weights(net, opt.init_type, opt.init_gain)
+    if opt.spectral_norm_D:
+        spectral_normalise(net, WITHOUT_SPECTRAL_NORM.get(opt.netD, ()))
+    return net

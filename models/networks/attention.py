@@ -18,24 +18,30 @@ class SelfAttention2d(nn.Module):
 
     Args:
         channels: C, a multiple of 8.
+        pooled: the form of the paper's own code, where keys and values are max-pooled to a quarter of the positions,
+            values have C / 2 channels, a further convolution leads back to C, and no convolution has a bias.
     """
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, *, pooled: bool = False):
         super().__init__()
         if channels % 8:
             raise ValueError(f"attention needs a multiple of 8 channels, got {channels}: change --ngf or --ndf")
-        self.query_conv = nn.Conv2d(channels, channels // 8, 1)
-        self.key_conv = nn.Conv2d(channels, channels // 8, 1)
-        self.value_conv = nn.Conv2d(channels, channels, 1)
+        value_channels = channels // 2 if pooled else channels
+        self.query_conv = nn.Conv2d(channels, channels // 8, 1, bias=not pooled)
+        self.key_conv = nn.Conv2d(channels, channels // 8, 1, bias=not pooled)
+        self.value_conv = nn.Conv2d(channels, value_channels, 1, bias=not pooled)
+        self.out_conv = nn.Conv2d(value_channels, channels, 1, bias=False) if pooled else nn.Identity()
+        self.pool = nn.MaxPool2d(2) if pooled else nn.Identity()
         self.gamma = nn.Parameter(torch.zeros(1))
 
     def forward(self, x: Tensor, return_attention: bool = False) -> Tensor | tuple[Tensor, Tensor]:
-        """(B, C, H, W) -> (B, C, H, W), and the attention map (B, N, N), N = H * W, when asked.
+        """(B, C, H, W) -> (B, C, H, W), and when asked the attention map (B, N, N), N = H * W; pooled: (B, N, N / 4).
 
         Row i of the map holds the weights, summing to 1, with which position i looks at all others. It is built only
         when asked for: otherwise the fused kernel does without.
         """
-        query, key, value = (tokens(conv(x)) for conv in (self.query_conv, self.key_conv, self.value_conv))
+        query = tokens(self.query_conv(x))
+        key, value = (tokens(self.pool(conv(x))) for conv in (self.key_conv, self.value_conv))
         if return_attention:
             attention = torch.softmax(query @ key.transpose(1, 2), dim=-1)
             out = attention @ value
@@ -44,14 +50,16 @@ class SelfAttention2d(nn.Module):
             wider = (0, value.shape[-1] - query.shape[-1])
             query, key, value = F.pad(query, wider), F.pad(key, wider), value.contiguous()
             out = F.scaled_dot_product_attention(query[:, None], key[:, None], value[:, None], scale=1.0).squeeze(1)
-        out = x + self.gamma * out.transpose(1, 2).reshape(x.shape)
+        out = x + self.gamma * self.out_conv(out.transpose(1, 2).unflatten(2, x.shape[2:]))
         return (out, attention) if return_attention else out
 
     def look_from(self, points: Sequence[tuple[int, int]], x: Tensor) -> Tensor:
         """Where single positions (row, column) of x, (B, C, H, W), look: (B, len(points), H, W), each summing to 1."""
         rows = [row * x.shape[3] + column for row, column in points]
-        query, key = tokens(self.query_conv(x))[:, rows], tokens(self.key_conv(x))
-        return torch.softmax(query @ key.transpose(1, 2), dim=-1).unflatten(2, x.shape[2:])
+        query, key = tokens(self.query_conv(x))[:, rows], self.pool(self.key_conv(x))
+        weights = torch.softmax(query @ tokens(key).transpose(1, 2), dim=-1).unflatten(2, key.shape[2:])
+        weights = F.interpolate(weights, x.shape[2:])  # what was pooled shares its weight
+        return weights / weights.sum(dim=(2, 3), keepdim=True)
 
 
 def tokens(x: Tensor) -> Tensor:
@@ -111,17 +119,27 @@ class AttentiveChain(nn.Module):
         x = x.to(dtype)
         return (x, maps) if return_attention else x
 
-    @contextmanager
-    def block_inputs(self) -> Iterator[dict[str, Tensor]]:
-        """Inside, the dict receives what goes into each attention block in the first run of the chain: by stage."""
-        inputs: dict[str, Tensor] = {}
 
-        def keep(stage: str, _block: nn.Module, args: tuple[Tensor, ...]) -> None:
-            inputs.setdefault(stage, args[0])
+def attention_blocks(net: nn.Module) -> dict[str, SelfAttention2d]:
+    """The attention blocks of any network, in their order: name, such as block5 or attn1 -> block."""
+    return {
+        name.removeprefix("attention."): block
+        for name, block in net.named_modules()
+        if isinstance(block, SelfAttention2d)
+    }
 
-        hooks = [block.register_forward_pre_hook(partial(keep, stage)) for stage, block in self.attention.items()]
-        try:
-            yield inputs
-        finally:
-            for hook in hooks:
-                hook.remove()
+
+@contextmanager
+def block_inputs(net: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """Inside, the dict receives what goes into each attention block in the first run of `net`: by name of the block."""
+    inputs: dict[str, Tensor] = {}
+
+    def keep(name: str, _block: nn.Module, args: tuple[Tensor, ...]) -> None:
+        inputs.setdefault(name, args[0])
+
+    hooks = [block.register_forward_pre_hook(partial(keep, name)) for name, block in attention_blocks(net).items()]
+    try:
+        yield inputs
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -1,6 +1,7 @@
 """Shows a run while it trains: console and loss_log.txt, HTML page, visdom, wandb."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -25,11 +26,12 @@ class Display:
     def __init__(self, sinks: Sequence[Sink]):
         self.sinks = sinks
 
-    def update(self, at: Progress, losses: Mapping[str, Tensor], images: Mapping[str, Tensor]) -> None:
-        """To call after every step, with its losses (scalars) and images (N, C, H, W) in [-1, 1].
+    def update(self, at: Progress, losses: Mapping[str, Tensor], pictures: Callable[[], Mapping[str, Tensor]]) -> None:
+        """To call after every step, with its losses (scalars) and what makes the pictures (N, C, H, W) in [-1, 1].
 
-        Losses are read from the device only when a sink shows them, since that waits for the step to finish.
+        Losses are read from the device, and pictures made, only when a sink shows them, since that takes time.
         """
+        pictures = cache(pictures)
         before = at.total_images - at.batch_size
         for sink in self.sinks:
             sink.step(at)
@@ -41,12 +43,13 @@ class Display:
                 sink.losses(at, numbers)
         for sink in self.sinks:
             if crossed(sink.images_freq, before, at.total_images):
-                sink.images(at, images)
+                sink.images(at, pictures())
 
-    def end_epoch(self, at: Progress, images: Mapping[str, Tensor]) -> None:
-        """To call after the last step of an epoch, with its images."""
+    def end_epoch(self, at: Progress, pictures: Callable[[], Mapping[str, Tensor]]) -> None:
+        """To call after the last step of an epoch, with what makes its pictures."""
+        pictures = cache(pictures)
         for sink in self.sinks:
-            sink.end_epoch(at, images)
+            sink.end_epoch(at, pictures)
 
     def close(self) -> None:
         """To call when training ends or stops."""

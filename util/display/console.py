@@ -1,7 +1,7 @@
 """The console: a progress bar for each epoch, and lines of losses, which loss_log.txt keeps."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from tqdm import tqdm
@@ -47,7 +47,7 @@ class ConsoleSink(Sink):
         self._append(line)
         self.last_losses = " ".join(f"{name} {value:.2f}" for name, value in losses.items())
 
-    def end_epoch(self, at: Progress, images: Mapping) -> None:
+    def end_epoch(self, at: Progress, pictures: Callable) -> None:
         """Leave the full bar as the epoch's line."""
         self.close()
 

@@ -3,7 +3,7 @@
 import re
 import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from torch import Tensor
@@ -44,9 +44,9 @@ class PageSink(Sink):
             small=all(batch.shape[-1] <= SMALL for batch in images.values()),
         )  # fmt: skip
 
-    def end_epoch(self, at: Progress, images: Mapping[str, Tensor]) -> None:
+    def end_epoch(self, at: Progress, pictures: Callable[[], Mapping[str, Tensor]]) -> None:
         """Show the epoch as it ended."""
-        self.images(at, images)
+        self.images(at, pictures())
 
     def _cards(self, last_epoch: int) -> list[Card]:
         """One for each epoch on disk. Later epochs than this one are left over from an earlier run of this name."""

@@ -1,6 +1,6 @@
 """What a display is told about a run, and what it may do with it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -43,8 +43,8 @@ class Sink:
     def images(self, at: Progress, images: Mapping[str, Tensor]) -> None:
         """Show images (N, C, H, W) in [-1, 1]; the first of each batch is enough."""
 
-    def end_epoch(self, at: Progress, images: Mapping[str, Tensor]) -> None:
-        """Called after the last step of an epoch, with its images."""
+    def end_epoch(self, at: Progress, pictures: Callable[[], Mapping[str, Tensor]]) -> None:
+        """Called after the last step of an epoch, with what makes its pictures."""
 
     def close(self) -> None:
         """Called once, when training ends or stops."""

@@ -32,6 +32,10 @@ class WandbSink(Sink):
         """Log the first image of each batch."""
         self.run.log({label: wandb.Image(to_image(batch[0])) for label, batch in images.items()}, step=at.total_images)
 
+    def result(self, name: str, images: Mapping[str, Tensor]) -> None:
+        """Log what test.py made of the picture `name`: label -> (C, H, W)."""
+        self.run.log({label: wandb.Image(to_image(image), caption=name) for label, image in images.items()})
+
     def close(self) -> None:
         """Upload what is left."""
         self.run.finish()

@@ -1,0 +1,163 @@
+"""Image files that take more than Pillow: 16 bits, floats, any number of channels; PNG, TIFF and .npy as arrays."""
+
+from itertools import islice
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from imagecodecs import png_decode
+from PIL import Image, ImageOps
+from tifffile import EXTRASAMPLE, PHOTOMETRIC, TiffFile, TiffPage
+
+MAX_CHANNELS = 16
+EXIF_ORIENTATION = 0x0112
+TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+COLOURS: dict[int, int] = {PHOTOMETRIC.RGB: 3, PHOTOMETRIC.YCBCR: 3, PHOTOMETRIC.CIELAB: 3, PHOTOMETRIC.SEPARATED: 4}
+ALPHA = (EXTRASAMPLE.ASSOCALPHA, EXTRASAMPLE.UNASSALPHA)
+
+
+def array_kind(path: Path) -> Literal["", "npy", "png", "tiff"]:
+    """What to read the file as, by its content: "" for 8-bit grey and colour pictures, which Pillow reads in full."""
+    with path.open("rb", buffering=0) as file:
+        start = file.read(25)
+    if start.startswith(b"\x93NUMPY"):
+        return "npy"
+    if start.startswith(b"\x89PNG"):
+        return "png" if start[24:] == b"\x10" else ""
+    if start[:4] in TIFF_STARTS:
+        with TiffFile(path) as tiff:
+            return "" if is_plain(channel_pages(tiff)) else "tiff"
+    return ""
+
+
+def is_plain(pages: list[TiffPage]) -> bool:
+    """Whether a TIFF is one page of grey or colour, at most with transparency, in no more than 8 bits."""
+    page = pages[0]
+    extra = page.samplesperpixel - COLOURS.get(page.photometric, 1)
+    transparency = [sample in ALPHA for sample in page.extrasamples]
+    first = [page.index for page in pages] == [0]
+    return first and page.dtype in (np.bool_, np.uint8) and extra == len(transparency) <= 1 and all(transparency)
+
+
+def array_size(path: Path, kind: Literal["npy", "tiff"]) -> tuple[int, int]:
+    """(width, height) of the upright image in pixels, from the header alone.
+
+    Raises:
+        ValueError: the file is damaged, has too many pixels, or its layout is ambiguous.
+    """
+    if kind == "npy":
+        height, width = map_npy(path).shape[:2]
+        return width, height
+    with TiffFile(path) as tiff:
+        page = channel_pages(tiff)[0]
+        size = page.imagewidth, page.imagelength
+        return size[::-1] if page.tags.valueof(EXIF_ORIENTATION, 1) >= 5 else size
+
+
+def read_array(path: Path) -> np.ndarray:
+    """The upright image as (H, W, C) in the values and the depth of the file; bits become 0 and 255.
+
+    Pictures with a palette are read as the colours that it stands for. White is the larger value.
+
+    Raises:
+        ValueError: the file is damaged, has too many pixels, is no image of numbers, or its layout is ambiguous.
+    """
+    kind = array_kind(path)
+    if kind == "npy":
+        array = np.array(map_npy(path))
+    elif kind == "tiff":
+        array = read_tiff(path)
+    else:
+        with Image.open(path) as file:  # refuses too many pixels
+            if kind == "png":
+                array = np.atleast_3d(png_decode(path.read_bytes()))
+                array = upright(array, file.getexif().get(EXIF_ORIENTATION, 1))
+            else:
+                array = read_bands(file)
+    if array.dtype == np.bool_:
+        array = array.astype(np.uint8) * 255
+    if array.dtype.kind not in "uif" or array.dtype.itemsize > 8:
+        raise ValueError(f"{array.dtype} is no type of pixels: save integers or floats of at most 64 bits")
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def read_bands(file: Image.Image) -> np.ndarray:
+    """All channels of a picture that Pillow opened, (H, W, C) of uint8."""
+    image = ImageOps.exif_transpose(file)
+    if image.mode == "P":
+        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    elif image.mode == "1":
+        image = image.convert("L")
+    return np.atleast_3d(np.asarray(image))
+
+
+def map_npy(path: Path) -> np.ndarray:
+    """The array in the file as (H, W, C), not read yet. The axis of channels is the only one of at most 16.
+
+    Raises:
+        ValueError: it holds Python objects, which are never loaded, or its axes do not tell what they are.
+    """
+    array = np.load(path, mmap_mode="r", allow_pickle=False)
+    shape = array.shape
+    if array.ndim == 2:
+        array = array[:, :, None]
+    elif array.ndim != 3 or 0 in shape or (shape[0] <= MAX_CHANNELS) == (shape[2] <= MAX_CHANNELS):
+        wanted = f"(H, W), (H, W, C) and (C, H, W) with C from 1 to {MAX_CHANNELS} and larger sides"
+        raise ValueError(f"its shape {shape} is none of {wanted}")
+    elif shape[0] <= MAX_CHANNELS:
+        array = array.transpose(1, 2, 0)
+    check_size(array.shape[1], array.shape[0])
+    return array
+
+
+def read_tiff(path: Path) -> np.ndarray:
+    """The pages of a TIFF as (H, W, C): the samples of one page, or several pages of one sample each."""
+    with TiffFile(path) as tiff:
+        pages = channel_pages(tiff)
+        first = pages[0]
+        if len(pages) > 1:
+            array = np.stack([page.asarray() for page in pages], axis=-1)
+        else:
+            array = np.atleast_3d(first.asarray())
+            array = np.moveaxis(array, 0, -1) if first.axes == "SYX" else array
+        if first.photometric == PHOTOMETRIC.MINISWHITE and array.dtype.kind == "u":
+            array = np.invert(array)
+        return upright(array, first.tags.valueof(EXIF_ORIENTATION, 1))
+
+
+def channel_pages(tiff: TiffFile) -> list[TiffPage]:
+    """The pages that make the image, without thumbnails and masks.
+
+    Raises:
+        ValueError: they cannot be the channels of one image.
+    """
+    images = (page for page in tiff.pages if isinstance(page, TiffPage) and not (page.is_reduced or page.is_mask))
+    pages = list(islice(images, MAX_CHANNELS + 1))
+    if not pages or len(pages) > MAX_CHANNELS:
+        raise ValueError(f"it has {'no page' if not pages else f'more than {MAX_CHANNELS} pages'}")
+    first = pages[0]
+    check_size(first.imagewidth, first.imagelength)
+    alike = all((page.shape, page.dtype) == (first.shape, first.dtype) for page in pages)
+    if len(pages) > 1 and not (alike and first.samplesperpixel == 1 and first.photometric != PHOTOMETRIC.PALETTE):
+        raise ValueError("its pages are no channels: several pages have to be grey, of one size and one depth")
+    if first.imagedepth > 1 or first.samplesperpixel > MAX_CHANNELS:
+        raise ValueError(f"it has slices or more than {MAX_CHANNELS} channels: save channels as pages")
+    return pages
+
+
+def check_size(width: int, height: int) -> None:
+    """Refuse what has no pixels, or more than Pillow reads without a warning: a few bytes can declare any number."""
+    most = Image.MAX_IMAGE_PIXELS
+    if min(width, height) < 1 or (most and width * height > most):
+        raise ValueError(f"it has {width}x{height} pixels, and from 1 to {most:,} can be read")
+
+
+def upright(array: np.ndarray, orientation: int) -> np.ndarray:
+    """(H, W, C) turned by the EXIF orientation, 1 to 8: https://www.cipa.jp/std/documents/e/DC-008-2012_E.pdf."""
+    if orientation >= 5:
+        array = array.swapaxes(0, 1)
+    if orientation in (2, 3, 6, 7):
+        array = array[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        array = array[::-1]
+    return np.ascontiguousarray(array)

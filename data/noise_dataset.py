@@ -1,0 +1,60 @@
+"""Noise instead of pictures: what sagan makes images from when it is tested."""
+
+import math
+from argparse import ArgumentParser
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from data.base_dataset import BaseDataset, Sample
+from data.image_folder import DataError
+from options import values
+
+DEFAULT_COUNT = 64
+
+
+class NoiseDataset(BaseDataset):
+    """A vector z of --z_dim random numbers for each of --seeds; --num_test N alone stands for the seeds 0 to N - 1."""
+
+    @staticmethod
+    def modify_commandline_options(parser: ArgumentParser, is_train: bool) -> ArgumentParser:
+        """Which seeds, and how far from the middle."""
+        if not is_train:
+            add = parser.add_argument_group("noise").add_argument
+            text = f"one image each, as 0-63 or 3,8,20-29; left out: the first --num_test, or {DEFAULT_COUNT}"
+            add("--seeds", type=values.seeds, help=text)
+            text = "keep z within +- so much: smaller is more typical and less varied; 0 = no limit"
+            add("--truncation", type=values.non_negative_float, default=0.0, help=text)
+        return parser
+
+    def __init__(self, opt: Any):
+        super().__init__(opt)
+        if opt.is_train:
+            raise DataError("--dataset_mode noise holds no pictures to train on: choose another one")
+        count = DEFAULT_COUNT if opt.num_test == math.inf else opt.num_test
+        self.seeds = list(range(count)) if opt.seeds is None else opt.seeds
+        self.z_dim, self.truncation = opt.z_dim, opt.truncation
+        self.A_paths = [Path(f"seed{seed:04d}") for seed in self.seeds]
+
+    def __len__(self) -> int:
+        return len(self.seeds)
+
+    def __getitem__(self, at: tuple[int, int]) -> Sample:
+        _, index = at
+        generator = torch.Generator().manual_seed(self.seeds[index])
+        z = truncate(torch.randn(self.z_dim, generator=generator), self.truncation)
+        return {"z": z, "A_paths": str(self.A_paths[index])}
+
+
+def truncate(z: Tensor, limit: float) -> Tensor:
+    """Squeeze numbers of N(0, 1) into [-limit, limit], where they follow the truncated normal distribution; 0 = as is.
+
+    The truncation trick of Brock et al. 2019, arXiv:1809.11096, but every number keeps its rank instead of being drawn
+    anew, so that a seed shows the same subject at every limit.
+    """
+    if not limit:
+        return z
+    low = torch.special.ndtr(torch.tensor(-limit, dtype=torch.float64))
+    return torch.special.ndtri(low + torch.special.ndtr(z.double()) * (1 - 2 * low)).to(z.dtype)

@@ -1,0 +1,161 @@
+"""SAGAN: images from noise."""
+
+import dataclasses
+import itertools
+from argparse import ArgumentParser
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from data import BUNDLED
+from data.base_dataset import BaseDataset
+from models import networks
+from models.augment import DiffAugment
+from models.base_model import BaseModel, Images, Losses
+from models.losses import GANLoss
+from options import values
+from util.attention import overlays, watch
+from util.images import grid
+
+SAMPLES = 64  # in a grid
+FRAMES = 8  # from one sample to the next
+
+
+class SAGANModel(BaseModel):
+    """Self-attention GAN, Zhang et al. 2019, https://arxiv.org/abs/1805.08318, without classes.
+
+    Hinge loss, spectral normalisation in both networks, and a faster discriminator (two time-scale update rule, Heusel
+    et al. 2017, arXiv:1706.08500).
+    """
+
+    results_title = "samples"
+    test_dataset_mode = "noise"
+
+    @staticmethod
+    def modify_commandline_options(parser: ArgumentParser, is_train: bool) -> ArgumentParser:
+        """The networks, rates and sizes of SAGAN at 64 px, on the bundled faces."""
+        parser.set_defaults(
+            dataroot=str(BUNDLED / "peeps"), dataset_mode="single", load_size=64, crop_size=64,
+            center_crop="max", netG="sagan", netD="sagan", attn_G="default", attn_D="default", spectral_norm_G=True,
+            spectral_norm_D=True, init_type="orthogonal", init_gain=1.0,
+        )  # fmt: skip
+        if is_train:
+            parser.set_defaults(
+                gan_mode="hinge", lr_G=1e-4, lr_D=4e-4, beta1=0.0, beta2=0.9, batch_size=64, ema_decay=0.999,
+                print_freq=1000, display_freq=5000, update_html_freq=5000, display_winsize=512,
+            )  # fmt: skip
+            add = parser.add_argument_group("sagan").add_argument
+            add("--d_steps", type=values.positive_int, default=1, help="updates of D a step, each with fresh fakes")
+            text = "random changes of all that D sees, for small sets: color,translation,cutout, or some of them"
+            add("--diffaugment", default="none", help=text)
+        else:
+            parser.set_defaults(eval=True)
+        return parser
+
+    def __init__(self, opt: Any) -> None:
+        super().__init__()
+        for flag in ("norm", "no_dropout", "upsample", "n_layers_D", "output_nc", "direction"):
+            if opt.given(flag):
+                raise ValueError(f"--{flag} means nothing to --model sagan: leave it out")
+        self.image_size = opt.crop_size
+        self.netG = networks.define_noise_G(opt, opt.input_nc)
+
+    def prepare_training(self, opt: Any) -> None:
+        """The discriminator, its loss and augmentation, the optimizers, and the noise behind the grid of samples."""
+        super().prepare_training(opt)
+        if opt.given("pool_size"):
+            raise ValueError("--pool_size: sagan shows its discriminator no older fakes; leave it out")
+        self.batch_size, self.d_steps = opt.batch_size, opt.d_steps
+        self.netD = networks.define_image_D(opt, opt.input_nc).to(self.device)
+        self.gan_loss = GANLoss(opt.gan_mode, lambda_gp=opt.lambda_gp)
+        self.augment = DiffAugment(networks.stages(opt.diffaugment))
+        self.add_optimizer("G", [self.netG], opt, lr=opt.lr_G)
+        self.add_optimizer("D", [self.netD], opt, lr=opt.lr_D)
+        self.add_ema("netG")
+        generator = torch.Generator().manual_seed(opt.seed)
+        self.fixed_noise = torch.randn(SAMPLES, self.netG.z_dim, generator=generator).to(self.device)
+
+    def noise(self) -> Tensor:
+        """A fresh batch of z, (batch_size, z_dim)."""
+        return torch.randn(self.batch_size, self.netG.z_dim, device=self.device)
+
+    def judge(self, images: Tensor) -> Tensor:
+        """The scores (B,) of augmented images."""
+        return self.netD(self.augment(images))
+
+    def forward(self, batch: dict) -> Images:
+        """The batch's noise z, (B, z_dim), to images (B, C, S, S) in [-1, 1]."""
+        (z,) = self.inputs(batch, "z")
+        return {"sample": self.netG(z)}
+
+    def step(self, batch: dict) -> tuple[Losses, Images]:
+        """The discriminator first, d_steps times on the same real images, then the generator, with fresh noise."""
+        (real,) = self.inputs(batch, "A")
+        for _ in range(self.d_steps):
+            with self.autocast():
+                with torch.no_grad():
+                    fake = self.netG(self.noise())
+                # the last batch of an epoch may be smaller; the generator's batch statistics want a whole one
+                loss_D = self.gan_loss.discriminator(self.judge, real, fake[: len(real)])
+            self.update("D", loss_D)
+        with self.autocast():
+            fake = self.netG(self.noise())
+            loss_G = self.gan_loss.generator(self.judge, fake)
+        self.update("G", loss_G)
+        self.update_ema()
+        return {"G": loss_G, "D": loss_D} | self.gammas(), {"fake": fake, "real": real}
+
+    def check_sizes(self, sizes: Iterable[tuple[int, int]]) -> None:
+        """Raise ValueError if pictures come in another size than the networks are built for."""
+        wanted = self.image_size, self.image_size
+        for size in set(sizes) - {wanted}:
+            raise ValueError(
+                f"pictures come out as {size[0]}x{size[1]} pixels, but sagan takes squares of --crop_size "
+                f"{self.image_size}: use --preprocess resize_and_crop"
+            )
+
+    @torch.no_grad()
+    def preview(self, images: Images) -> Images:
+        """A grid of samples, always from the same noise, where their generator looked, and the real images."""
+        net = self.get_submodule("netG_ema" if self.ema_decay else "netG")
+        training = net.training
+        with self.autocast(), watch({"G": ("samples", net.eval())}) as attention:
+            samples = net(self.fixed_noise)
+        net.train(training)
+        pictures = {"samples": grid(samples)}
+        for block in attention:
+            first = dataclasses.replace(block, weights=block.weights[0])
+            pictures[f"G_{block.stage}"] = overlays(samples[0], first)
+        pictures["real"] = grid(images["real"][:SAMPLES])
+        return {label: picture[None] for label, picture in pictures.items()}
+
+    @torch.no_grad()
+    def overview(self, dataset: BaseDataset) -> Images:
+        """All samples, 64 at most, in a grid, and the way from each of the first few to the next."""
+        first = [dataset[0, index] for index in range(min(SAMPLES, len(dataset)))]
+        noise = torch.stack([z for sample in first for z in self.inputs(sample, "z")])
+        pictures = {"samples": grid(self.netG(noise))}
+        if len(noise) > 1:
+            strips = [interpolate(start, end, FRAMES) for start, end in itertools.pairwise(noise[:5])]
+            pictures["interpolation"] = grid(self.netG(torch.cat(strips)), FRAMES)
+        return pictures
+
+    def translators(self) -> dict[str, tuple[str, nn.Module]]:
+        """The generator."""
+        return {"G": ("sample", self.netG)}
+
+
+def interpolate(start: Tensor, end: Tensor, steps: int) -> Tensor:
+    """`steps` noise vectors on the way from `start` to `end`, both (z_dim,), ends included: (steps, z_dim).
+
+    Spherical (White 2016, arXiv:1609.04468): a straight line would lead through vectors much shorter than those that
+    the generator has been trained on.
+    """
+    cosine = torch.cosine_similarity(start, end, dim=0)
+    angle = torch.acos(cosine.clamp(-1, 1))
+    t = torch.linspace(0, 1, steps, device=start.device)[:, None]
+    if angle.sin() < 1e-4:  # the same direction, or no well-defined way between opposite ones
+        return torch.lerp(start, end, t)
+    return (torch.sin((1 - t) * angle) * start + torch.sin(t * angle) * end) / angle.sin()

@@ -1,0 +1,276 @@
+"""SAGAN's networks against the reference, its step, and what it shows."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
+
+from data.noise_dataset import truncate
+from models import create_model
+from models.networks import define_image_D, define_noise_G
+from models.networks.attention import SelfAttention2d
+from models.networks.layers import init_weights, spectral_normalise
+from models.networks.sagan import (
+    SIZES,
+    SAGANDiscriminator,
+    SAGANGenerator,
+    SAGANResnetDiscriminator,
+    SAGANResnetGenerator,
+)
+from models.sagan_model import interpolate
+from options.test_options import TestOptions
+from options.train_options import TrainOptions
+from tests.golden.fill import fill
+from tests.test_networks import GOLDEN
+
+TINY = ["--model", "sagan", "--crop_size", "32", "--load_size", "32", "--ngf", "8", "--ndf", "8", "--batch_size", "4"]
+NETWORKS = {"sagan_G": SAGANGenerator, "sagan_D": SAGANDiscriminator}
+
+
+def training_model(*flags: str):
+    opt = TrainOptions().parse([*TINY, *flags])
+    torch.manual_seed(opt.seed)
+    model = create_model(opt)
+    model.prepare_training(opt)
+    return model
+
+
+def batch(size: int = 4, channels: int = 3) -> dict:
+    return {"A": torch.rand(size, channels, 32, 32, generator=torch.Generator().manual_seed(3)) * 2 - 1}
+
+
+# ---- networks
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks_equal_the_reference(name):
+    entry, net = GOLDEN[name], NETWORKS[name]().eval()
+    assert [child for child, _ in net.named_children()] == ["l1", "l2", "l3", "attn1", "l4", "attn2", "last"]
+    assert sum(weight.numel() for weight in net.parameters()) == entry["parameters"]
+    assert {key: list(value.shape) for key, value in net.state_dict().items()} == {
+        key: list(shape) for key, shape in entry["shapes"].items()
+    }
+    net.load_state_dict(fill(net.state_dict()))
+    out, maps = net(entry["input"], return_attention=True)
+    torch.testing.assert_close(out, entry["output"])
+    torch.testing.assert_close(net(entry["input"]), entry["output"])
+    for number in (1, 2):
+        attention, rows = maps[f"attn{number}"], entry[f"attention{number}_rows"]
+        assert list(attention.shape) == list(entry[f"attention{number}_shape"])
+        step = attention.shape[1] // rows.shape[1]
+        assert any(
+            torch.allclose(attention[:, start::step][:, : rows.shape[1]], rows, atol=1e-6) for start in range(step)
+        )
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(
+    ("make_G", "make_D"), [(SAGANGenerator, SAGANDiscriminator), (SAGANResnetGenerator, SAGANResnetDiscriminator)]
+)
+def test_every_size_makes_images_and_one_score_each(size, channels, make_G, make_D):
+    G, D = make_G(channels, image_size=size, ngf=8, z_dim=5), make_D(channels, image_size=size, ndf=8)
+    images = G(torch.randn(2, 5))
+    assert images.shape == (2, channels, size, size)
+    assert images.abs().max() <= 1
+    assert D(images).shape == (2,)
+    assert any(isinstance(layer, SelfAttention2d) for layer in G)
+    assert any(isinstance(layer, SelfAttention2d) for layer in D)
+
+
+def test_sizes_and_stages_that_there_are_not_are_refused():
+    with pytest.raises(ValueError, match="--crop_size 48: SAGAN makes images of 32, 64, 128, 256 pixels"):
+        SAGANGenerator(image_size=48)
+    with pytest.raises(ValueError, match=r"no stage 'l9' .* choose from l1, l2, l3, l4; or default, or none"):
+        SAGANDiscriminator(attention=["l9"])
+
+
+def test_the_papers_blocks_pool_keys_and_values():
+    block = SelfAttention2d(16, pooled=True)
+    block.gamma.data.fill_(0.5)
+    x = torch.randn(2, 16, 6, 4)
+    out, attention = block(x, return_attention=True)
+    assert attention.shape == (2, 24, 6)
+    torch.testing.assert_close(block(x), out)
+    weights = {name: weight.squeeze() for name, weight in block.named_parameters()}
+    key = torch.nn.functional.max_pool2d(torch.einsum("oc,bchw->bohw", weights["key_conv.weight"], x), 2).flatten(2)
+    value = torch.nn.functional.max_pool2d(torch.einsum("oc,bchw->bohw", weights["value_conv.weight"], x), 2).flatten(2)
+    query = torch.einsum("oc,bchw->bohw", weights["query_conv.weight"], x).flatten(2)
+    seen = torch.einsum("bij,bcj->bci", torch.softmax(torch.einsum("bci,bcj->bij", query, key), -1), value)
+    expected = x + 0.5 * torch.einsum("oc,bci->boi", weights["out_conv.weight"], seen).view_as(x)
+    torch.testing.assert_close(out, expected)
+    looks = block.look_from([(0, 0), (3, 1)], x)
+    torch.testing.assert_close(looks.sum((2, 3)), torch.ones(2, 2))
+    torch.testing.assert_close(looks[:, 1, ::2, ::2].flatten(1) * 4, attention[:, 3 * 4 + 1])
+
+
+# ---- spectral norm
+
+
+def test_spectral_norm_is_where_the_reference_has_it():
+    for net in (training_model().netG, training_model().netD):
+        normalised = {name for name, layer in net.named_modules() if is_parametrized(layer)}
+        assert normalised == {"l1.0", "l2.0", "l3.0"}
+    model = training_model("--netG", "sagan_resnet", "--netD", "sagan_resnet", "--no-spectral_norm_D")
+    weighted = [layer for layer in model.netG.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+    assert weighted and all(is_parametrized(layer) for layer in weighted)
+    assert not any(is_parametrized(layer) for layer in model.netD.modules())
+
+
+def test_spectral_norm_divides_by_the_largest_singular_value_of_the_right_matrix():
+    net = spectral_normalise(init_weights(SAGANGenerator(ngf=8, z_dim=16), "normal", 0.5), ("attn", "last"))
+    for _ in range(200):
+        net(torch.randn(1, 16))  # every pass is one power iteration
+    weight = net.l2[0].weight  # (in, out, 4, 4): a transposed convolution
+    largest = torch.linalg.matrix_norm(weight.transpose(0, 1).flatten(1), 2)
+    assert largest.item() == pytest.approx(1, abs=1e-3)
+
+
+def test_networks_are_constant_in_eval_mode_and_survive_copies():
+    model = training_model("--ema_decay", "0.9")
+    model.step(batch())
+    net = model.netG.eval()
+    z = torch.randn(2, 128)
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    expected = net(z)
+    assert torch.equal(net(z), expected)
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+    assert torch.equal(copy.deepcopy(net)(z), expected)
+    loaded = training_model("--seed", "9").netG.eval()
+    loaded.load_state_dict(net.state_dict())
+    assert torch.equal(loaded(z), expected)
+
+
+# ---- step
+
+
+def test_each_update_reaches_its_own_network_alone():
+    model = training_model("--lr_G", "0.001", "--lr_D", "0.002")
+    assert [model.optimizers[name].param_groups[0]["lr"] for name in ("G", "D")] == [0.001, 0.002]
+    assert model.optimizers["G"].param_groups[0]["betas"] == (0.0, 0.9)
+    loss = model.gan_loss.generator(model.judge, model.netG(model.noise()))
+    model.update("G", loss)
+    assert all(weight.grad is None for weight in model.netD.parameters())
+    assert all(weight.grad is not None for weight in model.netG.parameters())
+    model = training_model()
+    fake = model.netG(model.noise())
+    model.update("D", model.gan_loss.discriminator(model.judge, batch()["A"], fake))
+    assert all(weight.grad is None for weight in model.netG.parameters())
+
+
+@pytest.mark.parametrize("gan_mode", ["hinge", "lsgan", "vanilla", "wgangp"])
+def test_every_gan_mode_trains_also_on_less_than_a_batch(gan_mode):
+    model = training_model("--gan_mode", gan_mode, "--d_steps", "2", "--diffaugment", "color,translation,cutout")
+    for size in (4, 1):
+        losses, images = model.step(batch(size))
+    assert all(torch.isfinite(loss) for loss in losses.values())
+    assert images["fake"].shape == (4, 3, 32, 32)
+    assert losses["gamma_G_attn1"] == model.netG.attn1.gamma != 0
+    assert model.netG.l1[1].num_batches_tracked == 2 * 3
+
+
+def test_d_steps_update_the_discriminator_more_often():
+    model = training_model("--d_steps", "3")
+    model.step(batch())
+    steps = {name: int(next(iter(opt.state.values()))["step"]) for name, opt in model.optimizers.items()}
+    assert steps == {"G": 1, "D": 3}
+
+
+def test_the_step_is_the_reference_step():
+    model = training_model("--diffaugment", "none", "--ema_decay", "0")
+    reference = copy.deepcopy(model)
+    real, betas = batch()["A"], (0.0, 0.9)
+    torch.manual_seed(5)
+    losses, _ = model.step(batch())
+
+    torch.manual_seed(5)
+    G, D = reference.netG, reference.netD
+    z = torch.randn(4, 128)
+    loss_D = torch.relu(1 - D(real)).mean() + torch.relu(1 + D(G(z).detach())).mean()
+    optimizer = torch.optim.Adam(D.parameters(), 4e-4, betas)
+    optimizer.zero_grad()
+    loss_D.backward()
+    optimizer.step()
+    loss_G = -D(G(torch.randn(4, 128))).mean()
+    for weight, gradient in zip(G.parameters(), torch.autograd.grad(loss_G, list(G.parameters())), strict=True):
+        weight.grad = gradient
+    assert losses["D"].item() == pytest.approx(loss_D.item(), abs=1e-5)
+    assert losses["G"].item() == pytest.approx(loss_G.item(), abs=1e-5)
+    for ours, theirs in zip(model.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("flags", [["--norm", "batch"], ["--upsample", "nearest"], ["--pool_size", "5"]])
+def test_flags_that_mean_nothing_here_are_refused(flags):
+    with pytest.raises(ValueError, match=flags[0]):
+        training_model(*flags)
+
+
+def test_networks_for_translation_are_refused():
+    opt = TrainOptions().parse([*TINY, "--netG", "unet_128", "--netD", "pixel"])
+    with pytest.raises(ValueError, match="--netG unet_128: this --model takes sagan, sagan_resnet"):
+        define_noise_G(opt, 3)
+    with pytest.raises(ValueError, match="--netD pixel: this --model takes sagan, sagan_resnet"):
+        define_image_D(opt, 3)
+
+
+def test_pictures_of_another_size_are_refused():
+    with pytest.raises(ValueError, match="come out as 40x32 pixels, but sagan takes squares of --crop_size 32"):
+        training_model().check_sizes([(32, 32), (40, 32)])
+
+
+# ---- looking
+
+
+def test_preview_shows_the_averaged_generator_and_leaves_no_trace():
+    model = training_model("--ema_decay", "0.5")
+    _, images = model.step(batch())
+    state, random = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    pictures = model.preview(images)
+    assert list(pictures) == ["samples", "G_attn1", "real"]
+    assert pictures["samples"].shape == (1, 3, 8 * 34 + 2, 8 * 34 + 2)
+    first = pictures["samples"][0, :, 2:34, 2:34]
+    torch.testing.assert_close(first, model.netG_ema(model.fixed_noise)[0])
+    assert torch.equal(torch.get_rng_state(), random)
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+    assert model.netG.training
+    assert torch.equal(model.preview(images)["samples"], pictures["samples"])
+
+
+def test_interpolation_keeps_length_and_ends():
+    start, end = torch.randn(2, 128, generator=torch.Generator().manual_seed(1))
+    path = interpolate(start, end, 5)
+    torch.testing.assert_close(path[0], start)
+    torch.testing.assert_close(path[-1], end)
+    assert path.norm(dim=1).min() > 0.9 * min(start.norm(), end.norm())
+    torch.testing.assert_close(interpolate(start, start, 3), start.expand(3, -1))
+
+
+# ---- noise
+
+
+def test_truncation_keeps_ranks_and_limits():
+    z = torch.randn(10_000, generator=torch.Generator().manual_seed(0))
+    cut = truncate(z, 0.7)
+    assert cut.abs().max() <= 0.7
+    assert torch.equal(cut.argsort(), z.argsort())
+    expected = nn.init.trunc_normal_(torch.empty(10_000), a=-0.7, b=0.7).std()
+    assert cut.std().item() == pytest.approx(expected.item(), rel=0.05)
+    assert torch.equal(truncate(z, 0), z)
+
+
+def test_a_seed_is_an_image_whatever_else_is_made(tmp_path):
+    from data import create_dataset
+
+    def noise(*flags: str) -> dict:
+        loader = create_dataset(TestOptions().parse(["--model", "sagan", "--dataset_mode", "noise", *flags]))
+        return {path: z for b in loader for path, z in zip(b["A_paths"], b["z"], strict=True)}
+
+    five = noise("--num_test", "5")
+    assert list(five) == ["seed0000", "seed0001", "seed0002", "seed0003", "seed0004"]
+    some = noise("--seeds", "7,2-3", "--batch_size", "2")
+    assert list(some) == ["seed0007", "seed0002", "seed0003"]
+    assert torch.equal(some["seed0002"], five["seed0002"])
+    assert len(noise()) == 64
