@@ -8,18 +8,15 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
 from data import EpochLoader, create_dataset
-from models import create_model
 from models.base_model import BaseModel
-from models.networks.layers import BATCH_NORMS
-from options.base_options import Options, read_saved
-from options.test_options import TestOptions
+from models.translator import find_trained
+from options.base_options import Options
 from util.attention import AttentionMap, watch
-from util.checkpoint import find_weights, load_weights
 from util.command import run_command
 from util.device import pick_device
 from util.html import ResultsPage
@@ -41,25 +38,23 @@ class Translation:
 
 def main(argv: list[str] | None = None) -> int:
     """Parse, load, translate every image, write the page. Returns the exit status."""
-    opt, run_dir, reverse = parse(argv)
+    trained = find_trained(argv)
+    opt = trained.opt
+    if trained.inferred:
+        print(trained.inferred)
     loader = create_dataset(opt)
-    model = create_model(opt).to(pick_device(opt.device, opt.gpu_ids))
+    model, files = trained.build(pick_device(opt.device, opt.gpu_ids))
     model.check_sizes({size for sizes in loader.dataset.sizes.values() for size in sizes})
-    label = f"iter_{opt.load_iter}" if opt.load_iter else opt.epoch
-    files = load_networks(model, run_dir, label, reverse=reverse, ema=not opt.no_ema)
-    opt.save(run_dir)
     if opt.verbose:
         print(model.summary(verbose=True))
     for name, path in files.items():
         print(f"{name} is {path}")
-    model.requires_grad_(False).eval()
-    for module in model.modules():
-        if isinstance(module, (nn.Dropout, *BATCH_NORMS)):  # upstream's test mode: noise, statistics of the picture
-            module.train(not opt.eval)
 
     a, b = ("B", "A") if opt.direction == "BtoA" else ("A", "B")
     notes = {"run": opt.name, "model": opt.model, "weights": ", ".join(path.name for path in files.values())}
-    folder = Path(opt.results_dir) / opt.name / f"{opt.phase}_{label}"
+    folder = Path(opt.results_dir) / opt.name / f"{opt.phase}_{trained.label}"
+    folder.mkdir(parents=True, exist_ok=True)
+    opt.save(folder if trained.file else trained.run_dir)
     title = f"{opt.name}: {model.results_title.format(A=a, B=b)}"
     formats = loader.dataset.formats
     page = ResultsPage(folder, title, names=(a, b), notes=notes, size=opt.display_winsize, formats=formats)
@@ -111,32 +106,10 @@ def add_results(
         log(name, images)
         for label in TRUTH.keys() & result.images if result.paired else ():
             fake, truth = result.images[label][None], result.images[TRUTH[label]][None]
+            if fake.shape != truth.shape:
+                continue  # of one name, but no pair
             figures.append((mean_absolute_error(fake, truth).item(), ssim(fake, truth).item()))
     return figures
-
-
-def parse(argv: list[str] | None) -> tuple[Options, Path, bool]:
-    """The options, with the network's from the run's own; the run's folder; whether it was trained the other way."""
-    flags = TestOptions().peek(argv)
-    run_dir = Path(flags["checkpoints_dir"]) / flags["name"]
-    saved = read_saved(run_dir)
-    opt = TestOptions().parse(argv, saved)
-    reverse = opt.direction != saved.get("direction", "AtoB")
-    if reverse and saved:
-        opt = TestOptions().parse(argv, saved | {"input_nc": saved["output_nc"], "output_nc": saved["input_nc"]})
-    return opt, run_dir, reverse
-
-
-def load_networks(model: BaseModel, run_dir: Path, label: str, *, reverse: bool, ema: bool) -> dict[str, Path]:
-    """Load the weights of every network; `ema` prefers averaged ones. Returns the file that each was loaded from."""
-    files = {}
-    for name, net in model.named_children():
-        sources = model.sources(name, reverse=reverse)
-        if ema:
-            sources = [source + suffix for source in sources for suffix in ("_ema", "")]
-        files[name] = find_weights(run_dir, label, sources)
-        load_weights(net, files[name])
-    return files
 
 
 def translate(model: BaseModel, loader: EpochLoader) -> Iterator[Translation]:

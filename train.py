@@ -17,6 +17,7 @@ from util.checkpoint import load_checkpoint, save_checkpoint
 from util.command import run_command
 from util.device import pick_device
 from util.display import Progress, create_display, crossed
+from util.init_from import init_from
 from util.interrupt import stop_requests
 
 
@@ -107,8 +108,10 @@ def resume(opt: Options, model: BaseModel, run_dir: Path) -> dict[str, int]:
     if not opt.continue_train:
         if any(run_dir.glob("*_net_*.pth")):
             print(f"{run_dir} holds a run already, which this one overwrites; --continue_train would go on with it")
+        if opt.init_from:
+            start_from(opt, model, run_dir)
         return start
-    label = f"iter_{opt.load_iter}" if opt.load_iter else opt.epoch
+    label = checkpoint_label(opt)
     state = load_checkpoint(model, run_dir, label)
     if state is None:
         print(f"only weights go on: optimizers and schedules start anew, in epoch {opt.epoch_count}")
@@ -127,6 +130,24 @@ def resume(opt: Options, model: BaseModel, run_dir: Path) -> dict[str, int]:
         )
     print(f"continuing {opt.name} in epoch {start['epoch']} after {start['total_images']} images")
     return start
+
+
+def start_from(opt: Options, model: BaseModel, run_dir: Path) -> None:
+    """Load what fits of the weights that --init_from names, and list the rest."""
+    source = Path(opt.init_from)
+    if not source.exists():
+        source = Path(opt.checkpoints_dir) / opt.init_from
+    if not source.exists():
+        raise ValueError(f"--init_from {opt.init_from}: no such file or folder, nor a run in {opt.checkpoints_dir}")
+    if source.resolve() == run_dir.resolve():
+        raise ValueError(f"--init_from {source}: the new run would overwrite it; choose another --name")
+    trained = read_saved(source).get("direction", opt.direction)
+    print(init_from(model, source, checkpoint_label(opt), reverse=trained != opt.direction))
+
+
+def checkpoint_label(opt: Options) -> str:
+    """How the names of the files begin that --epoch or --load_iter ask for."""
+    return f"iter_{opt.load_iter}" if opt.load_iter else opt.epoch
 
 
 def random_state() -> dict:

@@ -23,6 +23,10 @@ class TestModel(BaseModel):
         parser.set_defaults(dataset_mode="single", no_dropout=True, dataroot=str(BUNDLED / "earth"))
         group = parser.add_argument_group("test model")
         group.add_argument(
+            "--weights", default="",
+            help="one .pth file of a generator instead of a run: its flags are inferred, and its stem is the name",
+        )  # fmt: skip
+        group.add_argument(
             "--model_suffix", default="",
             help="which generator: _A loads EPOCH_net_G_A.pth; '' = the one for --direction",
         )  # fmt: skip
@@ -43,5 +47,7 @@ class TestModel(BaseModel):
         return {"G": ("real", self.netG)}
 
     def sources(self, name: str, *, reverse: bool) -> list[str]:
-        """G_A or G_B by direction, else the only generator there is."""
-        return [f"G{self.model_suffix}"] if self.model_suffix else ["G_B" if reverse else "G_A", "G"]
+        """G_A or G_B by direction; a lone generator knows only the one that it was trained in."""
+        if self.model_suffix:
+            return [f"G{self.model_suffix}"]
+        return ["G_B"] if reverse else ["G_A", "G"]

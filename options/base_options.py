@@ -17,7 +17,6 @@ from options import values
 from options.parser import RENAMED, Parser
 from util.registry import choices, find_class
 
-
 BUNDLED_MARK = "bundled:"  # before the name of a folder in datasets/
 
 

@@ -18,7 +18,11 @@ class TrainOptions(BaseOptions):
         "Train a model. For example: python train.py --dataroot ./datasets/maps --name maps --model cycle_gan_attn. "
         "@FILE takes flags from a text file."
     )
-    own_flags = frozenset(["name", "suffix", "checkpoints_dir", "continue_train", "epoch", "load_iter", "epoch_count"])
+    own_flags = frozenset(
+        (
+            "name", "suffix", "checkpoints_dir", "continue_train", "epoch", "load_iter", "epoch_count", "init_from",
+        )
+    )  # fmt: skip
 
     def initialize(self, parser: ArgumentParser) -> None:
         """Declare all flags."""
@@ -29,11 +33,13 @@ class TrainOptions(BaseOptions):
         add_display_flags(parser)
 
     def complete(self, flags: dict[str, Any], given: Mapping[str, Any], parser: ArgumentParser) -> None:
-        """Fill in the learning rates; refuse a run without epochs."""
+        """Fill in the learning rates; refuse a run without epochs, or with two beginnings."""
         super().complete(flags, given, parser)
         for rate in ("lr_G", "lr_D"):
             if flags[rate] is None or ("lr" in given and rate not in given):
                 flags[rate] = flags["lr"]
+        if flags["init_from"] and flags["continue_train"]:
+            parser.error("--init_from starts a run and --continue_train goes on with one: leave one of them out")
         epochs = flags["n_epochs"] + flags["n_epochs_decay"]
         if flags["epoch_count"] > epochs:
             parser.error(
@@ -50,6 +56,9 @@ def add_training_flags(parser: ArgumentParser) -> None:
     add("--n_epochs_decay", type=values.non_negative_int, default=100, help="epochs after these, at a falling rate")
     add("--epoch_count", type=values.positive_int, default=1, help="number of the first epoch")
     add("--continue_train", action="store_true", help="go on where the run of this name was saved, with its flags")
+    add(
+        "--init_from", default="", help="start from older weights, what fits of them: a run's name or folder, or a file"
+    )
     add("--max_minutes", type=values.non_negative_float, default=0.0, help="save and stop after so long; 0 = no limit")
     precision = (
         "what networks compute in; bf16 is faster where the processor has it, and coarser: losses and weights stay fp32"

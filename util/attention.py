@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from PIL import Image, ImageDraw, ImageOps
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.networks.attention import attention_blocks, block_inputs
+from models.networks.sizes import visible_cells
 from util.images import grid, to_image
 
 SIDE = 192  # px; smaller pictures are enlarged, so that the marker is crisp
@@ -41,14 +43,23 @@ def watch(networks: Mapping[str, tuple[str, nn.Module]]) -> Iterator[list[Attent
         networks: name -> (label of the picture to show its maps over, network).
     """
     maps: list[AttentionMap] = []
+    sizes: dict[str, torch.Size] = {}
+
+    def keep_size(name: str, _net: nn.Module, args: tuple[Tensor, ...]) -> None:
+        sizes.setdefault(name, args[0].shape[2:])
+
     with ExitStack() as stack:
+        for name, (_, net) in networks.items():  # first of all, before what does not fit is padded
+            stack.callback(net.register_forward_pre_hook(partial(keep_size, name), prepend=True).remove)
         inputs = {name: stack.enter_context(block_inputs(net)) for name, (_, net) in networks.items()}
         yield maps
     for name, (over, net) in networks.items():
         for stage, block in attention_blocks(net).items():
             x = inputs[name][stage]
-            points = query_points(*x.shape[2:])
-            maps.append(AttentionMap(name, stage, over, points, block.look_from(points, x)))
+            height, width = visible_cells(net, sizes[name], x.shape[2:])
+            points = query_points(height, width)
+            weights = block.look_from(points, x)[..., :height, :width]
+            maps.append(AttentionMap(name, stage, over, points, weights))
 
 
 def overlays(image: Tensor, attention: AttentionMap) -> Tensor:

@@ -1,11 +1,13 @@
 """Checkpoints: one file of weights a network, under upstream's names, and one file with the rest of the run's state."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from models.networks.infer import differing_flags
 
 WEIGHTS = "{label}_net_{network}.pth"
 STATE = "{label}_state.pth"
@@ -31,37 +33,64 @@ def save_checkpoint(model: nn.Module, run_dir: Path, label: str, state: dict[str
             path.unlink()
 
 
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a network's file by name, without what other versions and wrappers have added.
+
+    These are the prefixes `module.` of DataParallel and `_orig_mod.` of torch.compile, and the statistics that PyTorch
+    before 0.4 kept for instance norm, which has no weights. Nothing in the file is executed.
+
+    Raises:
+        ValueError: the file is missing, damaged, or holds anything but named tensors.
+    """
+    content = _read(path)
+    for key, value in content.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise ValueError(f"{path} holds no network: {key!r} is a {type(value).__name__}, not a tensor")
+    wrappers = ("module", "_orig_mod")
+    weights = {".".join(part for part in key.split(".") if part not in wrappers): content[key] for key in content}
+    statistics = ("running_mean", "running_var", "num_batches_tracked")
+    return {
+        key: value
+        for key, value in weights.items()
+        if not key.endswith(statistics) or f"{key.rpartition('.')[0]}.weight" in weights
+    }
+
+
 def load_weights(net: nn.Module, path: Path) -> bool:
     """Load a file of plain tensors into `net`; returns whether it fills all of it.
 
-    Attention blocks that the file does not know keep their weights: they change nothing as long as gamma is 0. The
-    statistics that old versions of PyTorch kept for instance norm are left out.
+    Attention blocks that the file does not know keep their weights: they change nothing as long as gamma is 0.
 
     Raises:
-        ValueError: the file is missing, damaged, or made for another network; the message names the file, the first
-            differences and the flags to look at.
+        ValueError: the file is missing, damaged, or made for another network; the message names the file, the flags
+            that differ and the first differences.
     """
-    expected = net.state_dict()
-    statistics = ("running_mean", "running_var", "num_batches_tracked")
-    loaded = {key: value for key, value in _read(path).items() if key in expected or not key.endswith(statistics)}
-    new = [key for key in expected if key not in loaded]
-    differences = [f"{key} is missing" for key in new if not key.startswith("attention.")]
-    differences += [f"{key} is not expected" for key in loaded if key not in expected]
-    differences += [
-        f"{key} is {tuple(loaded[key].shape)}, not {tuple(value.shape)}"
-        for key, value in expected.items()
-        if key in loaded and loaded[key].shape != value.shape
-    ]
-    if differences:
-        shown = "; ".join(differences[:3]) + (f"; and {len(differences) - 3} more" if len(differences) > 3 else "")
+    weights, expected = read_weights(path), net.state_dict()
+    new = [key for key in expected if key not in weights]
+    if found := differences(weights, expected):
+        shown = "; ".join(found[:3]) + (f"; and {len(found) - 3} more" if len(found) > 3 else "")
         raise ValueError(
-            f"{path} was made for another network than the flags describe: {shown}. Look at --netG, --netD, --ngf, "
-            "--ndf, --norm, --no_dropout, --upsample, --attn_G, --attn_D, --input_nc and --output_nc"
+            f"{path} was made for another network than the flags describe. {differing_flags(weights, expected)}. "
+            f"First differences: {shown}"
         )
-    net.load_state_dict(loaded, strict=False)
+    net.load_state_dict(weights, strict=False)
     if new:
         print(f"{path.name} has no attention: new blocks start with gamma 0, which changes no pixel")
     return not new
+
+
+def differences(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
+    """What keeps `weights` from filling a network that has `expected`; attention may be missing."""
+    missing = [key for key in expected if key not in weights and not key.startswith("attention.")]
+    return [
+        *(f"{key} is missing" for key in missing),
+        *(f"{key} is not expected" for key in weights if key not in expected),
+        *(
+            f"{key} is {tuple(weights[key].shape)}, not {tuple(value.shape)}"
+            for key, value in expected.items()
+            if key in weights and weights[key].shape != value.shape
+        ),
+    ]
 
 
 def find_weights(run_dir: Path, label: str, networks: Sequence[str]) -> Path:
@@ -96,9 +125,14 @@ def load_checkpoint(model: nn.Module, run_dir: Path, label: str) -> dict[str, An
 def _read(path: Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise ValueError(f"{path}: there is no such file") from error
     except Exception as error:  # torch raises anything from EOFError to UnpicklingError for a damaged file
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path} is not a readable checkpoint of plain tensors: {reason}") from error
+        cause = error.__context__ or error  # torch wraps its reason in the advice to load the file unsafely
+        reason = str(cause).splitlines()[0] if str(cause) else type(cause).__name__
+        raise ValueError(
+            f"{path} is not a readable checkpoint of plain tensors, so nothing in it was executed: {reason}"
+        ) from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} is no checkpoint: it holds a {type(content).__name__}, not a dict of tensors")
     return content

@@ -8,6 +8,8 @@ from torch.nn import functional as F
 from models.networks.attention import AttentiveChain
 from models.networks.layers import needs_bias, norm_layer
 
+UPSAMPLINGS = ("deconv", "nearest")
+
 
 class ResidualBlock(nn.Module):
     """x + (pad, convolution, norm, ReLU, [dropout], pad, convolution, norm)(x), He et al. 2016, arXiv:1512.03385."""
@@ -48,7 +50,7 @@ def upsample_layer(name: str, in_channels: int, out_channels: int, *, bias: bool
         return nn.ConvTranspose2d(in_channels, out_channels, 3, stride=2, padding=1, output_padding=1, bias=bias)
     if name == "nearest":
         return ResizeConv2d(in_channels, out_channels, 3, padding=1, padding_mode="reflect", bias=bias)
-    raise ValueError(f"--upsample {name}: choose from deconv, nearest")
+    raise ValueError(f"--upsample {name}: choose from {', '.join(UPSAMPLINGS)}")
 
 
 class ResnetGenerator(AttentiveChain):
@@ -63,6 +65,9 @@ class ResnetGenerator(AttentiveChain):
         upsample: deconv or nearest, see `upsample_layer`.
         attention: stages after which a SelfAttention2d block acts.
     """
+
+    stride = 4  # H and W are multiples of it,
+    smallest = 8  # and at least this, for the reflection in the blocks
 
     def __init__(
         self,

@@ -77,6 +77,7 @@ class UnetGenerator(nn.Module):
         attention: Iterable[str] = (),
     ):
         super().__init__()
+        self.stride = self.smallest = 2**n_downs  # of H and W, as in ResnetGenerator
         depths = range(1, n_downs)
         widths = [ngf * min(2**halvings, 8) for halvings in range(n_downs)]
         stages = {f"down{depth}": (depth, widths[depth - 1]) for depth in depths}

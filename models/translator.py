@@ -1,0 +1,209 @@
+"""Trained models, ready for pictures of any size: for test.py, scripts.translate and, as Translator, for Python."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self, TypeVar, overload
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from data.transforms import Transform
+from models import create_model
+from models.base_model import BaseModel
+from models.networks.infer import as_text, infer_generator, infer_network
+from models.networks.layers import BATCH_NORMS
+from models.networks.sizes import accept_any_size
+from options.base_options import Options, read_saved
+from options.test_options import TestOptions
+from util.checkpoint import WEIGHTS, find_weights, load_weights, read_weights
+from util.device import pick_device
+from util.images import to_image
+
+Picture = TypeVar("Picture", Image.Image, np.ndarray, Tensor)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained model: its options, and where its weights are."""
+
+    opt: Options
+    run_dir: Path
+    label: str  # of its files: latest, an epoch's number or iter_N
+    file: Path | None  # what --weights names, instead of a run
+    reverse: bool  # it is asked for the other direction than it was trained in
+    inferred: str  # where its flags come from, if not from the options of a run
+
+    def build(self, device: torch.device) -> tuple[BaseModel, dict[str, Path]]:
+        """The model, ready for pictures of any size; and the file that each of its networks was loaded from."""
+        opt, files = self.opt, {}
+        model = create_model(opt).to(device)
+        for name, net in model.named_children():
+            sources = model.sources(name, reverse=self.reverse)
+            if not opt.no_ema:
+                sources = [source + suffix for source in sources for suffix in ("_ema", "")]
+            files[name] = self.file or find_weights(self.run_dir, self.label, sources)
+            load_weights(net, files[name])
+            accept_any_size(net)
+        model.requires_grad_(False).eval()
+        for module in model.modules():
+            if isinstance(module, (nn.Dropout, *BATCH_NORMS)):  # upstream's test mode: noise, statistics of the picture
+                module.train(not opt.eval)
+        return model, files
+
+
+def find_trained(argv: Sequence[str] | None = None) -> Trained:
+    """The model that a command line of test.py asks for, with the network's flags from the run's saved options.
+
+    Where there are none, they are inferred from the weights. Mistakes in the flags end the process, as in any parser.
+
+    Raises:
+        ValueError: the file of --weights is no generator's, or the saved options are damaged.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    flags = TestOptions().peek(argv)
+    label = f"iter_{flags['load_iter']}" if flags["load_iter"] else flags["epoch"]
+    file = Path(flags["weights"]) if flags.get("weights") else None
+    if file:
+        run_dir, argv = file.parent, [f"--name={file.stem}", *argv]
+        saved, inferred = read_saved(run_dir), _infer_from(file)
+    else:
+        run_dir = Path(flags["checkpoints_dir"]) / flags["name"]
+        saved, inferred = read_saved(run_dir), {}
+        bare = [run_dir / WEIGHTS.format(label=label, network=network) for network in ("G_A", "G")]
+        found = [path for path in bare if path.is_file() and not saved]
+        if found:
+            inferred = infer_network(read_weights(found[0]))
+            if found[0] == bare[1]:
+                saved = {"direction": TestOptions().parse(argv).direction}  # a lone G was trained in the one asked for
+    saved |= inferred
+    opt = TestOptions().parse(argv, saved)
+    reverse = file is None and opt.direction != saved.get("direction", "AtoB")
+    if reverse and "input_nc" in saved:
+        opt = TestOptions().parse(argv, saved | {"input_nc": saved["output_nc"], "output_nc": saved["input_nc"]})
+    text = f"inferred from the weights: {as_text(inferred)}" if inferred else ""
+    if inferred and "no_dropout" not in inferred:
+        text += f"; dropout leaves no trace in them, they are used {'without' if opt.no_dropout else 'with'} it"
+    return Trained(opt, run_dir, label, file, reverse, text)
+
+
+def _infer_from(file: Path) -> dict[str, Any]:
+    weights = read_weights(file)
+    try:
+        return infer_generator(weights)
+    except ValueError as error:
+        raise ValueError(f"--weights {file}: {error}") from error
+
+
+def as_tensor(image: Image.Image | Tensor, *, channels: int) -> Tensor:
+    """An 8-bit image, or (C, H, W) in [-1, 1], as test.py gives it to the network: (channels, H, W) in [-1, 1]."""
+    return Transform(preprocess="none", flip=False, channels=channels, multiple=1)(image)
+
+
+class Translator:
+    """A trained generator as a function from picture to picture; it does what test.py does.
+
+    Args:
+        net: takes (B, input_nc, H, W) in [-1, 1].
+        input_nc: channels of its input.
+    """
+
+    def __init__(self, net: nn.Module, *, input_nc: int):
+        self.net, self.input_nc = net, input_nc
+
+    @classmethod
+    def load(
+        cls,
+        source: str | Path,
+        *,
+        direction: str | None = None,
+        epoch: str | int = "latest",
+        ema: bool = True,
+        evaluate: bool = False,
+        device: str | torch.device | None = None,
+    ) -> Self:
+        """Load the generator of a run.
+
+        Args:
+            source: folder of the run, such as checkpoints/NAME, or one .pth file, whose flags are then inferred.
+            direction: AtoB or BtoA; None takes the one it was trained in.
+            epoch: which weights of the run: latest, or the number of an epoch.
+            ema: prefer averaged weights, if the run kept them.
+            evaluate: running statistics in batch norm and no dropout, as --eval of test.py.
+            device: where to compute; None takes a GPU if there is one.
+
+        Raises:
+            ValueError: there is no such run or file, or it has no generator for this direction.
+        """
+        source = Path(source).absolute()
+        if direction not in (None, "AtoB", "BtoA"):
+            raise ValueError(f"direction {direction!r}: choose AtoB or BtoA")
+        if source.is_file():
+            argv = [f"--weights={source}"]
+        else:
+            argv = [f"--checkpoints_dir={source.parent}", f"--name={source.name}", f"--epoch={epoch}"]
+        argv += [f"--direction={direction}"] if direction else []
+        argv += [] if ema else ["--no_ema"]
+        argv += ["--eval"] if evaluate else []
+        trained = find_trained(["--model=test", *argv])
+        model, _ = trained.build(pick_device() if device is None else torch.device(device))
+        return cls(model.get_submodule("netG"), input_nc=trained.opt.input_nc)
+
+    @overload
+    def __call__(self, images: Picture) -> Picture: ...
+
+    @overload
+    def __call__(self, images: list[Picture]) -> list[Picture]: ...
+
+    def __call__(self, images: Any) -> Any:
+        """Translate a picture, or each of a list; the result is of the same kind and size.
+
+        Args:
+            images: PIL images of 8 bits a channel; uint8 arrays (H, W, C), or (H, W) for one channel; or tensors
+                (C, H, W) or (B, C, H, W) in [-1, 1]. Batch norm sees the pictures of a tensor's batch together.
+
+        Raises:
+            ValueError: another kind, shape, depth or range of values.
+        """
+        if isinstance(images, list | tuple):
+            return [self(image) for image in images]
+        if isinstance(images, Image.Image):
+            made = self._run(self._from_image(images))
+            if made.shape[1] not in (1, 3):
+                raise ValueError(f"the generator makes {made.shape[1]} channels, which are no picture: pass a tensor")
+            return to_image(made)
+        if isinstance(images, np.ndarray):
+            result = self._run(self._from_array(images))[0].add(1).mul(127.5).round().clamp(0, 255).byte()
+            array = result.permute(1, 2, 0).cpu().numpy()
+            return array[..., 0] if images.ndim == 2 and array.shape[2] == 1 else array
+        if isinstance(images, Tensor):
+            if images.ndim not in (3, 4) or not images.is_floating_point() or not images.abs().amax() <= 1.001:
+                raise ValueError(
+                    "a tensor holds pictures (C, H, W) or (B, C, H, W) as floating-point values in [-1, 1]"
+                )
+            result = self._run(images if images.ndim == 4 else images[None]).to(images.device)
+            return result if images.ndim == 4 else result[0]
+        raise ValueError(f"pictures are PIL images, arrays or tensors, or a list of them, not {type(images).__name__}")
+
+    def _run(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) in [-1, 1], from any device, through the network."""
+        if x.shape[1] != self.input_nc:
+            raise ValueError(f"the generator takes {self.input_nc} channels, the picture has {x.shape[1]}")
+        with torch.no_grad():
+            return self.net(x.to(next(self.net.parameters()).device, torch.float32))
+
+    def _from_image(self, image: Image.Image) -> Tensor:
+        if self.input_nc not in (1, 3) or image.mode.startswith(("I", "F")):
+            raise ValueError(
+                f"a picture of mode {image.mode} cannot be 8 bits in {self.input_nc} channels: pass a tensor in [-1, 1]"
+            )
+        return as_tensor(image.convert("RGB"), channels=self.input_nc)[None]
+
+    def _from_array(self, array: np.ndarray) -> Tensor:
+        if array.dtype != np.uint8 or array.ndim not in (2, 3):
+            raise ValueError(f"an array is (H, W, C) or (H, W) of uint8, not {array.shape} of {array.dtype}")
+        x = torch.from_numpy(array.copy() if array.ndim == 3 else array[..., None].copy())
+        return x.permute(2, 0, 1)[None] / 255 * 2 - 1

@@ -1,0 +1,94 @@
+"""Translate a picture or a folder of them: python -m scripts.translate in.jpg out.png --name NAME."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+from data.image_file import ImageReader
+from data.image_folder import EXTENSIONS, is_image, list_images
+from models.translator import Translator, as_tensor
+from options import values
+from util.command import run_command
+from util.device import pick_device
+from util.images import is_viewable, save_image
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Load the generator, translate every picture. Returns the exit status."""
+    args = parse(argv)
+    pairs = plan(args.source, args.target)
+    source = args.weights or args.checkpoints_dir / args.name
+    translator = Translator.load(
+        source,
+        direction=args.direction,
+        epoch=args.epoch,
+        ema=not args.no_ema,
+        evaluate=args.eval,
+        device=pick_device(args.device),
+    )
+    bounds = [float(bound) for bound in args.value_range.split(",")] if args.value_range else []
+    reader = ImageReader(channels=translator.input_nc, value_range=(bounds[0], bounds[1]) if bounds else None)
+    for path, target in tqdm(pairs, unit="image", disable=None if len(pairs) > 1 else True):
+        made, fmt = translator(as_tensor(reader(path), channels=translator.input_nc)), reader.format(path)
+        if args.source.is_dir() and not is_viewable(made, fmt):
+            target = target.with_suffix(".tif")  # of the depth and channels that PNG cannot hold
+        save_image(made, target, fmt)
+    print(f"{len(pairs)} translated by {source}: {args.target}")
+    return 0
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="scripts.translate", description=__doc__, allow_abbrev=False)
+    add = parser.add_argument
+    add("source", type=Path, metavar="IN", help="a picture, or a folder of them with its sub-folders")
+    add("target", type=Path, metavar="OUT", help="a picture, or a folder, for the results; made if it is not there")
+    add("--name", help="of the run whose generator translates")
+    add("--weights", type=Path, help="one .pth file of a generator, instead of a run")
+    add("--checkpoints_dir", type=Path, default=Path("checkpoints"), help="folder of all runs (default: checkpoints)")
+    add("--direction", choices=("AtoB", "BtoA"), help="which domain is translated to which (default: as trained)")
+    add("--epoch", default="latest", help="which weights of the run: latest, or the number of an epoch")
+    add("--no_ema", action="store_true", help="plain weights, where the run kept their average too")
+    add("--eval", action="store_true", help="running statistics in batch norm, no dropout")
+    text = "values of files with more than 8 bits that become -1 and 1 (default: as their type tells)"
+    add("--value_range", type=values.value_range, default="", metavar="LOW,HIGH", help=text)
+    add("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="auto = a GPU if there is one")
+    add("--verbose", action="store_true", help="print tracebacks of errors")
+    args = parser.parse_args(argv)
+    if (args.name is None) == (args.weights is None):
+        parser.error("name a trained generator: either a run by --name, or a file by --weights")
+    return args
+
+
+def plan(source: Path, target: Path) -> list[tuple[Path, Path]]:
+    """Each picture with the file that its translation goes to; a file for a file, a folder of .png for a folder.
+
+    Raises:
+        ValueError: there is no picture, or a result would replace or become one.
+    """
+    if source.is_dir():
+        if target.resolve().is_relative_to(source.resolve()):
+            raise ValueError(f"{target} lies in {source}: results would mix with the pictures, choose another folder")
+        paths = list_images(source)
+        if target.is_file() or not paths:
+            problem = f"{source} holds no picture" if not paths else f"{source} is a folder, and {target} a file"
+            raise ValueError(f"{problem}: give two files or two folders")
+        names = [path.relative_to(source).with_suffix(".png") for path in paths]
+        if len(set(names)) < len(names):  # 1.jpg beside 1.png
+            names = [path.relative_to(source).with_name(f"{path.name}.png") for path in paths]
+        return [(path, target / name) for path, name in zip(paths, names, strict=True)]
+    if not source.is_file():
+        raise ValueError(f"{source}: there is no such picture or folder")
+    if target.is_dir():
+        target /= f"{source.stem}.png"
+    if not is_image(target.name):
+        raise ValueError(f"{target} is no name of a picture: these end in {' '.join(EXTENSIONS)}")
+    if target.exists() and target.samefile(source):
+        raise ValueError(f"{target} would replace the picture it is made from: choose another name")
+    return [(source, target)]
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,143 @@
+"""Checkpoints of old and other versions, of other networks, and of those who mean harm."""
+
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from models.base_model import BaseModel
+from models.networks import DISCRIMINATORS, GENERATORS
+from tests.golden.fill import fill
+from tests.test_networks import GOLDEN, build_golden, golden_networks
+from util.checkpoint import load_weights, read_weights, save_checkpoint
+
+
+def small(**keywords) -> nn.Module:
+    return GENERATORS["resnet_6blocks"](3, 3, **{"ngf": 8, **keywords})
+
+
+def save(net: nn.Module, path: Path) -> Path:
+    torch.save(net.state_dict(), path)
+    return path
+
+
+@pytest.mark.parametrize("name", golden_networks())
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+def test_upstreams_files_load_whatever_wrapped_them(name, prefix, tmp_path):
+    """The names are those of the reference networks, in the format that upstream's files had before PyTorch 1.6."""
+    net = build_golden(GOLDEN[name]["config"])
+    weights = fill({key: torch.zeros(shape) for key, shape in GOLDEN[name]["shapes"].items()})
+    content = {prefix + key: value for key, value in weights.items()}
+    for place, layer in net.named_modules():
+        if isinstance(layer, nn.InstanceNorm2d):  # PyTorch before 0.4 kept statistics here, later ones a counter too
+            content |= {f"{prefix}{place}.{name}": torch.zeros(8) for name in ("running_mean", "running_var")}
+            content |= {f"{prefix}{place}.num_batches_tracked": torch.tensor(0)}
+    torch.save(content, tmp_path / "net.pth", _use_new_zipfile_serialization=False)
+    assert load_weights(net, tmp_path / "net.pth")
+    assert all(torch.equal(value, weights[key]) for key, value in net.state_dict().items())
+
+
+def test_prefixes_inside_a_name_are_left_out_too(tmp_path):
+    net = small()
+    mixed = {key.replace("model.1.", "model._orig_mod.1."): value for key, value in net.state_dict().items()}
+    torch.save(mixed, tmp_path / "net.pth")
+    assert read_weights(tmp_path / "net.pth").keys() == net.state_dict().keys()
+
+
+@pytest.mark.parametrize("name", golden_networks())
+def test_files_load_back_into_upstream(name, tmp_path):
+    """They hold plain tensors under the names and in the shapes of the reference networks, in their order."""
+    model = BaseModel()
+    model.netG_A = build_golden(GOLDEN[name]["config"])
+    save_checkpoint(model, tmp_path, "latest", {})
+    saved = torch.load(tmp_path / "latest_net_G_A.pth", weights_only=True)
+    assert [(key, list(value.shape)) for key, value in saved.items()] == list(GOLDEN[name]["shapes"].items())
+    assert type(saved) is dict and all(type(value) is torch.Tensor for value in saved.values())
+
+
+@pytest.mark.parametrize(
+    ("made", "flags"),
+    [
+        ({"dropout": True}, "looks like without --no_dropout; the flags say --no_dropout"),
+        ({"ngf": 16}, "looks like --ngf 16; the flags say --ngf 8"),
+        ({"norm": "batch"}, "looks like --norm batch; the flags say --norm instance"),
+        ({"upsample": "nearest"}, "looks like --upsample nearest; the flags say --upsample deconv"),
+        ({"attention": ["up1"]}, "looks like --attn_G up1; the flags say --attn_G none"),
+    ],
+)
+def test_another_network_is_named_by_its_flags(made, flags, tmp_path):
+    path = save(small(**made), tmp_path / "old.pth")
+    with pytest.raises(ValueError, match=rf"old.pth was made for another network .*{flags}. First differences: \w+"):
+        load_weights(small(), path)
+
+
+def test_other_kinds_of_network_are_named(tmp_path):
+    path = save(GENERATORS["unet_128"](3, 3, ngf=8), tmp_path / "unet.pth")
+    with pytest.raises(
+        ValueError, match=r"looks like --netG unet_128 --norm batch; the flags say --netG resnet_6blocks"
+    ):
+        load_weights(small(), path)
+    path = save(DISCRIMINATORS["basic"](3, ndf=8), tmp_path / "D.pth")
+    with pytest.raises(ValueError, match=r"looks like --netD basic .*; and \d+ more"):
+        load_weights(small(), path)
+
+
+class Harmful:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("kind", ["torch", "pickle", "inside"])
+def test_nothing_in_a_file_is_executed(kind, tmp_path):
+    path, proof = tmp_path / "evil.pth", tmp_path / "executed"
+    if kind == "pickle":
+        path.write_bytes(pickle.dumps(Harmful(proof)))
+    else:
+        weights = small().state_dict() if kind == "inside" else {}
+        torch.save(weights | {"model.1.weight": Harmful(proof)}, path)
+    with pytest.raises(
+        ValueError, match=r"evil.pth is not a readable checkpoint of plain tensors, so nothing in it was"
+    ):
+        load_weights(small(), path)
+    assert not proof.exists()
+    with path.open("rb") as file:
+        (pickle.load(file) if kind == "pickle" else torch.load(path, weights_only=False))
+    assert proof.exists(), "the file would have done harm"
+
+
+def test_a_whole_module_is_refused_without_the_advice_to_load_it_unsafely(tmp_path):
+    torch.save(small(), tmp_path / "module.pth")
+    with pytest.raises(ValueError, match="ResnetGenerator") as error:
+        read_weights(tmp_path / "module.pth")
+    assert "weights_only" not in str(error.value)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "text", "missing"])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_damaged_files_are_named(damage, zipped, tmp_path):
+    path = tmp_path / "net.pth"
+    torch.save(small().state_dict(), path, _use_new_zipfile_serialization=zipped)
+    content = path.read_bytes()
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes({"truncated": content[: len(content) // 2], "empty": b"", "text": b"<html>404</html>"}[damage])
+    with pytest.raises(ValueError, match=r"net.pth(: there is no such file| is not a readable checkpoint)"):
+        load_weights(small(), path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [([1], "holds a list"), ({"epoch": 3}, "'epoch' is a int"), ({3: torch.zeros(1)}, "holds no network: 3 is a")],
+)
+def test_other_contents_are_named(content, message, tmp_path):
+    torch.save(content, tmp_path / "net.pth")
+    with pytest.raises(ValueError, match=message):
+        read_weights(tmp_path / "net.pth")

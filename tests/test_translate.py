@@ -1,0 +1,124 @@
+"""scripts.translate: files and folders."""
+
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from PIL import Image
+
+from models import Translator
+from models.networks import GENERATORS
+from scripts import translate
+from tests.conftest import draw_shapes
+from tests.test_cli import ONE_THREAD, ROOT, train
+
+
+@pytest.fixture
+def file(tmp_path):
+    """The weights of a generator."""
+    torch.save(GENERATORS["resnet_6blocks"](3, 3, ngf=8).state_dict(), tmp_path / "net.pth")
+    return tmp_path / "net.pth"
+
+
+def test_script_takes_the_generator_of_a_run(tiny_data, tmp_path):
+    run = train(tmp_path, "--dataroot", tiny_data, "--n_epochs_decay", "0", "--max_dataset_size", "1", "--lr", "0.1")
+    places = ["--checkpoints_dir", str(tmp_path), "--name", "run", "--device", "cpu"]
+    source = tiny_data / "testA" / "0.png"
+    assert translate.main([str(source), str(tmp_path / "a.png"), *places]) == 0
+    assert translate.main([str(source), str(tmp_path / "b.png"), *places, "--direction", "BtoA"]) == 0
+    with Image.open(source) as image:
+        for name, direction in (("a", "AtoB"), ("b", "BtoA")):
+            with Image.open(tmp_path / f"{name}.png") as made:
+                assert made.tobytes() == Translator.load(run, direction=direction, device="cpu")(image).tobytes()
+    assert (tmp_path / "a.png").read_bytes() != (tmp_path / "b.png").read_bytes()
+
+
+def test_script_translates_a_picture(file, tiny_data, tmp_path):
+    source = tiny_data / "testA" / "3.jpg"
+    argv = [str(source), str(tmp_path / "new" / "out.png"), "--weights", str(file)]
+    assert translate.main([*argv, "--device", "cpu"]) == 0
+    with Image.open(source) as image, Image.open(tmp_path / "new" / "out.png") as made:
+        assert made.tobytes() == Translator.load(file, device="cpu")(image).tobytes()
+    (tmp_path / "folder").mkdir()
+    assert translate.main([argv[0], str(tmp_path / "folder"), *argv[2:]]) == 0
+    assert (tmp_path / "folder" / "3.png").is_file()
+
+
+def test_script_translates_a_folder(file, tiny_data, tmp_path, capsys):
+    pictures = tmp_path / "in"
+    for name in ("1.png", "sub/1.png", "sub/2.png"):
+        (pictures / name).parent.mkdir(parents=True, exist_ok=True)
+        draw_shapes(name, (21, 18)).save(pictures / name)
+    assert translate.main([str(pictures), str(tmp_path / "out"), "--weights", str(file)]) == 0
+    assert "3 translated" in capsys.readouterr().out
+    made = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*")}
+    assert made == {"1.png", "sub/1.png", "sub/2.png"}
+    draw_shapes("same stem").save(pictures / "1.jpg")
+    shutil.rmtree(tmp_path / "out")
+    assert translate.main([str(pictures), str(tmp_path / "out"), "--weights", str(file)]) == 0
+    made = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*")}
+    assert made == {"1.png.png", "1.jpg.png", "sub/1.png.png", "sub/2.png.png"}
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "message"),
+    [
+        ("in.png", "in.png", "would replace the picture"),
+        ("in.png", ".", "would replace the picture"),
+        ("in.png", "link.png", "would replace the picture"),
+        ("in.png", "out.gif", "is no name of a picture"),
+        ("nothing.png", "out.png", "there is no such picture"),
+        ("folder", "folder/out", "lies in"),
+        ("folder", "in.png", "give two files or two folders"),
+        ("empty", "out", "holds no picture"),
+    ],
+)
+def test_script_refuses_to_overwrite_and_to_guess(source, target, message, tmp_path):
+    draw_shapes("in").save(tmp_path / "in.png")
+    (tmp_path / "link.png").symlink_to(tmp_path / "in.png")
+    for folder in ("folder", "empty"):
+        (tmp_path / folder).mkdir()
+    draw_shapes("in").save(tmp_path / "folder" / "1.png")
+    with pytest.raises(ValueError, match=message):
+        translate.plan(tmp_path / source, tmp_path / target)
+
+
+@pytest.mark.parametrize("flags", [[], ["--name", "a", "--weights", "b.pth"]])
+def test_script_needs_one_generator(flags, capsys):
+    with pytest.raises(SystemExit) as ended:
+        translate.main(["in.png", "out.png", *flags])
+    assert ended.value.code == 2
+    assert "either a run by --name, or a file by --weights" in capsys.readouterr().err
+
+
+def test_script_ends_with_status_2(tmp_path):
+    draw_shapes("in").save(tmp_path / "in.png")
+    command = [
+        sys.executable,
+        "-m",
+        "scripts.translate",
+        str(tmp_path / "in.png"),
+        str(tmp_path / "out.png"),
+        "--name",
+        "nothing",
+    ]
+    done = subprocess.run(command, cwd=ROOT, env=ONE_THREAD, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "no run 'nothing'" in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "out.png").exists()
+
+
+def test_script_keeps_the_depth_of_the_picture(file, tmp_path):
+    deep = np.arange(400, dtype=np.uint16).reshape(20, 20) * 100
+    (tmp_path / "in").mkdir()
+    Image.fromarray(deep).save(tmp_path / "in" / "deep.png")
+    assert translate.main([str(tmp_path / "in"), str(tmp_path / "out"), "--weights", str(file)]) == 0
+    made = tifffile.imread(tmp_path / "out" / "deep.tif")
+    assert made.dtype == np.uint16 and made.shape == (20, 20, 3)
+    x = torch.from_numpy(deep.astype(np.float32) / 65535 * 2 - 1).expand(3, -1, -1)
+    expected = (Translator.load(file)(x) + 1) / 2 * 65535
+    assert np.abs(made - expected.permute(1, 2, 0).cpu().numpy()).max() < 2

@@ -1,0 +1,227 @@
+"""Trained models on pictures of any size: Translator, and test.py with it."""
+
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import models
+import test as testing
+from models import Translator
+from models.networks import GENERATORS
+from models.networks.layers import init_weights
+from models.networks.sizes import accept_any_size, fitting_size, reflect, visible_cells
+from tests.conftest import draw_shapes
+from tests.test_cli import ROOT, train
+from util.attention import watch
+
+SIZES = [(1, 1), (3, 2), (7, 9), (37, 41), (64, 20)]
+
+
+def generator(name: str = "resnet_6blocks", *channels: int, **keywords) -> torch.nn.Module:
+    torch.manual_seed(3)
+    net = GENERATORS[name](*(channels or (3, 3)), **{"ngf": 8, **keywords})
+    return init_weights(net, "xavier", 1.0)
+
+
+@pytest.fixture(scope="module")
+def run(tiny_data, tmp_path_factory):
+    """A run of cycle_gan_attn that keeps averages, and was trained from B to A."""
+    folder = tmp_path_factory.mktemp("runs")
+    flags = ["--model", "cycle_gan_attn", "--ema_decay", "0.5", "--direction", "BtoA", "--lr", "0.01"]
+    return train(folder, "--dataroot", tiny_data, *flags)
+
+
+@pytest.fixture
+def file(tmp_path):
+    """A file that nothing is known of."""
+    torch.save(generator().state_dict(), tmp_path / "horse2zebra.pth")
+    return tmp_path / "horse2zebra.pth"
+
+
+def test_import_is_cheap():
+    code = "import sys, models; sys.exit('options.base_options' in sys.modules or 'torchvision' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+    with pytest.raises(AttributeError, match="no attribute 'Translater'"):
+        models.Translater  # noqa: B018
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("name", ["resnet_6blocks", "unet_128"])
+def test_any_size_comes_back_the_same(name, size):
+    net = generator(name, 3, 2).eval()
+    accept_any_size(net)
+    made = net(torch.rand(2, 3, *size) * 2 - 1)
+    assert made.shape == (2, 2, *size) and made.isfinite().all()
+
+
+def test_fitting_sizes_are_not_padded():
+    net = generator()
+    x = torch.rand(1, 3, 16, 20)
+    expected = net(x)
+    assert fitting_size(net, x.shape[2:]) == (16, 20)
+    accept_any_size(net)
+    assert torch.equal(net(x), expected)
+    odd = net(x[..., :14, :17])
+    assert not torch.equal(odd, expected[..., :14, :17]), "what is cut off is not seen by the network"
+    assert fitting_size(generator("unet_256"), (256, 257)) == (256, 512)
+
+
+def test_reflection_goes_to_and_fro():
+    x = torch.arange(3.0).view(1, 1, 1, 3)
+    assert reflect(x, (2, 8)).tolist() == [[[[0, 1, 2, 1, 0, 1, 2, 1]] * 2]]
+    assert reflect(x, (1, 3)) is x
+
+
+def test_every_kind_of_picture_gives_the_same(file):
+    translator = Translator.load(file, device="cpu")
+    image = draw_shapes("picture", (37, 42))
+    made = translator(image)
+    assert (made.mode, made.size) == ("RGB", image.size)
+    assert np.array_equal(translator(np.asarray(image)), np.asarray(made))
+    x = torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255 * 2 - 1
+    fake = translator(x)
+    assert fake.shape == x.shape and fake.abs().max() <= 1
+    assert np.array_equal(((fake + 1) * 127.5).round().byte().permute(1, 2, 0).numpy(), np.asarray(made))
+    torch.testing.assert_close(translator(torch.stack([x, x.flip(2)]))[0], fake)
+    several = translator([image, draw_shapes("other", (19, 15))])
+    assert several[0].tobytes() == made.tobytes() and several[1].size == (19, 15)
+
+
+def test_grey_and_other_channels(tmp_path):
+    torch.save(generator("unet_128", 1, 1).state_dict(), tmp_path / "grey.pth")
+    grey = Translator.load(tmp_path / "grey.pth")
+    image = draw_shapes("picture")
+    assert grey(image).mode == "L"
+    assert grey(np.zeros((5, 6), np.uint8)).shape == (5, 6)
+    assert grey(np.zeros((5, 6, 1), np.uint8)).shape == (5, 6, 1)
+    torch.save(generator("unet_128", 5, 2).state_dict(), tmp_path / "five.pth")
+    five = Translator.load(tmp_path / "five.pth")
+    assert five(torch.zeros(5, 6, 7)).shape == (2, 6, 7)
+    assert five(np.zeros((6, 7, 5), np.uint8)).shape == (6, 7, 2)
+    with pytest.raises(ValueError, match="cannot be 8 bits in 5 channels"):
+        five(image)
+
+
+@pytest.mark.parametrize(
+    ("picture", "message"),
+    [
+        ("in.jpg", "not str"),
+        (np.zeros((4, 4, 3)), "of float64"),
+        (np.zeros((4, 4), np.uint8), "takes 3 channels, the picture has 1"),
+        (torch.zeros(1, 4, 4), "takes 3 channels, the picture has 1"),
+        (torch.zeros(3, 4, 4, dtype=torch.uint8), "floating-point"),
+        (torch.full((3, 4, 4), 255.0), r"in \[-1, 1\]"),
+        (torch.full((3, 4, 4), torch.nan), r"in \[-1, 1\]"),
+        (torch.zeros(4, 4), r"\(C, H, W\)"),
+        (Image.new("I;16", (4, 4)), "pass a tensor"),
+    ],
+)
+def test_other_pictures_are_refused(file, picture, message):
+    with pytest.raises(ValueError, match=message):
+        Translator.load(file)(picture)
+
+
+def test_attention_is_shown_where_the_picture_is():
+    net = generator("resnet_6blocks", attention=["block3"])
+    accept_any_size(net)
+    with watch({"G": ("real", net)}) as maps:
+        net(torch.rand(1, 3, 17, 5))
+    assert maps[0].weights.shape == (1, 4, 5, 2), "of 5 x 2 cells, padded to 20 x 8 pixels, that is, all"
+    net = generator("unet_128")
+    assert visible_cells(net, (30, 128), (32, 32)) == (8, 32)
+
+
+@pytest.mark.parametrize("flags", [{}, {"direction": "AtoB"}, {"ema": False}, {"evaluate": True}])
+def test_translator_does_what_test_does(run, tiny_data, tmp_path, flags):
+    argv = ["--checkpoints_dir", str(run.parent), "--name", "run", "--results_dir", str(tmp_path), "--model", "test"]
+    argv += ["--direction", flags["direction"]] if "direction" in flags else []
+    argv += (["--no_ema"] if "ema" in flags else []) + (["--eval"] if "evaluate" in flags else [])
+    assert testing.main([*argv, "--preprocess", "none", "--num_test", "1", "--device", "cpu"]) == 0
+    (path,) = tmp_path.rglob("*_fake.png")
+    picture = tiny_data / ("testA" if "direction" in flags else "testB") / "0.png"
+    with Image.open(picture) as image, Image.open(path) as fake:
+        assert Translator.load(run, device="cpu", **flags)(image).tobytes() == fake.tobytes()
+
+
+def test_directions_and_averages_are_different_networks(run):
+    image = draw_shapes("picture")
+    made = [Translator.load(run, **flags)(image).tobytes() for flags in ({}, {"direction": "AtoB"}, {"ema": False})]
+    assert len(set(made)) == 3
+    assert Translator.load(run, direction="BtoA")(image).tobytes() == made[0], "as trained"
+
+
+def test_mistakes_in_loading(run, tmp_path):
+    with pytest.raises(ValueError, match="direction 'BtoC': choose AtoB or BtoA"):
+        Translator.load(run, direction="BtoC")
+    with pytest.raises(ValueError, match="no run 'nothing'"):
+        Translator.load(run.parent / "nothing")
+    with pytest.raises(ValueError, match=r"7_net_G_A_ema.pth .* is not in"):
+        Translator.load(run, epoch=7)
+    with pytest.raises(ValueError, match=r"--weights .*D_A.pth: no generator has these weights"):
+        Translator.load(run / "latest_net_D_A.pth")
+
+
+def test_a_lone_generator_translates_in_no_other_direction(run, tmp_path):
+    (tmp_path / "lone").mkdir()
+    shutil.copy(run / "train_opt.json", tmp_path / "lone")
+    shutil.copy(run / "latest_net_G_A.pth", tmp_path / "lone" / "latest_net_G.pth")
+    Translator.load(tmp_path / "lone")
+    with pytest.raises(ValueError, match=r"latest_net_G_B_ema.pth or latest_net_G_B.pth is not in"):
+        Translator.load(tmp_path / "lone", direction="AtoB")
+
+
+def test_weights_of_an_unknown_run_translate_a_folder(tiny_data, tmp_path, file, capsys):
+    argv = ["--model", "test", "--weights", str(file), "--dataroot", str(tiny_data / "testB")]
+    assert testing.main([*argv, "--results_dir", str(tmp_path / "results"), "--preprocess", "none"]) == 0
+    shown = capsys.readouterr().out
+    assert "--netG resnet_6blocks --input_nc 3 --output_nc 3 --ngf 8 --norm instance --no_dropout" in shown
+    results = tmp_path / "results" / "horse2zebra" / "test_latest"
+    with Image.open(results / "images" / "3_fake.png") as made, Image.open(tiny_data / "testB" / "3.jpg") as image:
+        assert made.tobytes() == Translator.load(file, device="cpu")(image).tobytes()
+    assert (results / "test_opt.json").is_file()
+    assert sorted(path.name for path in file.parent.iterdir()) == ["horse2zebra.pth", "results"]
+    assert testing.main([*argv, "--results_dir", str(tmp_path / "results"), "--name", "mine", "--num_test", "1"]) == 0
+    assert (tmp_path / "results" / "mine" / "test_latest" / "index.html").is_file()
+
+
+def test_a_folder_of_weights_without_options_is_understood(tiny_data, tmp_path, capsys):
+    run_dir = tmp_path / "upstream"
+    run_dir.mkdir()
+    for label, channels in (("G_A", (3, 1)), ("G_B", (1, 3))):
+        net = generator("resnet_6blocks", *channels, norm="batch", dropout=True)
+        torch.save(net.state_dict(), run_dir / f"latest_net_{label}.pth")
+    argv = ["--checkpoints_dir", str(tmp_path), "--name", "upstream", "--results_dir", str(tmp_path / "results")]
+    for flags in ([], ["--model", "test"], ["--model", "test", "--direction", "BtoA"]):
+        assert testing.main([*argv, "--dataroot", str(tiny_data), "--num_test", "1", *flags]) == 0
+        shown = capsys.readouterr().out
+        assert "inferred from the weights: --netG resnet_6blocks --input_nc 3 --output_nc 1" in shown
+        assert ("latest_net_G_B.pth" in shown) == ("BtoA" in flags or not flags)
+    (run_dir / "latest_net_G_A.pth").rename(run_dir / "latest_net_G.pth")
+    (run_dir / "latest_net_G_B.pth").unlink()
+    assert testing.main([*argv, "--dataroot", str(tiny_data), "--model", "test", "--direction", "BtoA"]) == 0
+    assert "latest_net_G.pth" in capsys.readouterr().out, "the direction it was trained in is the one asked for"
+
+
+def test_results_have_the_size_of_their_pictures(tmp_path, tiny_data, capsys):
+    """Also all six of cycle_gan, where A and B differ, and none fits a U-Net."""
+    run_dir = tmp_path / "sizes"
+    run_dir.mkdir()
+    for label in ("G_A", "G_B"):
+        torch.save(generator("unet_128").state_dict(), run_dir / f"latest_net_{label}.pth")
+    for side, size in (("A", (40, 36)), ("B", (24, 52))):
+        (tmp_path / f"test{side}").mkdir()
+        draw_shapes(side, size).save(tmp_path / f"test{side}" / "1.png")
+    argv = ["--checkpoints_dir", str(tmp_path), "--name", "sizes", "--results_dir", str(tmp_path / "results")]
+    assert testing.main([*argv, "--dataroot", str(tmp_path), "--preprocess", "none"]) == 0
+    assert "dropout leaves no trace in them, they are used without it" in capsys.readouterr().out
+    sizes = {}
+    for path in (tmp_path / "results").rglob("1_*.png"):
+        with Image.open(path) as image:
+            sizes[path.stem[2:]] = image.size
+    of_A = dict.fromkeys(("real_A", "fake_B", "rec_A"), (40, 36))
+    assert sizes == of_A | dict.fromkeys(("real_B", "fake_A", "rec_B"), (24, 52))
