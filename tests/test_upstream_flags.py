@@ -172,5 +172,5 @@ def test_a_script_of_2018_trains_and_tests(tiny_data, tmp_path, capsys):
     run += ["--results_dir", str(tmp_path / "results"), "--which_epoch", "latest", "--how_many", "2"]
     assert testing.main(run) == 0
     shown = capsys.readouterr()
-    assert "2 of 5 images translated, limited by --num_test 2" in shown.out
+    assert "2 of 5 images made, limited by --num_test 2" in shown.out
     assert shown.err.count("is now called") == 2
