@@ -9,8 +9,9 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from data.noise_dataset import truncate
 from models import create_model
-from models.networks import define_image_D, define_noise_G
+from models.networks import IMAGE_DISCRIMINATORS, NOISE_GENERATORS, define_image_D, define_noise_G
 from models.networks.attention import SelfAttention2d
+from models.networks.infer import infer_network
 from models.networks.layers import init_weights, spectral_normalise
 from models.networks.sagan import (
     SIZES,
@@ -104,6 +105,19 @@ def test_the_papers_blocks_pool_keys_and_values():
     looks = block.look_from([(0, 0), (3, 1)], x)
     torch.testing.assert_close(looks.sum((2, 3)), torch.ones(2, 2))
     torch.testing.assert_close(looks[:, 1, ::2, ::2].flatten(1) * 4, attention[:, 3 * 4 + 1])
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("normalise", [False, True])
+def test_networks_are_known_by_their_weights(size, normalise):
+    for name, make in NOISE_GENERATORS.items():
+        net = make(1, image_size=size, z_dim=5, ngf=8)
+        weights = (spectral_normalise(net) if normalise else net).state_dict()
+        assert infer_network(weights) == {"netG": name, "crop_size": size, "input_nc": 1, "z_dim": 5, "ngf": 8}
+    for name, make in IMAGE_DISCRIMINATORS.items():
+        net = make(3, image_size=size, ndf=16)
+        weights = (spectral_normalise(net) if normalise else net).state_dict()
+        assert infer_network(weights) == {"netD": name, "crop_size": size, "input_nc": 3, "ndf": 16}
 
 
 # ---- spectral norm

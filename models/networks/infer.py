@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.networks import DISCRIMINATORS, GENERATORS
+from models.networks import DISCRIMINATORS, GENERATORS, IMAGE_DISCRIMINATORS, NOISE_GENERATORS
 from models.networks.layers import NORMS
 from models.networks.resnet import UPSAMPLINGS
+from models.networks.sagan import SIZES
 
 Flags = dict[str, Any]
 Shapes = dict[str, tuple[int, ...]]
@@ -43,6 +44,19 @@ def infer_discriminator(weights: Mapping[str, Tensor]) -> Flags:
     raise ValueError(f"no discriminator has these weights: --netD knows {', '.join(DISCRIMINATORS)}")
 
 
+def infer_sagan(weights: Mapping[str, Tensor]) -> Flags:
+    """The flags of the SAGAN generator or discriminator that `weights` belong to; where its attention is, is left open.
+
+    Raises:
+        ValueError: no network of SAGAN has these names and shapes.
+    """
+    shapes = _plain_shapes(weights)
+    for flags, those in _sagans(shapes):
+        if those == shapes:
+            return flags
+    raise ValueError(f"no network of SAGAN has these weights: --netG and --netD know {', '.join(NOISE_GENERATORS)}")
+
+
 def differing_flags(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
     """What to tell a user whose file holds the weights `found` where a network has `expected`."""
     there, here = infer_network(found), infer_network(expected)
@@ -71,7 +85,7 @@ def as_text(flags: Mapping[str, Any]) -> str:
 
 def infer_network(weights: Mapping[str, Tensor]) -> Flags:
     """The flags of the generator or discriminator that `weights` belong to; none if it is neither."""
-    for infer in (infer_generator, infer_discriminator):
+    for infer in (infer_generator, infer_discriminator, infer_sagan):
         try:
             return infer(weights)
         except ValueError:
@@ -109,6 +123,28 @@ def _discriminators(shapes: Shapes) -> Iterator[tuple[Flags, Shapes]]:
             yield flags, _shapes(DISCRIMINATORS[netD], input_nc=input_nc, ndf=ndf, norm=norm)
 
 
+def _sagans(shapes: Shapes) -> Iterator[tuple[Flags, Shapes]]:
+    """Every network of SAGAN as wide as the first and last of `shapes`, without attention."""
+    transposed, linear = shapes.get("l1.0.weight"), shapes.get("linear.1.weight")
+    image = transposed or shapes.get("block1.residual.1.weight")
+    for size in SIZES:
+        if transposed and "last.0.weight" in shapes:
+            ngf, nc = shapes["last.0.weight"][:2]
+            yield _noise_generator("sagan", size, nc, {"z_dim": transposed[0], "ngf": ngf})
+        if linear and "last.2.weight" in shapes:
+            nc, ngf = shapes["last.2.weight"][:2]
+            yield _noise_generator("sagan_resnet", size, nc, {"z_dim": linear[1], "ngf": ngf})
+        for netD in IMAGE_DISCRIMINATORS if image else ():
+            ndf, nc = image[:2]
+            those = _shapes(IMAGE_DISCRIMINATORS[netD], input_nc=nc, image_size=size, ndf=ndf, attention=())
+            yield {"netD": netD, "crop_size": size, "input_nc": nc, "ndf": ndf}, those
+
+
+def _noise_generator(netG: str, size: int, nc: int, widths: dict[str, int]) -> tuple[Flags, Shapes]:
+    shapes = _shapes(NOISE_GENERATORS[netG], output_nc=nc, image_size=size, attention=(), **widths)
+    return {"netG": netG, "crop_size": size, "input_nc": nc, **widths}, shapes
+
+
 @functools.cache
 def _shapes(network: Callable[..., nn.Module], **keywords: Any) -> Shapes:
     """Name -> shape of the weights of a network that is built for this, without memory for them."""
@@ -122,7 +158,7 @@ def _plain_shapes(weights: Mapping[str, Tensor]) -> Shapes:
     shapes = {
         key.replace("parametrizations.weight.original", "weight"): tuple(weight.shape)
         for key, weight in weights.items()
-        if not key.startswith("attention.") and not key.endswith(("parametrizations.weight.0._u", ".0._v"))
+        if not key.startswith(("attention.", "attn")) and not key.endswith(("parametrizations.weight.0._u", ".0._v"))
     }
     return dict(sorted(shapes.items(), key=lambda item: _place(item[0])))
 
