@@ -81,6 +81,8 @@ def find_trained(argv: Sequence[str] | None = None) -> Trained:
                 saved = {"direction": TestOptions().parse(argv).direction}  # a lone G was trained in the one asked for
     saved |= inferred
     opt = TestOptions().parse(argv, saved)
+    if opt.model == "test" and saved.get("model") in ("colorization", "sagan"):
+        raise ValueError(f"a run of {saved['model']} does not translate pictures into pictures: leave out --model test")
     reverse = file is None and opt.direction != saved.get("direction", "AtoB")
     if reverse and "input_nc" in saved:
         opt = TestOptions().parse(argv, saved | {"input_nc": saved["output_nc"], "output_nc": saved["input_nc"]})

@@ -15,6 +15,7 @@ from models import Translator
 from models.networks import GENERATORS
 from models.networks.layers import init_weights
 from models.networks.sizes import accept_any_size, fitting_size, reflect, visible_cells
+from options.train_options import TrainOptions
 from tests.conftest import draw_shapes
 from tests.test_cli import ROOT, train
 from util.attention import watch
@@ -164,6 +165,14 @@ def test_mistakes_in_loading(run, tmp_path):
         Translator.load(run, epoch=7)
     with pytest.raises(ValueError, match=r"--weights .*D_A.pth: no generator has these weights"):
         Translator.load(run / "latest_net_D_A.pth")
+
+
+@pytest.mark.parametrize("model", ["colorization", "sagan"])
+def test_runs_that_translate_no_pictures_are_refused(model, tmp_path):
+    flags = ["--name", "run", "--model", model, "--dataroot", str(tmp_path)]
+    TrainOptions().parse(flags).save(tmp_path)
+    with pytest.raises(ValueError, match=f"a run of {model} does not translate pictures into pictures"):
+        Translator.load(tmp_path)
 
 
 def test_a_lone_generator_translates_in_no_other_direction(run, tmp_path):
