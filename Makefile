@@ -4,18 +4,24 @@ VENV ?= .venv
 
 python := $(VENV)/bin/python
 
-.PHONY: help demo earth test format
+.PHONY: help demo earth faces faces_hour test format
 
 help:
-	@echo 'make demo     install, train on the bundled pictures (6 minutes on 2 cores), translate the test pictures'
-	@echo 'make earth    the same with the longer recipe (60 minutes)'
-	@echo 'make test     install the development tools as well, then lint, types and tests'
-	@echo 'make format   put the code into the form that make test asks for'
+	@echo 'make demo        install, train on the bundled pictures (6 minutes on 2 cores), translate the test pictures'
+	@echo 'make earth       the same with the longer recipe (60 minutes)'
+	@echo 'make faces       train SAGAN on the bundled faces (10 minutes), make some'
+	@echo 'make faces_hour  the same with the longer recipe'
+	@echo 'make test        install the development tools as well, then lint, types and tests'
+	@echo 'make format      put the code into the form that make test asks for'
 
 demo earth: $(VENV)/installed
 	$(python) train.py @recipes/$@.txt
 	$(python) test.py --name $@
 	$(python) -m scripts.score_earth results/$@/test_latest
+
+faces faces_hour: $(VENV)/installed
+	$(python) train.py @recipes/$@.txt
+	$(python) test.py --name $@
 
 test: $(VENV)/installed-dev
 	$(python) -m ruff check
