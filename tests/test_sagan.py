@@ -7,6 +7,9 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
+import test as testing
+import train as training
+from data import create_dataset
 from data.noise_dataset import truncate
 from models import create_model
 from models.networks import IMAGE_DISCRIMINATORS, NOISE_GENERATORS, define_image_D, define_noise_G
@@ -23,6 +26,7 @@ from models.networks.sagan import (
 from models.sagan_model import interpolate
 from options.test_options import TestOptions
 from options.train_options import TrainOptions
+from tests.conftest import draw_shapes
 from tests.golden.fill import fill
 from tests.test_networks import GOLDEN
 
@@ -276,8 +280,6 @@ def test_truncation_keeps_ranks_and_limits():
 
 
 def test_a_seed_is_an_image_whatever_else_is_made(tmp_path):
-    from data import create_dataset
-
     def noise(*flags: str) -> dict:
         loader = create_dataset(TestOptions().parse(["--model", "sagan", "--dataset_mode", "noise", *flags]))
         return {path: z for b in loader for path, z in zip(b["A_paths"], b["z"], strict=True)}
@@ -288,3 +290,21 @@ def test_a_seed_is_an_image_whatever_else_is_made(tmp_path):
     assert list(some) == ["seed0007", "seed0002", "seed0003"]
     assert torch.equal(some["seed0002"], five["seed0002"])
     assert len(noise()) == 64
+
+
+def test_odd_pictures_in_nested_folders_are_learned_from(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, size, mode in (("a/tall", (30, 70), "L"), ("a/b/wide", (80, 33), "RGBA"), ("c", (50, 50), "P")):
+        path = tmp_path / "faces" / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draw_shapes(name, size).convert(mode).save(path)
+    flags = ["--dataroot", "faces", "--name", "odd", "--batch_size", "8", "--z_dim", "6", "--input_nc", "1"]
+    epochs = ["--n_epochs", "2", "--n_epochs_decay", "0", "--print_freq", "1", "--display_id", "0", "--device", "cpu"]
+    assert training.main([*TINY, *flags, *epochs]) == 0
+    assert len(list((tmp_path / "checkpoints/odd/web/images").glob("epoch002_*.png"))) == 3
+    log = (tmp_path / "checkpoints/odd/loss_log.txt").read_text()
+    assert "gamma_G_attn1" in log and "nan" not in log
+    assert testing.main(["--name", "odd", "--seeds", "4,9", "--truncation", "1"]) == 0
+    images = {path.name for path in (tmp_path / "results/odd/test_latest/images").iterdir()}
+    assert {"samples.png", "interpolation.png", "seed0004_sample.png", "seed0009_sample.png"} <= images
+    assert "latest_net_G_ema.pth" in (tmp_path / "results/odd/test_latest/index.html").read_text()
