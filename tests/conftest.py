@@ -1,11 +1,16 @@
 """What all tests share."""
 
+import os
 import random
+import shutil
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image, ImageDraw
+
+from tests.browser import Browser
 
 torch.set_num_threads(1)  # tiny networks run faster so, and two test processes do not slow each other down
 
@@ -31,3 +36,13 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for name in ("0.png", "1.png", "2.png", "3.jpg", "4.jpg"):
             draw_shapes(f"{folder}/{name}").save(root / folder / name)
     return root
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory):
+    executable = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if executable is None and os.environ.get("CI") != "true":
+        pytest.skip("needs Chromium: apt-get install chromium")
+    assert executable, "Chromium is missing: apt-get install chromium"
+    with closing(Browser(executable, tmp_path_factory.mktemp("chromium"))) as browser:
+        yield browser

@@ -18,7 +18,7 @@ from PIL import Image
 import test as testing
 import train as training
 from tests.conftest import draw_shapes
-from util.attention import AttentionMap, heat_colours, overlay, query_points
+from util.attention import AttentionMap, even_grid, heat_colours, overlay
 from util.display import Progress
 from util.display.html import PageSink
 from util.html import ResultsPage
@@ -37,88 +37,6 @@ HOSTILE = [
 WIDTHS = (390, 1400)
 
 
-class Browser:
-    """One tab of a headless Chromium, and what it complains about."""
-
-    def __init__(self, executable, profile):
-        flags = ["--headless", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync"]
-        flags += ["--disable-component-update", "--remote-debugging-port=0", f"--user-data-dir={profile}"]
-        if os.geteuid() == 0:
-            flags.append("--no-sandbox")  # Chromium's sandbox does not start for root
-        self.process = subprocess.Popen([executable, *flags], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        port_file = profile / "DevToolsActivePort"
-        for _ in range(600):
-            if port_file.is_file() and port_file.read_text().count("\n"):
-                break
-            time.sleep(0.1)
-        port = port_file.read_text().split()[0]
-        request = urllib.request.Request(f"http://127.0.0.1:{port}/json/new", method="PUT")
-        with urllib.request.urlopen(request) as response:
-            address = json.load(response)["webSocketDebuggerUrl"]
-        self.socket = websocket.create_connection(address, timeout=60, suppress_origin=True)
-        self.ids = itertools.count(1)
-        self.events = []
-        for domain in ("Page", "Runtime", "Log", "Network"):
-            self.call(f"{domain}.enable")
-
-    def call(self, method, **parameters):
-        """Send a command; returns its result. Events that come meanwhile are kept."""
-        number = next(self.ids)
-        self.socket.send(json.dumps({"id": number, "method": method, "params": parameters}))
-        while (message := json.loads(self.socket.recv())).get("id") != number:
-            self.events.append(message)
-        assert "error" not in message, message
-        return message["result"]
-
-    def open(self, path, *, width):
-        """Load a file and every picture on it, also those that would wait for scrolling."""
-        self.events.clear()
-        self.call(
-            "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 800
-        )
-        self.call("Page.navigate", url=path.as_uri())
-        while not any(event["method"] == "Page.loadEventFired" for event in self.events):
-            self.events.append(json.loads(self.socket.recv()))
-        self.run(
-            """document.querySelectorAll("article").forEach(card => { card.style.contentVisibility = "visible" })
-            Promise.all([...document.images].map(image => {
-                image.loading = "eager"
-                return image.complete || new Promise(done => { image.onload = image.onerror = done })
-            }))"""
-        )
-
-    def run(self, script):
-        """The value of a JavaScript expression, awaited."""
-        result = self.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
-        assert "exceptionDetails" not in result, result["exceptionDetails"]
-        return result["result"].get("value")
-
-    def complaints(self):
-        """What the console would show in red or yellow, and requests for anything but files."""
-        found = [
-            event for event in self.events
-            if event["method"] in ("Runtime.exceptionThrown", "Log.entryAdded", "Runtime.consoleAPICalled")
-        ]  # fmt: skip
-        requests = [event for event in self.events if event["method"] == "Network.requestWillBeSent"]
-        urls = [event["params"]["request"]["url"] for event in requests]
-        return found + [url for url in urls if not url.startswith(("file:", "data:"))]
-
-    def close(self):
-        self.call("Browser.close")
-        self.socket.close()
-        self.process.wait(timeout=60)
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    executable = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if executable is None and os.environ.get("CI") != "true":
-        pytest.skip("needs Chromium: apt-get install chromium")
-    assert executable, "Chromium is missing: apt-get install chromium"
-    with closing(Browser(executable, tmp_path_factory.mktemp("chromium"))) as browser:
-        yield browser
-
-
 def picture(seed, size=64):
     image = draw_shapes(seed, (size, size))
     return torch.tensor(list(image.tobytes())).view(size, size, 3).permute(2, 0, 1) / 127.5 - 1
@@ -126,7 +44,7 @@ def picture(seed, size=64):
 
 def attention(network, stage, over, cells=16):
     """Four points that look evenly at their own row."""
-    points = query_points(cells, cells)
+    points = even_grid(cells, cells)
     rows = torch.eye(cells)[[row for row, _ in points]].unsqueeze(2) / cells
     return AttentionMap(network, stage, over, points, rows.expand(-1, -1, cells))
 
@@ -145,21 +63,6 @@ def results(tmp_path_factory):
         page.add(stem, images, blocks)
     page.save()
     return folder
-
-
-def check_page(browser, path, *, width, pictures):
-    """No picture missing or broken, nothing on the console, nothing to scroll sideways for, nothing too small."""
-    browser.open(path, width=width)
-    assert browser.run("document.images.length") == pictures
-    assert browser.run("[...document.images].filter(image => !image.naturalWidth).map(image => image.src)") == []
-    assert browser.complaints() == []
-    assert browser.run("innerWidth") == width
-    assert browser.run("document.documentElement.scrollWidth") <= width
-    wide = "[...document.body.querySelectorAll('*')].filter(e => e.getBoundingClientRect().right > innerWidth + 1)"
-    assert browser.run(f"{wide}.map(e => e.outerHTML.slice(0, 200))") == []
-    assert browser.run("Math.min(...[...document.images].map(image => image.clientWidth))") >= 75
-    text = "[...document.querySelectorAll('h1, h2, p, dt, dd, figcaption')]"
-    assert browser.run(f"Math.min(...{text}.map(e => parseFloat(getComputedStyle(e).fontSize)))") >= 12
 
 
 @pytest.mark.parametrize("width", WIDTHS)
@@ -258,9 +161,9 @@ def test_results_stay_in_their_folder(tmp_path, stem):
 # ---- attention
 
 
-def test_query_points_are_spread_and_inside():
-    assert query_points(16, 32) == [(4, 8), (4, 24), (12, 8), (12, 24)]
-    assert query_points(1, 2) == [(0, 0), (0, 1)]
+def test_even_grid_are_spread_and_inside():
+    assert even_grid(16, 32) == [(4, 8), (4, 24), (12, 8), (12, 24)]
+    assert even_grid(1, 2) == [(0, 0), (0, 1)]
 
 
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (24, 40), (256, 192)])
