@@ -10,7 +10,9 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from tests.browser import Browser
+pytest.register_assert_rewrite("tests.browser")
+
+from tests.browser import Browser  # noqa: E402
 
 torch.set_num_threads(1)  # tiny networks run faster so, and two test processes do not slow each other down
 

@@ -5,6 +5,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from dominate import tags as h
 from torch import Tensor
@@ -57,7 +58,8 @@ class PageSink(Sink):
 
     def __init__(
         self, folder: Path, name: str, *, names: tuple[str, str], size: int, images_freq: int,
-        attention: Attention, options: Mapping[str, object], command: str,
+        attention: Attention = lambda images: [], options: Mapping[str, object] = MappingProxyType({}),
+        command: str = "",
     ):  # fmt: skip
         self.folder, self.name, self.names, self.size = folder, name, names, size
         self.images_freq = images_freq
@@ -70,8 +72,10 @@ class PageSink(Sink):
         """Save the first of each batch, in place of those shown for this epoch, where attention looks, and the page."""
         for label, batch in images.items():
             save_image(batch[0], self.folder / "images" / f"epoch{at.epoch:03d}_{label}.png")
+        script = self.folder / "images" / f"epoch{at.epoch:03d}_attention.js"
+        script.unlink(missing_ok=True)  # of an earlier run of this name
         if maps := self.attention(dict(images)):
-            save_attention(self.folder / "images" / f"epoch{at.epoch:03d}_attention.js", [block[0] for block in maps])
+            save_attention(script, [block[0] for block in maps])
         self.at, self.small = at, all(batch.shape[-1] <= SMALL for batch in images.values())
         self.write(at, running=True)
 
@@ -88,6 +92,7 @@ class PageSink(Sink):
         """Write index.html; while the run is `running`, an open page looks for a new one every REFRESH seconds."""
         self.history.read()
         cards = self._cards(at.epoch)
+        kinds = list(dict.fromkeys(_kind(card) for card in cards))
         page = new_page(f"{self.name} · training")
         if running:
             page.head.add(h.noscript(h.meta(http_equiv="refresh", content=str(REFRESH))))
@@ -98,22 +103,12 @@ class PageSink(Sink):
             add_notes(self._notes(at, done, running=running))
             if self.history.curves:
                 add_charts(self.history.curves)
-            kinds = list(dict.fromkeys(_kind(card) for card in cards))
-            with h.form(cls="time"):
-                h.label("Epoch", html_for="epoch")
-                last = len(cards) - 1
-                h.input_(type="range", id="epoch", name="epoch", min=0, max=last, value=last, autocomplete="off")
-                h.button("Play", type="button", cls="play", aria_pressed="false")
+            _add_time_line(len(cards))
             add_cards(cards[-1:], size=self.size, small=self.small)
             for kind in kinds:
                 with Template(cls="kind"):
                     add_groups(next(card for card in cards if _kind(card) == kind))
-            with h.section(cls="about"):
-                h.h2("To continue this run")
-                h.pre(h.code(self.command))
-                with h.details():
-                    h.summary(f"Options ({len(self.options)})")
-                    add_notes({flag: str(value) for flag, value in self.options.items()})
+            _add_about(self.command, self.options)
         epochs = [[int(card.title.split()[1]), kinds.index(_kind(card)), int(bool(card.attention))] for card in cards]
         data = {"epochs": epochs, "ends": self.history.ends, "refresh": REFRESH if running else 0}
         finish_page(page, self.folder / "index.html", script=Path(__file__).with_name("training.js"), data=data)
@@ -151,6 +146,24 @@ class PageSink(Sink):
                 card.add(label, f"{stem}_{label}.png", self.names)
             cards.append(card)
         return cards
+
+
+def _add_time_line(count: int) -> None:
+    last = str(count - 1)  # dominate leaves attributes of 0 out
+    with h.form(cls="time"):
+        h.label("Epoch", html_for="epoch")
+        h.input_(type="range", id="epoch", name="epoch", min="0", max=last, value=last, autocomplete="off")
+        h.button("Play", type="button", cls="play", aria_pressed="false")
+
+
+def _add_about(command: str, options: Mapping[str, object]) -> None:
+    with h.section(cls="about"):
+        if command:
+            h.h2("To continue this run")
+            h.pre(h.code(command))
+        with h.details():
+            h.summary(f"Options ({len(options)})")
+            add_notes({flag: str(value) for flag, value in options.items()})
 
 
 def _kind(card: Card) -> tuple[str, ...]:
