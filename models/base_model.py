@@ -4,7 +4,7 @@ import copy
 from argparse import ArgumentParser
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +14,10 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 from data.base_dataset import BaseDataset
 from models import optim
 from models.networks.attention import attention_blocks
-from util.attention import AttentionMap, watch
 from util.image_pool import ImagePool
+
+if TYPE_CHECKING:
+    from util.attention import AttentionMap
 
 Images = dict[str, Tensor]
 Losses = dict[str, Tensor]
@@ -183,8 +185,10 @@ class BaseModel(nn.Module):
         """
         return {}
 
-    def watch(self) -> AbstractContextManager[list[AttentionMap]]:
+    def watch(self) -> AbstractContextManager["list[AttentionMap]"]:
         """The context whose list receives where the attention blocks of translators and judges look in it."""
+        from util.attention import watch  # it imports from this package
+
         judges = {name: (labels[-1], net) for name, (labels, net) in self.judges().items()}
         return watch(self.translators() | judges)
 
@@ -199,7 +203,7 @@ class BaseModel(nn.Module):
             net(images[label])
 
     @torch.no_grad()
-    def attention(self, images: Images) -> list[AttentionMap]:
+    def attention(self, images: Images) -> "list[AttentionMap]":
         """Where the attention blocks look in the first of the images that `preview` returned, batches of one.
 
         The networks run in eval mode: no random number is drawn and none of their values changes.

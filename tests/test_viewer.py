@@ -2,6 +2,9 @@
 
 import itertools
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -55,6 +58,12 @@ def test_exact_maps_are_those_of_the_network():
     }
     for name, weights in maps.items():
         torch.testing.assert_close(weights, expected[name], atol=1e-5, rtol=1e-4)
+
+
+def test_exact_maps_in_a_notebook():
+    """No other import has to come first."""
+    code = "from util.attention import exact_maps"
+    subprocess.run([sys.executable, "-c", code], cwd=Path(testing.__file__).parent, check=True, timeout=100)
 
 
 def test_exact_maps_of_pooled_attention_from_noise():

@@ -139,7 +139,7 @@ async function openAttention(article, label) {
     const choice = document.createElement("label");
     const radio = Object.assign(document.createElement("input"), { type: "radio", name: "block", value: index });
     const title = Object.assign(document.createElement("b"), { textContent: blockTitle(block) });
-    const facts = `gamma ${block.gamma.toFixed(3)}, entropy ${mean.toFixed(2)} of ${bitsOf(block)}`;
+    const facts = `gamma ${block.gamma.toFixed(3)}, entropy ${mean.toFixed(2)} of ${mostBits(block)}`;
     choice.append(radio, title, Object.assign(document.createElement("span"), { textContent: facts }));
     return choice;
   });
@@ -148,7 +148,7 @@ async function openAttention(article, label) {
 }
 
 const blockTitle = (block) => block && `${block.network} ${block.stage}`;
-const bitsOf = (block) => `${Number(Math.log2(block.cells[0] * block.cells[1]).toFixed(2))} bits`;
+const mostBits = (block) => Number(Math.log2(block.cells[0] * block.cells[1]).toFixed(2));
 
 function selectBlock(index) {
   shown.block = shown.last = shown.blocks[index];
@@ -177,7 +177,7 @@ function look(point) {
   const wide = Math.max(1, Math.round(2 ** entropy));
   find("#look").textContent =
     `From row ${row + 1}, column ${column + 1} of ${rows} × ${columns}: entropy ${entropy.toFixed(2)} of ` +
-    `${bitsOf(block)}, as wide as ${wide.toLocaleString("en")} of ` +
+    `${mostBits(block)} bits, as wide as ${wide.toLocaleString("en")} of ` +
     `${(block.cells[0] * block.cells[1]).toLocaleString("en")} places; at most ${block.most[query].toPrecision(3)} ` +
     `times an even look.` + (block.gamma === 0 ? " Gamma is 0: the block adds nothing yet." : "");
 }
