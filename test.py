@@ -14,13 +14,15 @@ from tqdm import tqdm
 
 from data import EpochLoader, create_dataset
 from models.base_model import BaseModel
-from models.translator import find_trained
+from models.networks.attention import attention_blocks
+from models.translator import Trained, find_trained
 from options.base_options import Options
-from util.attention import AttentionMap, watch
+from util.attention import AttentionMap
+from util.checkpoint import find_weights, load_weights
 from util.command import run_command
 from util.device import pick_device
 from util.html import ResultsPage
-from util.metrics import mean_absolute_error, ssim
+from util.metrics import mean_absolute_error, psnr, ssim
 
 Log = Callable[[str, Mapping[str, Tensor]], None]  # takes the name of a picture and what was made of it
 TRUTH = {"fake_B": "real_B", "fake_B_rgb": "real_B_rgb"}  # label of a translation -> of what it should be
@@ -44,11 +46,13 @@ def main(argv: list[str] | None = None) -> int:
         print(trained.inferred)
     loader = create_dataset(opt)
     model, files = trained.build(pick_device(opt.device, opt.gpu_ids))
-    model.check_sizes({size for sizes in loader.dataset.sizes.values() for size in sizes})
+    sizes = {size for sizes in loader.dataset.sizes.values() for size in sizes}
+    model.check_sizes(sizes)
     if opt.verbose:
         print(model.summary(verbose=True))
     for name, path in files.items():
         print(f"{name} is {path}")
+    add_judges(trained, model, sizes)
 
     a, b = ("B", "A") if opt.direction == "BtoA" else ("A", "B")
     notes = {"run": opt.name, "model": opt.model, "weights": ", ".join(path.name for path in files.values())}
@@ -64,10 +68,7 @@ def main(argv: list[str] | None = None) -> int:
         page.add_overview(caption, picture)
     results = tqdm(itertools.islice(translate(model, loader), count), total=count, unit="image", disable=None)
     with create_log(opt, folder) as log:
-        figures = add_results(page, results, aspect_ratio=opt.aspect_ratio, log=log)
-    if len(figures) == count:
-        l1, similarity = (sum(column) / len(figures) for column in zip(*figures, strict=True))
-        page.notes |= {f"{a} → {b} against the {b} of the same name": f"L1 {l1:.1f} of 255, SSIM {similarity:.3f}"}
+        add_results(page, results, aspect_ratio=opt.aspect_ratio, log=log)
     page.save()
     limited = f", limited by --num_test {count}" if count < total else ""
     print(f"{count} of {total} images made{limited}. Open {folder / 'index.html'}")
@@ -88,41 +89,62 @@ def create_log(opt: Options, folder: Path) -> Iterator[Log]:
         yield sink.result
 
 
-def add_results(
-    page: ResultsPage, results: Iterable[Translation], *, aspect_ratio: float, log: Log
-) -> list[tuple[float, float]]:
-    """Put every result on the page and into the log, under the name of its file.
-
-    Returns (L1 in 0..255, SSIM) of those whose truth is known.
-    """
-    figures = []
+def add_results(page: ResultsPage, results: Iterable[Translation], *, aspect_ratio: float, log: Log) -> None:
+    """Put every result on the page and into the log, under the name of its file."""
     names: set[str] = set()
     for result in results:
         free = itertools.chain([result.name], (f"{result.name}_{number}" for number in itertools.count(2)))
         name = next(name for name in free if name not in names)  # 1.jpg beside 1.png, one A that meets several Bs
         names.add(name)
         images = {key: stretch(image, aspect_ratio) for key, image in result.images.items()}
-        page.add(name, images, result.attention)
+        page.add(name, images, result.attention, scores(result))
         log(name, images)
-        for label in TRUTH.keys() & result.images if result.paired else ():
-            fake, truth = result.images[label][None], result.images[TRUTH[label]][None]
-            if fake.shape != truth.shape:
-                continue  # of one name, but no pair
-            figures.append((mean_absolute_error(fake, truth).item(), ssim(fake, truth).item()))
-    return figures
+
+
+def scores(result: Translation) -> dict[str, float]:
+    """How close a translation is to its truth, where that is known: the SCORES of the page."""
+    for label in TRUTH.keys() & result.images if result.paired else ():
+        fake, truth = result.images[label][None], result.images[TRUTH[label]][None]
+        if fake.shape == truth.shape:  # or they have one name, but are no pair
+            figures = {"L1": mean_absolute_error(fake, truth), "PSNR": psnr(fake, truth), "SSIM": ssim(fake, truth)}
+            return {name: figure.item() for name, figure in figures.items()}
+    return {}
+
+
+def add_judges(trained: Trained, model: BaseModel, sizes: set[tuple[int, int]]) -> None:
+    """Give the model its discriminators, whose attention the page shows, if they have any and their files are there.
+
+    Results do without them, so where they cannot be used a line says why and that is all.
+    """
+    translators = set(dict(model.named_children()))
+    model.add_discriminators(trained.opt)
+    judges = {name: net for name, net in model.named_children() if name not in translators}
+    try:
+        if any(attention_blocks(net) for net in judges.values()):
+            for name, net in judges.items():
+                sources = model.sources(name, reverse=trained.reverse)
+                load_weights(net, find_weights(trained.run_dir, trained.label, sources))
+                net.requires_grad_(False).eval()
+            model.check_sizes(sizes)
+            return
+    except ValueError as error:
+        print(f"the page does without the attention of discriminators: {error}")
+    for name in judges:
+        delattr(model, name)
 
 
 def translate(model: BaseModel, loader: EpochLoader) -> Iterator[Translation]:
     """Run the model over the data, one result an image."""
     for batch in loader:
-        with watch(model.translators()) as attention:
+        with model.watch() as attention:
             images = model(batch)
+            model.run_judges(images)
         for i, path in enumerate(batch["A_paths"]):
             name = relative_name(path, loader.dataset.A_paths)
             yield Translation(
                 name=name,
                 images={label: image[i] for label, image in images.items()},
-                attention=[dataclasses.replace(block, weights=block.weights[i]) for block in attention],
+                attention=[block[i] for block in attention],
                 paired="B_paths" in batch and relative_name(batch["B_paths"][i], loader.dataset.B_paths) == name,
             )
 

@@ -63,7 +63,7 @@ def train(
     if opt.given("checkpoints_dir"):
         test += f" --checkpoints_dir {shlex.quote(opt.checkpoints_dir)}"
     epochs, epoch_size, started = opt.n_epochs + opt.n_epochs_decay, len(loader.dataset), time.monotonic()
-    display = create_display(opt, run_dir)
+    display = create_display(opt, run_dir, model.attention)
     with stop_requests() as signals:
         for running in range(epoch, epochs + 1):
             loader.sampler.set_epoch(running, skip=epoch_images)

@@ -3,7 +3,8 @@
 import copy
 from argparse import ArgumentParser
 from collections.abc import Iterable
-from typing import Any
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,9 @@ from data.base_dataset import BaseDataset
 from models import optim
 from models.networks.attention import attention_blocks
 from util.image_pool import ImagePool
+
+if TYPE_CHECKING:
+    from util.attention import AttentionMap
 
 Images = dict[str, Tensor]
 Losses = dict[str, Tensor]
@@ -43,6 +47,9 @@ class BaseModel(nn.Module):
     def modify_commandline_options(parser: ArgumentParser, is_train: bool) -> ArgumentParser:
         """Add the model's own flags and defaults to the parser and return it."""
         return parser
+
+    def add_discriminators(self, opt: Any) -> None:
+        """Build the discriminators, if the model has any, on its device; testing shows their attention."""
 
     def prepare_training(self, opt: Any) -> None:
         """Build discriminators, losses and optimizers; subclasses call this first, on the device they train on."""
@@ -167,8 +174,48 @@ class BaseModel(nn.Module):
         return [name.removeprefix("net")]
 
     def translators(self) -> dict[str, tuple[str, nn.Module]]:
-        """Networks whose attention the results page shows: name there -> (label of the input image, network)."""
+        """Generators whose attention the pages show: name there -> (label of the image to show it over, network)."""
         return {}
+
+    def judges(self) -> dict[str, tuple[tuple[str, ...], nn.Module]]:
+        """Discriminators whose attention the pages show, where they have been built.
+
+        Name there -> (labels of the images that the network takes, joined channel by channel, network); it is shown
+        over the last of these.
+        """
+        return {}
+
+    def watch(self) -> AbstractContextManager["list[AttentionMap]"]:
+        """The context whose list receives where the attention blocks of translators and judges look in it."""
+        from util.attention import watch  # it imports from this package
+
+        judges = {name: (labels[-1], net) for name, (labels, net) in self.judges().items()}
+        return watch(self.translators() | judges)
+
+    def run_judges(self, images: Images) -> None:
+        """Run the judges on images (B, C, H, W) in [-1, 1], to watch them."""
+        for labels, net in self.judges().values():
+            net(torch.cat([images[label] for label in labels], 1))
+
+    def run_translators(self, images: Images) -> None:
+        """Run the translators on images (B, C, H, W) in [-1, 1] that `preview` returned, to watch them."""
+        for label, net in self.translators().values():
+            net(images[label])
+
+    @torch.no_grad()
+    def attention(self, images: Images) -> "list[AttentionMap]":
+        """Where the attention blocks look in the first of the images that `preview` returned, batches of one.
+
+        The networks run in eval mode: no random number is drawn and none of their values changes.
+        """
+        modes = {module: module.training for module in self.modules()}
+        first = {label: image[:1] for label, image in images.items()}
+        with self.autocast(), self.eval().watch() as maps:
+            self.run_translators(first)
+            self.run_judges(first)
+        for module, training in modes.items():
+            module.training = training
+        return maps
 
     def training_state(self) -> dict[str, Any]:
         """All that continuing needs beside the networks' weights; tensors and plain values only."""

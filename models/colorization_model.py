@@ -3,6 +3,8 @@
 from argparse import ArgumentParser
 from typing import Any
 
+from torch import nn
+
 from models.base_model import Images
 from models.pix2pix_model import Pix2PixModel
 from util.colour import join_lab
@@ -37,3 +39,7 @@ class ColorizationModel(Pix2PixModel):
             "fake_B_rgb": join_lab(L, images["fake_B"].detach()),
             "real_B_rgb": join_lab(L, images["real_B"]),
         }
+
+    def judges(self) -> dict[str, tuple[tuple[str, ...], nn.Module]]:
+        """None: what D judges is L and ab, of which no picture is shown."""
+        return {}

@@ -37,6 +37,11 @@ class CycleGANModel(BaseModel):
         self.netG_A = networks.define_G(opt, opt.input_nc, opt.output_nc)
         self.netG_B = networks.define_G(opt, opt.output_nc, opt.input_nc)
 
+    def add_discriminators(self, opt: Any) -> None:
+        """D_A, which judges B, and D_B, which judges A."""
+        self.netD_A = networks.define_D(opt, opt.output_nc).to(self.device)
+        self.netD_B = networks.define_D(opt, opt.input_nc).to(self.device)
+
     def prepare_training(self, opt: Any) -> None:
         """Discriminators, losses, pools and optimizers."""
         super().prepare_training(opt)
@@ -46,8 +51,7 @@ class CycleGANModel(BaseModel):
                 f"{opt.output_nc} differ: add --lambda_identity 0"
             )
         self.lambda_A, self.lambda_B, self.lambda_identity = opt.lambda_A, opt.lambda_B, opt.lambda_identity
-        self.netD_A = networks.define_D(opt, opt.output_nc).to(self.device)
-        self.netD_B = networks.define_D(opt, opt.input_nc).to(self.device)
+        self.add_discriminators(opt)
         self.gan_loss = GANLoss(opt.gan_mode, lambda_gp=opt.lambda_gp)
         self.pools = {"fake_A": ImagePool(opt.pool_size), "fake_B": ImagePool(opt.pool_size)}
         self.add_optimizer("G", [self.netG_A, self.netG_B], opt, lr=opt.lr_G)
@@ -89,6 +93,12 @@ class CycleGANModel(BaseModel):
     def translators(self) -> dict[str, tuple[str, nn.Module]]:
         """The generators."""
         return {"G_A": ("real_A", self.netG_A), "G_B": ("real_B", self.netG_B)}
+
+    def judges(self) -> dict[str, tuple[tuple[str, ...], nn.Module]]:
+        """The discriminators, on translations."""
+        if not hasattr(self, "netD_A"):
+            return {}
+        return {"D_A": (("fake_B",), self.netD_A), "D_B": (("fake_A",), self.netD_B)}
 
     def sources(self, name: str, *, reverse: bool) -> list[str]:
         """In the other direction, the two generators change places."""

@@ -34,11 +34,15 @@ class Pix2PixModel(BaseModel):
         super().__init__()
         self.netG = networks.define_G(opt, opt.input_nc, opt.output_nc)
 
+    def add_discriminators(self, opt: Any) -> None:
+        """D, which judges A and B together."""
+        self.netD = networks.define_D(opt, opt.input_nc + opt.output_nc).to(self.device)
+
     def prepare_training(self, opt: Any) -> None:
         """Discriminator, losses, pool and optimizers."""
         super().prepare_training(opt)
         self.lambda_L1 = opt.lambda_L1
-        self.netD = networks.define_D(opt, opt.input_nc + opt.output_nc).to(self.device)
+        self.add_discriminators(opt)
         self.gan_loss = GANLoss(opt.gan_mode, lambda_gp=opt.lambda_gp)
         self.pools = {"fake_AB": ImagePool(opt.pool_size)}
         self.add_optimizer("G", [self.netG], opt, lr=opt.lr_G)
@@ -73,3 +77,7 @@ class Pix2PixModel(BaseModel):
     def translators(self) -> dict[str, tuple[str, nn.Module]]:
         """The generator."""
         return {"G": ("real_A", self.netG)}
+
+    def judges(self) -> dict[str, tuple[tuple[str, ...], nn.Module]]:
+        """The discriminator, on A and its translation."""
+        return {"D": (("real_A", "fake_B"), self.netD)} if hasattr(self, "netD") else {}

@@ -1,6 +1,5 @@
 """SAGAN: images from noise."""
 
-import dataclasses
 import itertools
 from argparse import ArgumentParser
 from collections.abc import Iterable
@@ -16,8 +15,8 @@ from models.augment import DiffAugment
 from models.base_model import BaseModel, Images, Losses
 from models.losses import GANLoss
 from options import values
-from util.attention import overlays, watch
-from util.images import grid
+from util.attention import watch
+from util.images import grid, to_tensor
 
 SAMPLES = 64  # in a grid
 FRAMES = 8  # from one sample to the next
@@ -62,13 +61,17 @@ class SAGANModel(BaseModel):
         self.image_size = opt.crop_size
         self.netG = networks.define_noise_G(opt, opt.input_nc)
 
+    def add_discriminators(self, opt: Any) -> None:
+        """D, which gives an image one score."""
+        self.netD = networks.define_image_D(opt, opt.input_nc).to(self.device)
+
     def prepare_training(self, opt: Any) -> None:
         """The discriminator, its loss and augmentation, the optimizers, and the noise behind the grid of samples."""
         super().prepare_training(opt)
         if opt.given("pool_size"):
             raise ValueError("--pool_size: sagan shows its discriminator no older fakes; leave it out")
         self.batch_size, self.d_steps = opt.batch_size, opt.d_steps
-        self.netD = networks.define_image_D(opt, opt.input_nc).to(self.device)
+        self.add_discriminators(opt)
         self.gan_loss = GANLoss(opt.gan_mode, lambda_gp=opt.lambda_gp)
         self.augment = DiffAugment(networks.stages(opt.diffaugment))
         self.add_optimizer("G", [self.netG], opt, lr=opt.lr_G)
@@ -118,18 +121,22 @@ class SAGANModel(BaseModel):
 
     @torch.no_grad()
     def preview(self, images: Images) -> Images:
-        """A grid of samples, always from the same noise, where their generator looked, and the real images."""
-        net = self.get_submodule("netG_ema" if self.ema_decay else "netG")
+        """A grid of samples, always from the same noise, the first of them, where G looked, and the real images."""
+        ((_, net),) = self.translators().values()
         training = net.training
-        with self.autocast(), watch({"G": ("samples", net.eval())}) as attention:
+        with self.autocast(), watch({"G": ("sample", net.eval())}) as attention:
             samples = net(self.fixed_noise)
         net.train(training)
-        pictures = {"samples": grid(samples)}
+        pictures = {"samples": grid(samples), "sample": samples[0]}
         for block in attention:
-            first = dataclasses.replace(block, weights=block.weights[0])
-            pictures[f"G_{block.stage}"] = overlays(samples[0], first)
+            pictures[f"G_{block.stage}"] = to_tensor(block[0].picture(samples[0]))
         pictures["real"] = grid(images["real"][:SAMPLES])
         return {label: picture[None] for label, picture in pictures.items()}
+
+    def run_translators(self, images: Images) -> None:
+        """The generator, on the noise behind the sample that `preview` returned."""
+        ((_, net),) = self.translators().values()
+        net(self.fixed_noise[:1])
 
     @torch.no_grad()
     def overview(self, dataset: BaseDataset) -> Images:
@@ -143,8 +150,12 @@ class SAGANModel(BaseModel):
         return pictures
 
     def translators(self) -> dict[str, tuple[str, nn.Module]]:
-        """The generator."""
-        return {"G": ("sample", self.netG)}
+        """The generator; in training its average, if it has one."""
+        return {"G": ("sample", self.get_submodule("netG_ema" if self.ema_decay else "netG"))}
+
+    def judges(self) -> dict[str, tuple[tuple[str, ...], nn.Module]]:
+        """The discriminator, on samples."""
+        return {"D": (("sample",), self.netD)} if hasattr(self, "netD") else {}
 
 
 def interpolate(start: Tensor, end: Tensor, steps: int) -> Tensor:

@@ -1,12 +1,19 @@
 """What all tests share."""
 
+import os
 import random
 import runpy
+import shutil
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image, ImageDraw
+
+pytest.register_assert_rewrite("tests.browser")
+
+from tests.browser import Browser  # noqa: E402
 
 # datasets/ is a folder of scripts and pictures, no package
 COMBINE = runpy.run_path(str(Path(__file__).parent.parent / "datasets" / "combine_A_and_B.py"))
@@ -44,3 +51,13 @@ def paired_data(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     for phase in ("train", "test"):
         COMBINE["combine"](tiny_data / f"{phase}A", tiny_data / f"{phase}B", root / phase)
     return root
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory):
+    executable = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if executable is None and os.environ.get("CI") != "true":
+        pytest.skip("needs Chromium: apt-get install chromium")
+    assert executable, "Chromium is missing: apt-get install chromium"
+    with closing(Browser(executable, tmp_path_factory.mktemp("chromium"))) as browser:
+        yield browser

@@ -247,7 +247,7 @@ def test_preview_shows_the_averaged_generator_and_leaves_no_trace():
     _, images = model.step(batch())
     state, random = copy.deepcopy(model.state_dict()), torch.get_rng_state()
     pictures = model.preview(images)
-    assert list(pictures) == ["samples", "G_attn1", "real"]
+    assert list(pictures) == ["samples", "sample", "G_attn1", "real"]
     assert pictures["samples"].shape == (1, 3, 8 * 34 + 2, 8 * 34 + 2)
     first = pictures["samples"][0, :, 2:34, 2:34]
     torch.testing.assert_close(first, model.netG_ema(model.fixed_noise)[0])

@@ -1,19 +1,28 @@
-"""Pictures of where an attention block looks."""
+"""Where attention blocks look: maps for the viewer of the pages, pictures of them, and exact maps."""
 
+import base64
+import dataclasses
+import itertools
 import math
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from PIL import Image, ImageDraw, ImageOps
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.networks.attention import attention_blocks, block_inputs
+from models.networks.attention import SelfAttention2d, attention_blocks, block_inputs
 from models.networks.sizes import visible_cells
-from util.images import grid, to_image
+from util.images import to_image
+
+QUERIES = 16  # points asked along each side of a map, at most: with these numbers a block takes 0.2 MB on disk
+KEYS = 32  # cells along each side of where they look, at most
+AT_ONCE = 64  # points; an exact row of a map has as many weights as the picture has positions
 
 SIDE = 192  # px; smaller pictures are enlarged, so that the marker is crisp
 MARKER = "#35e0ff"  # the one bright hue that neither maps nor the heat colours have
@@ -24,15 +33,41 @@ class AttentionMap:
     """Where one attention block of a network looked, in one picture or in a batch of them."""
 
     network: str  # G_A
-    stage: str  # the block's place: bottleneck
+    stage: str  # the block's place: block5
     over: str  # label of the picture to show it over: real_A
-    points: Sequence[tuple[int, int]]  # cells (row, column)
-    weights: Tensor  # (..., len(points), h, w): where each of the points looked
+    gamma: float  # what the block's result is multiplied with
+    cells: tuple[int, int]  # rows and columns of the feature map
+    points: Sequence[tuple[int, int]]  # the cells (row, column) that were asked: an even grid, row by row
+    weights: Tensor  # (..., len(points), h, w): where each looked; 1 = as much as if it looked everywhere alike
+    entropy: Tensor  # (..., len(points)) in bits, of the exact weights; log2 of the cells = looks everywhere alike
 
+    def __getitem__(self, index: int) -> "AttentionMap":
+        """That of one picture of a batch."""
+        return dataclasses.replace(self, weights=self.weights[index], entropy=self.entropy[index])
 
-def query_points(height: int, width: int) -> list[tuple[int, int]]:
-    """Four cells (row, column), at the centres of the quarters of a map; fewer where these fall together."""
-    return sorted({(row * height // 4, column * width // 4) for row in (1, 3) for column in (1, 3)})
+    def picture(self, image: Tensor) -> Image.Image:
+        """The map over `image`, (C, H, W) in [-1, 1], from the point that looks most at single places."""
+        sharpest = int(self.entropy.argmin())
+        row, column = self.points[sharpest]
+        at = (row + 0.5) / self.cells[0], (column + 0.5) / self.cells[1]
+        return overlay(image, self.weights[sharpest], at)
+
+    def viewer_data(self) -> dict[str, Any]:
+        """What the viewer of a page needs of one picture's map, for JSON: weights in 8 bits of the most of each row."""
+        most = self.weights.flatten(1).amax(1)
+        levels = (self.weights / most.clamp(min=1e-12)[:, None, None] * 255).round().byte()
+        return {
+            "network": self.network,
+            "stage": self.stage,
+            "over": self.over,
+            "gamma": self.gamma,
+            "cells": self.cells,
+            "queries": [min(side, QUERIES) for side in self.cells],
+            "keys": list(self.weights.shape[1:]),
+            "entropy": [round(bits, 3) for bits in self.entropy.tolist()],
+            "most": [round(weight, 3) for weight in most.tolist()],
+            "weights": base64.b64encode(zlib.compress(levels.cpu().numpy().tobytes(), 9)).decode(),
+        }
 
 
 @contextmanager
@@ -55,31 +90,65 @@ def watch(networks: Mapping[str, tuple[str, nn.Module]]) -> Iterator[list[Attent
         yield maps
     for name, (over, net) in networks.items():
         for stage, block in attention_blocks(net).items():
-            x = inputs[name][stage]
-            height, width = visible_cells(net, sizes[name], x.shape[2:])
-            points = query_points(height, width)
-            weights = block.look_from(points, x)[..., :height, :width]
-            maps.append(AttentionMap(name, stage, over, points, weights))
+            x = inputs[name][stage].detach()
+            cells = visible_cells(net, sizes[name], x.shape[2:])
+            points = even_grid(*cells)
+            weights, entropy = _look(block, x, points, cells)
+            maps.append(AttentionMap(name, stage, over, block.gamma.item(), cells, points, weights, entropy))
 
 
-def overlays(image: Tensor, attention: AttentionMap) -> Tensor:
-    """The overlays of all points of a map of one picture, (C, H, W) in [-1, 1], in a square: (3, H', W') in [-1, 1]."""
-    from torchvision.transforms.v2 import functional as TF  # slow to import
+@torch.no_grad()
+def exact_maps(net: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    """Where every position of every attention block of `net` looks when it is given `x`, as the block computes it.
 
-    pictures = [
-        TF.pil_to_tensor(overlay(image, weights, point)) / 127.5 - 1
-        for point, weights in zip(attention.points, attention.weights, strict=True)
-    ]
-    return grid(torch.stack(pictures))
+    Args:
+        net: any network with attention, such as the generators and discriminators of models.networks.
+        x: what it takes: pictures (B, C, H, W) in [-1, 1], or noise (B, z_dim).
+
+    Returns:
+        Name of the block -> (B, h, w, h, w), where [b, i, j] sums to 1: the picture of where position (i, j) looks. It
+        has (h * w)^2 values: 64 x 64 positions, the middle of a ResNet generator at 256 px, take 67 MB.
+    """
+    with block_inputs(net) as inputs:
+        net(x)
+    maps = {}
+    for name, block in attention_blocks(net).items():
+        height, width = inputs[name].shape[2:]
+        points = even_grid(height, width, most=max(height, width))
+        maps[name] = block.look_from(points, inputs[name]).unflatten(1, (height, width))
+    return maps
 
 
-def overlay(image: Tensor, weights: Tensor, point: tuple[int, int]) -> Image.Image:
+def even_grid(height: int, width: int, most: int = QUERIES) -> list[tuple[int, int]]:
+    """The middle cells (row, column) of a grid over height x width cells, row by row; `most` a side at most."""
+    rows, columns = (
+        [int((number + 0.5) * side / min(side, most)) for number in range(min(side, most))] for side in (height, width)
+    )
+    return list(itertools.product(rows, columns))
+
+
+@torch.no_grad()
+def _look(
+    block: SelfAttention2d, x: Tensor, points: Sequence[tuple[int, int]], cells: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """Weights and entropy of an AttentionMap, for x of (B, C, H, W), whose first `cells` rows and columns count."""
+    height, width = cells
+    maps, entropies = [], []
+    for start in range(0, len(points), AT_ONCE):
+        weights = block.look_from(points[start : start + AT_ONCE], x).float()[..., :height, :width]
+        weights = weights / weights.sum((2, 3), keepdim=True)
+        entropies.append(torch.special.entr(weights).sum((2, 3)) / math.log(2))
+        maps.append(F.adaptive_avg_pool2d(weights * (height * width), (min(height, KEYS), min(width, KEYS))))
+    return torch.cat(maps, 1), torch.cat(entropies, 1)
+
+
+def overlay(image: Tensor, weights: Tensor, at: tuple[float, float]) -> Image.Image:
     """A heat map over the picture, grey and dimmed, with a ring around the point that looks.
 
     Args:
         image: (C, H, W) in [-1, 1].
         weights: (h, w), not negative; the largest becomes the brightest colour.
-        point: the cell (row, column) of `weights` that looks.
+        at: where the point is, as parts of height and width: (0, 0) is the upper left corner, (1, 1) the lower right.
     """
     from torchvision.transforms.v2 import functional as TF  # slow to import, and --help does without
 
@@ -92,8 +161,7 @@ def overlay(image: Tensor, weights: Tensor, point: tuple[int, int]) -> Image.Ima
     dimmed = TF.pil_to_tensor(grey) / 255 * 0.6
     opacity = 0.85 * heat
     picture = TF.to_pil_image(dimmed * (1 - opacity) + heat_colours(0.85 * heat) * opacity)
-    row, column = ((cell + 0.5) / cells for cell, cells in zip(point, weights.shape[2:], strict=True))
-    return _with_ring(picture, x=column * size[1], y=row * size[0])
+    return _with_ring(picture, x=at[1] * size[1], y=at[0] * size[0])
 
 
 def heat_colours(values: Tensor) -> Tensor:

@@ -124,6 +124,13 @@ def is_viewable(tensor: Tensor, fmt: PixelFormat) -> bool:
     return fmt == PixelFormat() and tensor.shape[-3] in (1, 3)
 
 
+def to_tensor(image: Image.Image) -> Tensor:
+    """A grey or colour image of 8 bits as (C, H, W) in [-1, 1]."""
+    from torchvision.transforms.v2 import functional as F  # slow to import, and --help does without
+
+    return F.pil_to_tensor(image) / 127.5 - 1
+
+
 def grid(images: Tensor, columns: int = 0) -> Tensor:
     """Images (B, C, H, W) in [-1, 1] in rows of `columns`, or as square as can be, white between: (3, H', W')."""
     from torchvision.utils import make_grid  # slow to import

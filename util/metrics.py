@@ -10,6 +10,11 @@ def mean_absolute_error(images: Tensor, truth: Tensor) -> Tensor:
     return (images - truth).abs().flatten(1).mean(1) * 127.5
 
 
+def psnr(images: Tensor, truth: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio of (B, C, H, W) pictures in [-1, 1], in dB: (B,), infinite for equal ones."""
+    return -10 * ((images - truth) / 2).square().flatten(1).mean(1).log10()
+
+
 def ssim(images: Tensor, truth: Tensor, *, window: int = 11, sigma: float = 1.5) -> Tensor:
     """Structural similarity of (B, C, H, W) pictures in [-1, 1]: (B,), 1 = equal.
 

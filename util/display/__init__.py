@@ -1,5 +1,6 @@
 """Shows a run while it trains: console and loss_log.txt, HTML page, visdom, wandb."""
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from options.base_options import Options
 from util.display.console import ConsoleSink
-from util.display.html import PageSink
+from util.display.html import Attention, PageSink
 from util.display.sink import Progress, Sink
 
 __all__ = ["Display", "Progress", "Sink", "create_display", "crossed"]
@@ -57,13 +58,23 @@ class Display:
             sink.close()
 
 
-def create_display(opt: Options, run_dir: Path) -> Display:
-    """The sinks that the flags ask for, writing into run_dir, CKPT/NAME."""
+def create_display(opt: Options, run_dir: Path, attention: Attention = lambda images: []) -> Display:
+    """The sinks that the flags ask for, writing into run_dir, CKPT/NAME.
+
+    `attention` tells where networks look in the first of a batch of images, for the page.
+    """
     losses_freq, size = opt.print_freq, opt.display_winsize
     sinks: list[Sink] = [ConsoleSink(run_dir / "loss_log.txt", losses_freq=losses_freq)]
     if not opt.no_html:
         names = ("A", "B") if opt.direction == "AtoB" else ("B", "A")
-        sinks.append(PageSink(run_dir / "web", opt.name, names=names, size=size, images_freq=opt.update_html_freq))
+        command = f"python train.py --name {shlex.quote(opt.name)} --continue_train"
+        if opt.given("checkpoints_dir"):
+            command += f" --checkpoints_dir {shlex.quote(opt.checkpoints_dir)}"
+        page = PageSink(
+            run_dir / "web", opt.name, names=names, size=size, images_freq=opt.update_html_freq, attention=attention,
+            options=opt.as_dict(), command=command,
+        )  # fmt: skip
+        sinks.append(page)
     if opt.display_id > 0:
         from util.display.visdom import VisdomSink, connect  # slow to import
 

@@ -1,0 +1,233 @@
+"""The page of a run in training, as a real browser shows it."""
+
+import json
+
+import numpy as np
+import pytest
+
+from tests.browser import check_page
+from tests.test_pages import HOSTILE, LABELS, WIDTHS, attention, picture
+from util.display import Progress
+from util.display.charts import BUCKETS, limits, summarise
+from util.display.history import History
+from util.display.html import PageSink
+
+SIZE = 64  # images an epoch
+
+
+def at(epoch, epochs=4):
+    return Progress(
+        epoch=epoch, epochs=epochs, epoch_images=SIZE, epoch_size=SIZE, total_images=SIZE * epoch, batch_size=1,
+        step_seconds=0.1, data_seconds=0,
+    )  # fmt: skip
+
+
+def write_events(folder, epochs, *, start=1, losses=None):
+    """Events as the log has them: two lines of losses an epoch."""
+    with (folder / "events.jsonl").open("a") as file:
+        for epoch in range(start, epochs + 1):
+            for count in (SIZE // 2, SIZE):
+                images = (epoch - 1) * SIZE + count
+                values = losses(images) if losses else {"G_A": 1 / images, "G_B": 2 / images, "lr_G": 2e-4}
+                event = {"kind": "losses", "step": images, "epoch": epoch, "epoch_images": count, "images": images}
+                file.write(json.dumps(event | {"seconds": images * 0.5, "values": values}) + "\n")
+            file.write(json.dumps({"kind": "images", "epoch": epoch, "images": images, "pictures": {}}) + "\n")
+
+
+def make_sink(folder, name="run", *, options=None, maps=()):
+    return PageSink(
+        folder / "web", name, names=("A", "B"), size=256, images_freq=1, attention=lambda images: list(maps),
+        options=options or {"lr": 0.0002}, command=f"python train.py --name '{name}' --continue_train",
+    )  # fmt: skip
+
+
+def pictures(epoch, labels=LABELS, size=128):
+    return {label: picture(f"{epoch}{label}", size)[None] for label in labels}
+
+
+def set_epoch(browser, index):
+    browser.run(f"timeLine.value = {index}; timeLine.oninput()")
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_page_of_a_run(browser, tmp_path, width):
+    write_events(tmp_path, 3)
+    sink = make_sink(tmp_path, HOSTILE[4], options={"name": HOSTILE[0]})
+    labels = (*LABELS, "idt_A", "idt_B")
+    for epoch in (1, 2, 3):
+        sink.end_epoch(at(epoch), lambda epoch=epoch: pictures(epoch, labels))
+    path = tmp_path / "web" / "index.html"
+    check_page(browser, path, width=width, pictures=8)
+    assert browser.run("document.querySelector('h1').textContent") == f"{HOSTILE[4]} · training"
+    assert browser.run("document.querySelector('.count').textContent") == "epoch 3 of 4"
+    assert browser.run("document.querySelector('progress').value") == 0.75
+    assert browser.run("document.querySelector('code').textContent").startswith(f"python train.py --name '{HOSTILE[4]}")
+    assert browser.run("document.querySelector('details dd').textContent") == HOSTILE[0]
+    terms = browser.run(
+        "[...document.querySelector('.notes').children].map(e => [...e.children].map(e => e.innerText))"
+    )
+    assert dict(terms) | {"updated": ""} == {
+        "run": HOSTILE[4], "images seen": "192", "time so far": "01:36", "time left": "00:32", "updated": "",
+    }  # fmt: skip
+    assert browser.run("[...document.querySelectorAll('article figcaption')].map(e => e.textContent)") == [
+        "A", "A → B", "A → B → A", "A → A", "B", "B → A", "B → A → B", "B → B",
+    ]  # fmt: skip
+
+
+def test_time_line(browser, tmp_path):
+    write_events(tmp_path, 3)
+    sink = make_sink(tmp_path)
+    sink.end_epoch(at(1), lambda: pictures(1, LABELS[:2]))
+    sink.attention = lambda images: [attention("G_A", "up1", "real_A")[None]]  # continued with attention
+    for epoch in (2, 3):
+        sink.end_epoch(at(epoch), lambda epoch=epoch: pictures(epoch))
+    browser.open(tmp_path / "web" / "index.html", width=1400)
+    sources = "[...document.querySelectorAll('article img')].map(image => image.src.split('/').pop())"
+    heading = "document.querySelector('article h2').textContent"
+    line = "document.querySelector('.now').getAttribute('x1') / 400"
+    assert browser.run(sources) == [f"epoch003_{label}.png" for label in LABELS]
+    assert browser.run(line) == 1
+    set_epoch(browser, 0)
+    assert browser.run(heading) == "epoch 1"
+    assert browser.run(sources) == ["epoch001_real_A.png", "epoch001_fake_B.png"]
+    assert browser.run(line) == pytest.approx(1 / 3)
+    browser.run("document.querySelector('.view').click()")
+    assert browser.run("viewer.open && looks.hidden")  # no attention yet
+    browser.press("n")
+    browser.wait("document.querySelector('#look').textContent.startsWith('From')")
+    assert browser.run("document.querySelector('#viewing').textContent") == "epoch 2"
+    browser.press("Escape")
+    browser.run("timeLine.focus()")
+    browser.press("ArrowRight")
+    assert browser.run(f"[{heading}, timeLine.getAttribute('aria-valuetext')]") == ["epoch 3", "epoch 3"]
+    assert browser.run(
+        "[...document.querySelectorAll('article img')].every(image => image.alt.startsWith('epoch 3: '))"
+    )
+    browser.run("document.querySelector('.play').click()")
+    assert browser.run(heading) == "epoch 1"
+    browser.wait(f"{heading} === 'epoch 3' && document.querySelector('.play').textContent === 'Play'")
+    assert browser.complaints() == []
+
+
+def test_refresh_keeps_the_place(browser, tmp_path):
+    write_events(tmp_path, 2)
+    sink = make_sink(tmp_path, options={f"flag{number}": number for number in range(400)})
+    for epoch in (1, 2):
+        sink.end_epoch(at(epoch), lambda epoch=epoch: pictures(epoch))
+    path = tmp_path / "web" / "index.html"
+    browser.open(path, width=1400)
+    browser.run("document.querySelector('details').open = true; scrollTo(0, 700)")
+    set_epoch(browser, 0)
+    sink.end_epoch(at(3), lambda: pictures(3))
+    browser.run("document.body.dataset.old = 'yes'; refresh()")
+    browser.wait("document.readyState === 'complete' && !document.body.dataset.old")
+    assert browser.run("document.querySelector('.count').textContent") == "epoch 3 of 4"
+    assert browser.run("document.querySelector('article h2').textContent") == "epoch 1"
+    assert browser.run("scrollY") == pytest.approx(700, abs=2)
+    set_epoch(browser, 2)
+    sink.end_epoch(at(4), lambda: pictures(4))
+    browser.run("document.body.dataset.old = 'yes'; refresh()")
+    browser.wait("document.readyState === 'complete' && !document.body.dataset.old")
+    assert (
+        browser.run("document.querySelector('article h2').textContent") == "epoch 4"
+    )  # who was at the end stays there
+    assert browser.run("data.refresh") == 30
+    sink.close()
+    browser.open(path, width=1400)
+    assert browser.run("data.refresh") == 0
+    assert "refresh" not in path.read_text().partition("<style>")[0]
+
+
+def test_thousands_of_epochs(browser, tmp_path):
+    write_events(tmp_path, 5000)
+    sink = make_sink(tmp_path)
+    sink.end_epoch(at(1), lambda: pictures(1, size=16))
+    for path in list((tmp_path / "web" / "images").iterdir()):
+        for epoch in range(2, 5001):
+            path.with_name(path.name.replace("epoch001", f"epoch{epoch:03d}")).hardlink_to(path)
+    sink.write(at(5000, epochs=5000), running=True)
+    page = tmp_path / "web" / "index.html"
+    assert page.stat().st_size < 400_000
+    browser.open(page, width=1400)
+    assert browser.run("document.images.length") < 20
+    set_epoch(browser, 4321)
+    assert browser.run("document.querySelector('article img').src").endswith("/epoch4322_real_A.png")
+    browser.wait("document.querySelector('article img').naturalWidth === 16")
+
+
+def test_a_page_without_losses_has_no_curves(browser, tmp_path):
+    make_sink(tmp_path).end_epoch(at(1), lambda: pictures(1))
+    browser.open(tmp_path / "web" / "index.html", width=390)
+    assert browser.run("document.querySelector('.charts')") is None
+    assert browser.run("document.querySelector('article h2').textContent") == "epoch 1"
+    assert browser.complaints() == []
+
+
+# ---- curves
+
+
+def test_curves_of_the_page(browser, tmp_path):
+    losses = {"G_A": 0.5, "G_B": 1.5, "gamma_G_A_block1": 0.0, HOSTILE[0]: 1.0, "images_per_second": 12.5}
+    write_events(tmp_path, 4, losses=lambda images: losses | {"D_A": float("nan"), "G_A": images / SIZE})
+    make_sink(tmp_path).end_epoch(at(4), lambda: pictures(4))
+    browser.open(tmp_path / "web" / "index.html", width=1400)
+    charts = browser.run("[...document.querySelectorAll('.chart figcaption')].map(e => e.innerText.split('\\n'))")
+    assert [text.replace("\xa0", " ") for chart in charts for text in chart] == [
+        "G_A 4", "G_B 1.5", "gamma_G_A_block1 0", f"{HOSTILE[0]} 1", "images_per_second 12.5", "D_A nan",
+    ]  # fmt: skip
+    points = browser.run("document.querySelector('.line').getAttribute('points')")
+    xy = np.array([[float(number) for number in point.split(",")] for point in points.split()])
+    assert xy[:, 0] == pytest.approx(np.arange(1, 9) / 8 * 400, abs=0.1)
+    low, high = (float(browser.run(f"document.querySelector('.{name}').textContent")) for name in ("low", "high"))
+    assert high - xy[:, 1] / 120 * (high - low) == pytest.approx(np.arange(1, 9) / 2, abs=0.03)
+    assert browser.complaints() == []
+
+
+def test_summary_of_a_curve():
+    x = np.arange(1, 100_001)
+    mean_x, mean, least, most = summarise(x, np.sin(x), 100_000)
+    assert len(mean_x) == BUCKETS
+    assert (least <= mean).all() and (mean <= most).all()
+    assert (np.diff(mean_x) > 0).all()
+    assert least.min() == np.sin(x).min() and most.max() == np.sin(x).max()
+    assert [list(column) for column in summarise([1, 2, 3], [5, float("nan"), 7], 3)] == [
+        [1, 3],
+        [5, 7],
+        [5, 7],
+        [5, 7],
+    ]
+
+
+def test_limits_leave_out_the_start():
+    mean = np.concatenate([[1000], np.linspace(1, 2, 199)])
+    low, high = limits([(mean, mean, mean, mean)])
+    assert 0.8 < low < 1 and 2 < high < 2.3
+    assert limits([summarise([1], [3], 1)]) == (pytest.approx(2.7), pytest.approx(3.3))
+    assert limits([summarise([1], [float("nan")], 1)]) == (0, 1)
+
+
+def test_history_reads_on_and_notices_a_cut(tmp_path):
+    history = History(tmp_path / "events.jsonl")
+    history.read()
+    assert history.curves == {}
+    write_events(tmp_path, 2)
+    history.read()
+    history.read()
+    assert history.curves["G_A"][0] == [32, 64, 96, 128]
+    assert history.ends == {1: 64, 2: 128}
+    with history.path.open("a") as file:
+        file.write('{"kind": "losses", "epo')  # still being written
+    history.read()
+    assert history.last["images"] == 128
+    history.path.unlink()
+    write_events(tmp_path, 1)
+    history.read()
+    assert history.curves["G_A"] == ([32, 64], [1 / 32, 1 / 64])
+
+
+def test_attention_of_an_earlier_run_is_gone(tmp_path):
+    sink = make_sink(tmp_path, maps=[attention("G_A", "up1", "real_A")[None]])
+    sink.end_epoch(at(1), lambda: pictures(1, size=16))
+    assert '"epochs":[[1,0,1]]' in (tmp_path / "web" / "index.html").read_text()
+    make_sink(tmp_path).end_epoch(at(1), lambda: pictures(1, size=16))
+    assert '"epochs":[[1,0,0]]' in (tmp_path / "web" / "index.html").read_text()

@@ -1,0 +1,341 @@
+"""Where attention looks: maps against those of the networks, and the viewer of the pages in a real browser."""
+
+import itertools
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import test as testing
+import train as training
+from models.networks.attention import SelfAttention2d, attention_blocks
+from models.networks.patchgan import NLayerDiscriminator
+from models.networks.resnet import ResnetGenerator
+from models.networks.sagan import SAGANDiscriminator, SAGANResnetGenerator
+from tests.test_cli import TINY
+from util.attention import AttentionMap, even_grid, exact_maps, heat_colours, overlay, watch
+from util.images import to_tensor
+
+WIDTHS = (390, 1400)
+
+
+def sharpen(net_or_file, factor=20):
+    """Let attention of untrained weights look at a few places instead of all alike."""
+    if isinstance(net_or_file, torch.nn.Module):
+        for block in attention_blocks(net_or_file).values():
+            torch.nn.init.normal_(block.query_conv.weight, std=3)
+        return net_or_file
+    weights = torch.load(net_or_file, weights_only=True)
+    for name in weights:
+        if name.endswith("query_conv.weight"):
+            weights[name] *= factor
+    torch.save(weights, net_or_file)
+    return weights
+
+
+# ---- maps
+
+
+def test_even_grid_is_spread_and_inside():
+    assert even_grid(2, 2) == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert even_grid(4, 8, most=2) == [(1, 2), (1, 6), (3, 2), (3, 6)]
+    assert len(even_grid(64, 48)) == 16 * 16
+    assert even_grid(64, 48)[-1] == (62, 46)
+
+
+def test_exact_maps_are_those_of_the_network():
+    net = sharpen(ResnetGenerator(3, 3, ngf=8, n_blocks=6, attention=["down2", "block1"]).eval())
+    images = torch.rand(2, 3, 24, 32) * 2 - 1
+    _, expected = net(images, return_attention=True)
+    maps = exact_maps(net, images)
+    assert {name: tuple(weights.shape) for name, weights in maps.items()} == {
+        "down2": (2, 6, 8, 6, 8),
+        "block1": (2, 6, 8, 6, 8),
+    }
+    for name, weights in maps.items():
+        torch.testing.assert_close(weights, expected[name], atol=1e-5, rtol=1e-4)
+
+
+def test_exact_maps_in_a_notebook():
+    """No other import has to come first."""
+    code = "from util.attention import exact_maps"
+    subprocess.run([sys.executable, "-c", code], cwd=Path(testing.__file__).parent, check=True, timeout=100)
+
+
+def test_exact_maps_of_pooled_attention_from_noise():
+    net = sharpen(SAGANResnetGenerator(image_size=32, ngf=8, z_dim=16).eval())
+    ((_, weights),) = exact_maps(net, torch.randn(2, 16)).items()
+    assert weights.shape == (2, 16, 16, 16, 16)
+    torch.testing.assert_close(weights.sum((3, 4)), torch.ones(2, 16, 16))
+
+
+def test_small_maps_are_exact_and_large_ones_their_means():
+    images = torch.rand(1, 3, 48, 144) * 2 - 1
+    net = sharpen(ResnetGenerator(3, 3, ngf=8, n_blocks=6, attention=["down1", "down2"]).eval())  # 24 x 72, 12 x 36
+    with watch({"G": ("real_A", net)}) as maps, torch.no_grad():
+        net(images)
+    exact = exact_maps(net, images)
+    large, small = maps
+    assert (small.network, small.stage, small.over, small.cells) == ("G", "down2", "real_A", (12, 36))
+    rows = torch.stack([exact["down2"][0, row, column] for row, column in small.points])
+    means = torch.nn.functional.adaptive_avg_pool2d(rows, (12, 32))
+    torch.testing.assert_close(small.weights[0], means * 12 * 36, rtol=1e-3, atol=1e-4)
+    entropy = -(rows * rows.clamp(min=1e-30).log2()).sum((1, 2))
+    torch.testing.assert_close(small.entropy[0], entropy, rtol=1e-3, atol=1e-3)
+    assert large.weights.shape == (1, 16 * 16, 24, 32)
+    assert large.weights.mean((2, 3)).sub(1).abs().max() < 0.5  # means of weights whose mean is 1
+
+
+def test_an_even_look_has_weights_of_one_and_the_most_entropy():
+    net = NLayerDiscriminator(3, ndf=8, attention=["bottleneck"])
+    block = attention_blocks(net)["layer3"]
+    assert isinstance(block, SelfAttention2d)
+    torch.nn.init.zeros_(block.query_conv.weight)
+    torch.nn.init.zeros_(block.query_conv.bias)
+    with watch({"D": ("fake_B", net)}) as maps:
+        net(torch.rand(2, 3, 32, 32))
+    torch.testing.assert_close(maps[0].weights, torch.ones(2, 16, 4, 4))
+    torch.testing.assert_close(maps[0].entropy, torch.full((2, 16), math.log2(16)))
+    assert maps[0].gamma == 0
+    assert maps[0][1].weights.shape == (16, 4, 4)
+
+
+def test_picture_of_a_map_shows_the_sharpest_point():
+    entropy = torch.tensor([3.0, 2.0, 1.0, 3.0])
+    weights = torch.zeros(4, 2, 2)
+    weights[2, 0, 1] = 4
+    block = AttentionMap("G", "up1", "real", 0.5, (2, 2), even_grid(2, 2), weights, entropy)
+    image = block.picture(torch.zeros(3, 64, 64))
+    side = image.width
+    assert sum(image.getpixel((side * 3 // 4, side // 4))) > sum(image.getpixel((side // 8, side // 8))) + 200
+    red, _, blue = image.getpixel((int(side * 0.25 + 2.7 * side / 64), side * 3 // 4))
+    assert blue > 200 > 100 > red  # the ring is around (1, 0)
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (24, 40), (256, 192)])
+def test_overlay_is_bright_where_the_weight_is(height, width):
+    weights = torch.zeros(8, 8)
+    weights[1, 6] = 0.02  # small, yet the largest
+    image = overlay(torch.zeros(3, height, width), weights, (6.5 / 8, 1.5 / 8))
+    assert min(image.size) >= 128
+    assert image.width * height == image.height * width
+
+    def colour(row, column):
+        return image.getpixel((int((column + 0.5) / 8 * image.width), int((row + 0.5) / 8 * image.height)))
+
+    bright, dark = colour(1, 6), colour(4, 4)
+    assert sum(bright) > sum(dark) + 200
+    assert len(set(dark)) == 1  # grey: the picture shines through
+
+
+def test_overlay_takes_grey_pictures_and_empty_maps():
+    assert overlay(torch.zeros(1, 64, 64), torch.zeros(4, 4), (0.5, 0.5)).mode == "RGB"
+
+
+def test_heat_colours_grow_brighter_evenly():
+    colours = heat_colours(torch.linspace(0, 1, 50)[None])
+    brightness = (colours[:, 0] * torch.tensor([[0.30], [0.59], [0.11]])).sum(0)
+    assert (brightness.diff() > 0).all()
+
+
+# ---- the viewer
+
+
+@pytest.fixture(scope="module")
+def run(tiny_data, tmp_path_factory):
+    """A run with attention in all networks that looks at few places, and its results."""
+    root = tmp_path_factory.mktemp("viewer")
+    places = ["--checkpoints_dir", str(root), "--name", "run"]
+    data = ["--dataroot", str(tiny_data), "--max_dataset_size", "2", "--model", "cycle_gan_attn"]
+    training.main([*places, *TINY, *data, "--load_size", "32", "--no_flip"])
+    for name in ("G_A", "G_B", "D_A", "D_B"):
+        sharpen(root / "run" / f"latest_net_{name}.pth")
+    assert testing.main([*places, "--results_dir", str(root / "results"), "--max_dataset_size", "inf"]) == 0
+    return root
+
+
+def click(browser, selector, x, y):
+    """Click a part of an element, (0, 0) its upper left corner."""
+    element = f"document.querySelector('{selector}')"
+    browser.run(f"{element}.scrollIntoView({{block: 'center'}})")
+    left, top, width, height = browser.run(
+        f"(box => [box.left, box.top, box.width, box.height])({element}.getBoundingClientRect())"
+    )
+    browser.click(left + x * width, top + y * height)
+
+
+def heat(browser):
+    """The weights that the heat map shows, 1 the largest."""
+    browser.wait("document.querySelector('#look').textContent.startsWith('From')")
+    width, height, *pixels = browser.run(
+        "(c => [c.width, c.height, ...c.getContext('2d').getImageData(0, 0, c.width, c.height).data])"
+        "(document.querySelector('canvas'))"
+    )
+    return torch.tensor(pixels[3::4]).view(height, width) / (0.75 * 255)
+
+
+def relative(weights):
+    return weights / weights.max()
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_clicks_show_where_the_network_looks(browser, run, width):
+    results = run / "results" / "run" / "test_latest"
+    generator = ResnetGenerator(3, 3, ngf=8, n_blocks=6, attention=["bottleneck"])
+    generator.load_state_dict(torch.load(run / "run" / "latest_net_G_A.pth", weights_only=True))
+    with Image.open(results / "images" / "0_real_A.png") as image:
+        _, maps = generator(to_tensor(image)[None], return_attention=True)
+    (expected,) = maps.values()
+    browser.open(results / "index.html", width=width)
+    click(browser, "[data-label=real_A] img", 0.7, 0.2)  # on the page: opens the viewer there
+    torch.testing.assert_close(heat(browser), relative(expected[0, 1, 5]), atol=0.01, rtol=0)
+    for row, column in ((0, 0), (7, 7), (2, 6)):
+        click(browser, ".looks .stage", (column + 0.5) / 8, (row + 0.5) / 8)
+        torch.testing.assert_close(heat(browser), relative(expected[0, row, column]), atol=0.01, rtol=0)
+        ring = browser.run("[document.querySelector('.ring').style.left, document.querySelector('.ring').style.top]")
+        assert [float(place[:-1]) / 100 for place in ring] == pytest.approx([(column + 0.5) / 8, (row + 0.5) / 8])
+    browser.press("ArrowDown", "ArrowLeft", "ArrowLeft", "ArrowUp", "ArrowUp", *["ArrowLeft"] * 9)
+    shown = heat(browser)
+    torch.testing.assert_close(shown, relative(expected[0, 1, 0]), atol=0.01, rtol=0)
+    assert not torch.allclose(shown, relative(expected[0, 2, 6]), atol=0.1)
+    text = browser.run("document.querySelector('#look').textContent")
+    entropy = -(expected[0, 1, 0] * expected[0, 1, 0].log2()).sum()
+    assert text.startswith("From row 2, column 1 of 8 ")
+    assert f": entropy {entropy:.2f} of 6 bits" in text
+    assert browser.complaints() == []
+
+
+def test_every_block_with_its_gamma_and_entropy(browser, run):
+    results = run / "results" / "run" / "test_latest"
+    weights = torch.load(run / "run" / "latest_net_D_A.pth", weights_only=True)
+    discriminator = NLayerDiscriminator(3, ndf=8, attention=["bottleneck"])
+    discriminator.load_state_dict(weights)
+    with Image.open(results / "images" / "0_fake_B.png") as image:
+        (expected,) = exact_maps(discriminator, to_tensor(image)[None]).values()
+    browser.open(results / "index.html", width=1400)
+    browser.run("document.querySelector('.view').click()")
+    heat(browser)
+    blocks = browser.run("[...document.querySelectorAll('.blocks label')].map(e => e.innerText.split('\\n'))")
+    assert [block[0] for block in blocks] == ["G_A block3", "G_B block3", "D_A layer3", "D_B layer3"]
+    entropy = -(expected * expected.clamp(min=1e-30).log2()).sum((3, 4)).mean()
+    gamma, shown_entropy = blocks[2][1].split(", ")
+    assert gamma == f"gamma {weights['attention.layer3.gamma'].item():.3f}"
+    assert float(shown_entropy.split()[1]) == pytest.approx(entropy.item(), abs=0.06)  # from pictures of 8 bits
+    click(browser, ".blocks label:nth-child(3)", 0.5, 0.5)
+    assert browser.run("document.querySelector('.looks img').src").endswith("/0_fake_B.png")
+    click(browser, ".looks .stage", 0.9, 0.1)
+    torch.testing.assert_close(heat(browser), relative(expected[0, 0, 3]), atol=0.05, rtol=0)
+    browser.press("n")
+    browser.wait("document.querySelector('.looks img').src.endsWith('/1_fake_B.png')")  # the same block of the next
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_viewer_fits_the_window(browser, run, width):
+    browser.open(run / "results" / "run" / "test_latest" / "index.html", width=width)
+    browser.run("document.querySelector('.view').click()")
+    heat(browser)
+    assert browser.run("viewer.scrollWidth <= viewer.clientWidth && viewer.getBoundingClientRect().right <= innerWidth")
+    parts = "[...viewer.querySelectorAll('*')].filter(e => e.getBoundingClientRect().right > innerWidth)"
+    assert browser.run(f"{parts}.map(e => e.outerHTML)") == []
+    assert browser.run("document.querySelector('.looks .stage').clientWidth") > 250
+    assert browser.complaints() == []
+
+
+def test_missing_attention_is_named(browser, run, tmp_path):
+    page = run / "results" / "run" / "test_latest" / "index.html"
+    (tmp_path / "index.html").write_bytes(page.read_bytes())
+    browser.open(tmp_path / "index.html", width=1400)
+    browser.run("document.querySelector('.view').click()")
+    browser.wait("document.querySelector('#look').textContent === 'images/0_attention.js is missing'")
+
+
+def test_training_page_shows_every_network(browser, run):
+    browser.open(run / "run" / "web" / "index.html", width=1400)
+    click(browser, "[data-label=fake_B] img", 0.5, 0.5)
+    heat(browser)
+    names = browser.run("[...document.querySelectorAll('.blocks b')].map(e => e.textContent)")
+    assert names == ["G_A block3", "G_B block3", "D_A layer3", "D_B layer3"]
+    assert browser.run("document.querySelector('.blocks :checked').value") == "2"  # D_A judges fake_B
+    assert browser.run("document.querySelector('.looks img').src").endswith("/epoch002_fake_B.png")
+    browser.press("p")
+    browser.wait("document.querySelector('.looks img').src.endsWith('/epoch001_fake_B.png')")
+    assert browser.run("document.querySelector('#viewing').textContent") == "epoch 1"
+    assert browser.complaints() == []
+
+
+def test_results_without_discriminators(browser, tiny_data, tmp_path, capsys):
+    places = ["--checkpoints_dir", str(tmp_path), "--name", "run"]
+    data = ["--dataroot", str(tiny_data), "--max_dataset_size", "1", "--model", "cycle_gan_attn"]
+    training.main([*places, *TINY, *data, "--n_epochs_decay", "0", "--no_html"])
+    (tmp_path / "run" / "latest_net_D_B.pth").unlink()
+    assert testing.main([*places, "--results_dir", str(tmp_path)]) == 0
+    assert "without the attention of discriminators: latest_net_D_B.pth is not in" in capsys.readouterr().out
+    browser.open(tmp_path / "run" / "test_latest" / "index.html", width=1400)
+    browser.run("document.querySelector('.view').click()")
+    heat(browser)
+    assert browser.run("[...document.querySelectorAll('.blocks b')].map(e => e.textContent)") == [
+        "G_A block3", "G_B block3",
+    ]  # fmt: skip
+
+
+def test_sagan(browser, tiny_data, tmp_path):
+    places = ["--checkpoints_dir", str(tmp_path), "--name", "run", "--device", "cpu"]
+    flags = ["--model", "sagan", "--ngf", "8", "--ndf", "8", "--crop_size", "32", "--load_size", "32"]
+    short = ["--dataroot", str(tiny_data), "--n_epochs", "1", "--n_epochs_decay", "0", "--display_id", "0"]
+    training.main([*places, *flags, *short, "--batch_size", "5"])
+    for name in ("G_ema", "D"):
+        sharpen(tmp_path / "run" / f"latest_net_{name}.pth", 1000)
+    assert testing.main([*places, "--results_dir", str(tmp_path), "--num_test", "2"]) == 0
+    for page, label in (("run/web", "sample"), ("run/test_latest", "sample")):
+        browser.open(tmp_path / page / "index.html", width=1400)
+        click(browser, f"[data-label={label}] img", 0.4, 0.4)
+        heat(browser)
+        blocks = browser.run("[...document.querySelectorAll('.blocks b')].map(e => e.textContent)")
+        assert [block.split()[0] for block in blocks] == ["G", "D"]
+        assert browser.complaints() == []
+    discriminator = SAGANDiscriminator(image_size=32, ndf=8)
+    assert len(blocks) == 1 + len(attention_blocks(discriminator))
+    maps = []
+    for x in (0.1, 0.9):
+        click(browser, ".looks .stage", x, x)
+        maps.append(heat(browser))
+    assert (maps[0] - maps[1]).abs().max() > 0.05
+
+
+def test_watching_changes_nothing(tiny_data):
+    """No weight, statistic, mode or random number."""
+    from models import create_model
+    from options.train_options import TrainOptions
+
+    flags = ["--dataroot", str(tiny_data), "--netG", "resnet_6blocks", "--ngf", "8", "--ndf", "8", "--norm", "batch"]
+    more = ["--model", "cycle_gan_attn", "--spectral_norm_D", "--spectral_norm_G", "--display_id", "0"]
+    opt = TrainOptions().parse([*flags, *more])
+    model = create_model(opt)
+    model.prepare_training(opt)
+    model.netG_B.eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    modes = [module.training for module in model.modules()]
+    images = {label: torch.rand(2, 3, 32, 32) for label in ("real_A", "fake_B", "real_B", "fake_A")}
+    random_state = torch.get_rng_state()
+    maps = model.attention(images)
+    assert [(block.network, tuple(block.weights.shape)) for block in maps] == [
+        (name, (1, side**2, side, side)) for name, side in (("G_A", 8), ("G_B", 8), ("D_A", 4), ("D_B", 4))
+    ]
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert [module.training for module in model.modules()] == modes
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_data_of_a_map_is_compact():
+    points = even_grid(64, 64)
+    exact = torch.rand(len(points), 32, 32)
+    block = AttentionMap("G", "up1", "real_A", 0.5, (64, 64), points, exact, torch.zeros(len(points)))
+    data = block.viewer_data()
+    assert (data["queries"], data["keys"]) == ([16, 16], [32, 32])
+    assert len(data["weights"]) < 16 * 16 * 32 * 32 * 4 / 3 + 200  # noise, which cannot be compressed
+    assert all(count <= 32 for count in itertools.chain(data["queries"], data["keys"]))
