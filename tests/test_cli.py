@@ -87,7 +87,10 @@ def test_translations_of_pairs_are_scored(model, fake, real, paired_data, tmp_pa
     results = tmp_path / "results" / "run" / "test_latest"
     made, truth = ([load_picture(results / "images" / f"{i}_{label}.png") for i in range(5)] for label in (fake, real))
     l1 = sum((a - b).abs().mean().item() for a, b in zip(made, truth, strict=True)) / 5
-    shown = re.search(r"L1 ([\d.]+) of 255, SSIM 0\.\d+", (results / "index.html").read_text())
+    shown = re.search(
+        r"against the B of the same name</dt><dd>L1 ([\d.]+) of 255 · PSNR .* dB · SSIM -?0\.\d+",
+        (results / "index.html").read_text(),
+    )
     assert shown and float(shown[1]) == pytest.approx(l1, abs=0.5)
 
 
@@ -116,7 +119,10 @@ def test_results_show_where_a_unet_looks(paired_data, tmp_path):
     train(tmp_path, "--dataroot", paired_data, "--model", "pix2pix_attn", *unet)
     places = ["--checkpoints_dir", str(tmp_path), "--name", "run", "--results_dir", str(tmp_path / "results")]
     assert testing.main([*places, "--num_test", "1"]) == 0
-    assert len(list(tmp_path.glob("results/**/0_attention_G_down3_?.png"))) == 4
+    shown = next(tmp_path.glob("results/**/0_attention.js")).read_text()
+    assert re.findall(r'"network":"(\w+)","stage":"(\w+)","over":"(\w+)"', shown) == [
+        ("G", "down3", "real_A"), ("D", "layer3", "fake_B"),
+    ]  # fmt: skip
 
 
 def test_one_direction_takes_the_right_generator(tiny_data, tmp_path, capsys):

@@ -301,7 +301,7 @@ def test_odd_pictures_in_nested_folders_are_learned_from(tmp_path, monkeypatch):
     flags = ["--dataroot", "faces", "--name", "odd", "--batch_size", "8", "--z_dim", "6", "--input_nc", "1"]
     epochs = ["--n_epochs", "2", "--n_epochs_decay", "0", "--print_freq", "1", "--display_id", "0", "--device", "cpu"]
     assert training.main([*TINY, *flags, *epochs]) == 0
-    assert len(list((tmp_path / "checkpoints/odd/web/images").glob("epoch002_*.png"))) == 3
+    assert len(list((tmp_path / "checkpoints/odd/web/images").glob("epoch002_*.png"))) == 4
     log = (tmp_path / "checkpoints/odd/loss_log.txt").read_text()
     assert "gamma_G_attn1" in log and "nan" not in log
     assert testing.main(["--name", "odd", "--seeds", "4,9", "--truncation", "1"]) == 0

@@ -132,7 +132,7 @@ def test_attention_is_shown_where_the_picture_is():
     accept_any_size(net)
     with watch({"G": ("real", net)}) as maps:
         net(torch.rand(1, 3, 17, 5))
-    assert maps[0].weights.shape == (1, 4, 5, 2), "of 5 x 2 cells, padded to 20 x 8 pixels, that is, all"
+    assert maps[0].weights.shape == (1, 10, 5, 2), "of 5 x 2 cells, padded to 20 x 8 pixels, that is, all"
     net = generator("unet_128")
     assert visible_cells(net, (30, 128), (32, 32)) == (8, 32)
 
