@@ -3,18 +3,18 @@
 import re
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Sequence
 from pathlib import Path
 
-from torch import Tensor
+from PIL import Image
 
-from util.display.sink import Progress, Sink
+from util.display.events import Event, Images
+from util.display.sink import Sink
 from util.html import CAPTIONS, SMALL, Card, write_page
-from util.images import save_image
 
 
 class PageSink(Sink):
-    """Writes `folder`/images/epoch%03d_{label}.png and `folder`/index.html.
+    """Writes `folder`/index.html with the pictures epoch%03d_{label}.png that the log has left in `folder`/images.
 
     The page is made anew from the images on disk, so the epochs before a run was continued stay on it.
 
@@ -25,28 +25,29 @@ class PageSink(Sink):
         size: side of a picture in px, at most.
     """
 
+    epoch_images = True
+
     def __init__(self, folder: Path, name: str, *, names: tuple[str, str], size: int, images_freq: int):
         self.folder, self.name, self.names, self.size = folder, name, names, size
         self.images_freq = images_freq
 
-    def images(self, at: Progress, images: Mapping[str, Tensor]) -> None:
-        """Save the first image of each batch, in place of those shown for this epoch, and the page."""
-        for label, batch in images.items():
-            save_image(batch[0], self.folder / "images" / f"epoch{at.epoch:03d}_{label}.png")
+    def show(self, events: Sequence[Event]) -> None:
+        """Write the page once for all pictures."""
+        super().show([event for event in events if isinstance(event, Images)][-1:])
+
+    def images(self, event: Images) -> None:
+        """Write the page."""
         notes = {
             "run": self.name,
-            "epoch": f"{at.epoch} of {at.epochs}",
-            "images seen": f"{at.total_images:,}",
+            "epoch": f"{event.epoch} of {event.epochs}",
+            "images seen": f"{event.images:,}",
             "updated": time.strftime("%Y-%m-%d %H:%M"),
         }
+        small = all(_width(self.folder.parent / file) <= SMALL for file in event.pictures.values())
         write_page(
-            self.folder / "index.html", f"{self.name} · training", self._cards(at.epoch), notes=notes, size=self.size,
-            small=all(batch.shape[-1] <= SMALL for batch in images.values()),
+            self.folder / "index.html", f"{self.name} · training", self._cards(event.epoch), notes=notes,
+            size=self.size, small=small,
         )  # fmt: skip
-
-    def end_epoch(self, at: Progress, pictures: Callable[[], Mapping[str, Tensor]]) -> None:
-        """Show the epoch as it ended."""
-        self.images(at, pictures())
 
     def _cards(self, last_epoch: int) -> list[Card]:
         """One for each epoch on disk. Later epochs than this one are left over from an earlier run of this name."""
@@ -63,3 +64,8 @@ class PageSink(Sink):
                 card.add(label, f"images/epoch{epoch:03d}_{label}.png", self.names)
             cards.append(card)
         return cards
+
+
+def _width(path: Path) -> int:
+    with Image.open(path) as image:
+        return image.width
