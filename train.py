@@ -5,7 +5,6 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -53,7 +52,6 @@ def train(
     epoch_images: int,
     total_images: int,
     steps: int,
-    seconds: float,
 ) -> int:
     """Train from the given position: epochs count from 1, images and steps from 0. Returns the exit status."""
     epochs, epoch_size, started = opt.n_epochs + opt.n_epochs_decay, len(loader.dataset), time.monotonic()
@@ -61,14 +59,13 @@ def train(
     def progress(batch_size: int = 0, step_seconds: float = 0.0, data_seconds: float = 0.0) -> Progress:
         return Progress(
             step=steps, epoch=epoch, epochs=epochs, epoch_images=epoch_images, epoch_size=epoch_size,
-            images=total_images, seconds=seconds + time.monotonic() - started, batch_size=batch_size,
+            images=total_images, seconds=time.monotonic() - started, batch_size=batch_size,
             step_seconds=step_seconds, data_seconds=data_seconds,
         )  # fmt: skip
 
     def save(label: str) -> None:
         position = {"epoch": epoch, "epoch_images": epoch_images, "total_images": total_images, "steps": steps}
-        state = {"seconds": progress().seconds, "model": model.training_state(), "random": random_state()}
-        save_checkpoint(model, run_dir, label, position | state)
+        save_checkpoint(model, run_dir, label, position | {"model": model.training_state(), "random": random_state()})
 
     test = f"python test.py --name {shlex.quote(opt.name)}"
     if opt.given("checkpoints_dir"):
@@ -107,9 +104,9 @@ def train(
     return 0
 
 
-def resume(opt: Options, model: BaseModel, run_dir: Path) -> dict[str, Any]:
+def resume(opt: Options, model: BaseModel, run_dir: Path) -> dict[str, int]:
     """Where to start; with --continue_train, `model` and the random generators take over what the run has saved."""
-    start = {"epoch": opt.epoch_count, "epoch_images": 0, "total_images": 0, "steps": 0, "seconds": 0.0}
+    start = {"epoch": opt.epoch_count, "epoch_images": 0, "total_images": 0, "steps": 0}
     if not opt.continue_train:
         if any(run_dir.glob("*_net_*.pth")):
             print(f"{run_dir} holds a run already, which this one overwrites; --continue_train would go on with it")

@@ -40,9 +40,11 @@ def visdom_server(tmp_path, port):
     command = [sys.executable, "-c", "from visdom.server.run_server import main; main()", "-bind_local"]
     command += ["-port", str(port), "-env_path", str(folder)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
-        wait_for(lambda: is_open(port))
-        yield server
-        server.kill()
+        try:
+            wait_for(lambda: is_open(port))
+            yield server
+        finally:
+            server.kill()
 
 
 def is_open(port):
@@ -71,11 +73,11 @@ def shown_on(tmp_path, port, *more, at=None):
 
 
 def curves(port, chart="losses"):
-    """What the server shows: name of a curve -> (x, y)."""
-    client = Client("http://127.0.0.1", port, "lab")
+    """What the server shows: name of a curve -> (x, y); nothing where there is no window."""
+    client, window = Client("http://127.0.0.1", port, "lab"), f"run_1_{chart}"
     with closing(client.session):
-        window = client.get_window_data(f"run_1_{chart}")
-    return {curve["name"]: (curve["x"], curve["y"]) for curve in json.loads(window)["content"]["data"]} if window else {}
+        content = json.loads(client.get_window_data(window))["content"] if client.win_exists(window) else {"data": []}
+    return {curve["name"]: (curve["x"], curve["y"]) for curve in content["data"]}
 
 
 def test_curves_and_images(tmp_path, port):

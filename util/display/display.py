@@ -1,6 +1,7 @@
 """From the training loop to the log of the run, and from there to the sinks."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -24,12 +25,13 @@ class Display:
     def __init__(self, log: EventLog, sinks: Sequence[Sink], *, at: Progress, losses_freq: int):
         self.log, self.sinks, self.losses_freq = log, sinks, losses_freq
         self.last = self.measured = at
+        self.seconds_before = 0.0  # of a run that goes on
 
     def start(self, options: Mapping[str, Any]) -> None:
         """To call before the first step. A run that goes on loses what its log has from after this point."""
         continued = self.last.images > 0
         if continued:
-            self.log.cut(self.last)
+            self.seconds_before = self.log.cut(self.last)
         else:
             self.log.start_anew()
         now = datetime.now().astimezone().isoformat(timespec="seconds")
@@ -69,6 +71,7 @@ class Display:
             sink.close()
 
     def _show(self, event: Event) -> None:
+        event = replace(event, seconds=self.seconds_before + event.seconds)
         self.log.write(event)
         for sink in self.sinks:
             sink.show([event])

@@ -38,10 +38,10 @@ class EventLog:
         if self.path.exists():
             self.path.replace(self.path.with_name("events.old.jsonl"))
 
-    def cut(self, after: Progress) -> None:
+    def cut(self, after: Progress) -> float:
         """Remove what came after a position, with its pictures: a run that goes on from there makes it again.
 
-        A line that was half written when the run was killed goes too.
+        A line that was half written when the run was killed goes too. Returns the seconds of training that are left.
         """
         position = after.epoch, after.epoch_images
         events = LogReader(self.path).read()
@@ -52,6 +52,7 @@ class EventLog:
         temporary.replace(self.path)
         for file in _pictures(events) - _pictures(kept):
             (self.run_dir / file).unlink(missing_ok=True)
+        return max((event.seconds for event in kept), default=0.0)
 
 
 class LogReader:

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """Where a run stands. Counts go on over continuations of the run."""
+    """Where a run stands; all counts go on when it is continued."""
 
     step: int  # updates
     epoch: int  # this one, 1-based, of
@@ -18,7 +18,7 @@ class Progress:
     epoch_images: int  # seen in this epoch, of
     epoch_size: int
     images: int  # seen in all
-    seconds: float  # of training
+    seconds: float  # of training; those that `Display` is given count from this start of it
     batch_size: int = 0  # of the last step
     step_seconds: float = 0.0  # computing, per image of the last step
     data_seconds: float = 0.0  # waiting for data, per image of the last step
