@@ -226,6 +226,15 @@ def test_a_run_killed_after_its_last_save_has_no_gap_and_no_double_line(tmp_path
     assert len(pictures[0]) == 3 * len(LABELS)
 
 
+def test_cutting_deletes_nothing_but_pictures(tmp_path):
+    (tmp_path / "precious.png").touch()
+    EventLog(tmp_path / "run").path.parent.mkdir()
+    EventLog(tmp_path / "run").write(Images.at(progress(2, 1), pictures={"fake_B": "../precious.png"}))
+    display(tmp_path / "run", at=progress(1, 1))
+    assert (tmp_path / "precious.png").exists()
+    assert events(tmp_path / "run", Images) == []
+
+
 def test_a_new_run_of_an_old_name_has_a_log_of_its_own(tmp_path):
     for epochs in ([1, 2], [1]):
         train(display(tmp_path, LossLogSink(tmp_path / "loss_log.txt"), losses_freq=10), epochs=epochs)

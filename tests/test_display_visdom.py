@@ -1,6 +1,7 @@
 """Visdom, on a real server: there, absent, late, hanging, dying and coming back."""
 
 import json
+import signal
 import socket
 import subprocess
 import sys
@@ -183,11 +184,17 @@ def test_a_hanging_server_costs_training_nothing(tmp_path, monkeypatch, capfd):
     assert len(events(tmp_path / "run", Losses)) == 30
 
 
-def test_a_slow_server_loses_values_never_silently(tmp_path, monkeypatch, capfd):
+def test_values_that_have_not_arrived_in_the_end_are_announced(tmp_path, port, monkeypatch, capfd):
     monkeypatch.setattr(background, "GRACE", 0.1)
-    with closing(socket.create_server(("127.0.0.1", 0))) as slow:
-        train(shown_on(tmp_path, slow.getsockname()[1]), epochs=[1])
+    shown = shown_on(tmp_path, port, "--print_freq", "1")
+    with visdom_server(tmp_path, port) as server:
+        shown.update(progress(1, 1), losses(), images, rates)
+        wait_for(lambda: curves(port))
+        server.send_signal(signal.SIGSTOP)  # hangs in the middle of a run
+        shown.update(progress(1, 2), losses(), images, rates)
+        shown.close("finished")
         assert "has not got all in time; `python -m util.display.replay` sends it" in capfd.readouterr().out
+    assert len(events(tmp_path / "run", Losses)) == 2
 
 
 def test_the_thread_starts_after_the_processes_that_load_data(tmp_path, port):

@@ -32,7 +32,7 @@ class Background(Sink):
     def __init__(self, name: str, connect: Callable[[], Sink], log: EventLog, *, images_freq: int, hint: str):
         self.name, self.connect, self.log, self.hint, self.images_freq = name, connect, log, hint, images_freq
         self.news, self.closing = threading.Event(), threading.Event()
-        self.reachable, self.complete = True, False
+        self.reachable = True
         self.thread = threading.Thread(target=self._run, daemon=True)
 
     def step(self, at: Progress) -> None:
@@ -43,7 +43,6 @@ class Background(Sink):
 
     def show(self, events: Sequence[Event]) -> None:
         """Say that the log has more."""
-        self.complete = False
         self.news.set()
 
     def close(self) -> None:
@@ -53,7 +52,7 @@ class Background(Sink):
         self.closing.set()
         self.news.set()
         self.thread.join(GRACE)
-        if self.reachable and not self.complete:
+        if self.reachable and self.thread.is_alive():
             tqdm.write(f"{self.name} has not got all in time; `python -m util.display.replay` sends it")
 
     def _run(self) -> None:
@@ -65,7 +64,6 @@ class Background(Sink):
             try:
                 if sink is None:
                     sink, reader = self.connect(), LogReader(self.log.path)
-                self.complete = True  # unless there are news in the meantime
                 sink.show(reader.read())
                 self._tell(reachable=True)
             except Stale:
@@ -73,7 +71,7 @@ class Background(Sink):
                 self.news.set()
                 continue
             except ConnectionError:
-                sink, self.complete = None, False
+                sink = None
                 self._tell(reachable=False)
                 if not last:
                     self.closing.wait(RETRY)

@@ -9,10 +9,11 @@ from util.display.events import Event, Images, Progress, from_json, to_json
 from util.images import save_image
 
 FILE = "events.jsonl"
+PICTURES = "web/images"
 
 
 class EventLog:
-    """Writes the log of the run in the folder `run_dir`, in which a file is never half written for long."""
+    """Writes the log of the run in the folder `run_dir`."""
 
     def __init__(self, run_dir: Path):
         self.run_dir = run_dir
@@ -25,7 +26,7 @@ class EventLog:
 
     def save_pictures(self, at: Progress, pictures: Mapping[str, Tensor]) -> dict[str, str]:
         """Write the first of each batch (N, C, H, W) in [-1, 1], in place of those of this epoch: label -> file."""
-        files = {label: f"web/images/epoch{at.epoch:03d}_{label}.png" for label in pictures}
+        files = {label: f"{PICTURES}/epoch{at.epoch:03d}_{label}.png" for label in pictures}
         for label, batch in pictures.items():
             path = self.run_dir / files[label]
             temporary = path.with_name(f".{path.name}")  # a sink may be reading the last one
@@ -51,7 +52,7 @@ class EventLog:
         temporary.write_text(text, encoding="ascii")
         temporary.replace(self.path)
         for file in _pictures(events) - _pictures(kept):
-            (self.run_dir / file).unlink(missing_ok=True)
+            (self.run_dir / PICTURES / Path(file).name).unlink(missing_ok=True)  # nothing elsewhere, whatever it says
         return max((event.seconds for event in kept), default=0.0)
 
 
