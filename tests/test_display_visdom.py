@@ -53,7 +53,7 @@ def is_open(port):
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def wait_for(condition, seconds=30):
+def wait_for(condition, seconds=120):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"
@@ -166,7 +166,7 @@ def test_a_server_that_has_forgotten_its_windows_gets_them_again(tmp_path, port)
 
 
 def test_a_hanging_server_costs_training_nothing(tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr(visdom_display, "TIMEOUT", 0.5)
+    monkeypatch.setattr(visdom_display, "TIMEOUT", 3)
     monkeypatch.setattr(background, "GRACE", 0.2)
     with closing(socket.create_server(("127.0.0.1", 0))) as hanging:  # accepts and never answers
         shown = shown_on(tmp_path, hanging.getsockname()[1], "--print_freq", "1")
@@ -175,12 +175,13 @@ def test_a_hanging_server_costs_training_nothing(tmp_path, monkeypatch, capfd):
             since = time.monotonic()
             shown.update(progress(count // 10 + 1, count % 10 + 1), losses(), images, rates)
             slowest = max(slowest, time.monotonic() - since)
-            time.sleep(0.03)
-        assert slowest < 0.4
+        assert slowest < 2
+        out = []
+        wait_for(lambda: out.append(capfd.readouterr().out) or "does not answer" in out[-1])
         since = time.monotonic()
         shown.close("finished")
-        assert time.monotonic() - since < 0.4
-    assert capfd.readouterr().out.count("does not answer; training goes on") == 1
+        assert time.monotonic() - since < 2
+    assert ("".join(out) + capfd.readouterr().out).count("does not answer; training goes on") == 1
     assert len(events(tmp_path / "run", Losses)) == 30
 
 
