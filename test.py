@@ -81,11 +81,10 @@ def create_log(opt: Options, folder: Path) -> Iterator[Log]:
     if not opt.use_wandb:
         yield lambda name, images: None
         return
-    from util.display.wandb import WandbSink  # an optional dependency
+    from util.display import create_wandb
 
     folder.mkdir(parents=True, exist_ok=True)
-    sink = WandbSink(opt.wandb_project_name, opt.name, folder, config=opt.as_dict(), losses_freq=0, images_freq=0)
-    with contextlib.closing(sink):
+    with contextlib.closing(create_wandb(opt, folder)) as sink:
         yield sink.result
 
 

@@ -16,7 +16,7 @@ from options.train_options import TrainOptions
 from util.checkpoint import load_checkpoint, save_checkpoint
 from util.command import run_command
 from util.device import pick_device
-from util.display import Progress, create_display, crossed
+from util.display import Progress, create_display
 from util.init_from import init_from
 from util.interrupt import stop_requests
 
@@ -52,18 +52,27 @@ def train(
     epoch: int,
     epoch_images: int,
     total_images: int,
+    steps: int,
 ) -> int:
-    """Train from the given position: epochs count from 1, images from 0. Returns the exit status."""
+    """Train from the given position: epochs count from 1, images and steps from 0. Returns the exit status."""
+    epochs, epoch_size, started = opt.n_epochs + opt.n_epochs_decay, len(loader.dataset), time.monotonic()
+
+    def progress(batch_size: int = 0, step_seconds: float = 0.0, data_seconds: float = 0.0) -> Progress:
+        return Progress(
+            step=steps, epoch=epoch, epochs=epochs, epoch_images=epoch_images, epoch_size=epoch_size,
+            images=total_images, seconds=time.monotonic() - started, batch_size=batch_size,
+            step_seconds=step_seconds, data_seconds=data_seconds,
+        )  # fmt: skip
 
     def save(label: str) -> None:
-        position = {"epoch": epoch, "epoch_images": epoch_images, "total_images": total_images}
+        position = {"epoch": epoch, "epoch_images": epoch_images, "total_images": total_images, "steps": steps}
         save_checkpoint(model, run_dir, label, position | {"model": model.training_state(), "random": random_state()})
 
     test = f"python test.py --name {shlex.quote(opt.name)}"
     if opt.given("checkpoints_dir"):
         test += f" --checkpoints_dir {shlex.quote(opt.checkpoints_dir)}"
-    epochs, epoch_size, started = opt.n_epochs + opt.n_epochs_decay, len(loader.dataset), time.monotonic()
-    display = create_display(opt, run_dir, model.attention)
+    page = "" if opt.no_html else f"; the page of the run is {run_dir / 'web' / 'index.html'}"
+    display = create_display(opt, run_dir, progress(), model.attention)
     with stop_requests() as signals:
         for running in range(epoch, epochs + 1):
             loader.sampler.set_epoch(running, skip=epoch_images)
@@ -72,39 +81,33 @@ def train(
                 stepping_since = time.perf_counter()
                 losses, images = model.step(batch)
                 now, size = time.perf_counter(), len(batch["A"])
-                epoch_images, total_images = epoch_images + size, total_images + size
-                progress = Progress(
-                    epoch=epoch, epochs=epochs, epoch_images=epoch_images, epoch_size=epoch_size,
-                    total_images=total_images, batch_size=size, step_seconds=(now - stepping_since) / size,
-                    data_seconds=(stepping_since - waiting_since) / size,
-                )  # fmt: skip
-                pictures = partial(model.preview, images)
-                display.update(progress, losses, pictures)
-                if ended := epoch_images == epoch_size:
+                steps, epoch_images, total_images = steps + 1, epoch_images + size, total_images + size
+                at = progress(size, (now - stepping_since) / size, (stepping_since - waiting_since) / size)
+                display.update(at, losses, partial(model.preview, images), model.learning_rates)
+                if at.epoch_ended:
                     model.end_epoch()
-                    display.end_epoch(progress, pictures)
                     epoch, epoch_images = epoch + 1, 0
                     if running % opt.save_epoch_freq == 0:
                         save(str(running))
-                due = crossed(opt.save_latest_freq, total_images - size, total_images)
+                due = at.crossed(opt.save_latest_freq)
                 if due and opt.save_by_iter:
                     save(f"iter_{total_images}")
                 stop = signals or (opt.max_minutes and time.monotonic() - started > 60 * opt.max_minutes)
-                if due or ended or stop:
+                if due or at.epoch_ended or stop:
                     save("latest")
                 if stop and epoch <= epochs:
-                    display.close()
-                    print(f"stopped in epoch {epoch}, state saved; to go on, add --continue_train to the command")
+                    display.close("stopped")
+                    print(f"stopped in epoch {epoch}, state saved{page}; to go on, add --continue_train to the command")
                     return 128 + signals[0] if signals else 0
                 waiting_since = time.perf_counter()
-    display.close()
-    print(f"all {epochs} epochs are done; weights are in {run_dir}. Next: {test}")
+    display.close("finished")
+    print(f"all {epochs} epochs are done; weights are in {run_dir}{page}. Next: {test}")
     return 0
 
 
 def resume(opt: Options, model: BaseModel, run_dir: Path) -> dict[str, int]:
     """Where to start; with --continue_train, `model` and the random generators take over what the run has saved."""
-    start = {"epoch": opt.epoch_count, "epoch_images": 0, "total_images": 0}
+    start = {"epoch": opt.epoch_count, "epoch_images": 0, "total_images": 0, "steps": 0}
     if not opt.continue_train:
         if any(run_dir.glob("*_net_*.pth")):
             print(f"{run_dir} holds a run already, which this one overwrites; --continue_train would go on with it")
@@ -117,7 +120,7 @@ def resume(opt: Options, model: BaseModel, run_dir: Path) -> dict[str, int]:
         print(f"only weights go on: optimizers and schedules start anew, in epoch {opt.epoch_count}")
         return start
     try:
-        start = {name: state[name] for name in start}
+        start |= {name: state[name] for name in start if name in state}
         model.load_training_state(state["model"], epoch=start["epoch"])
         torch.set_rng_state(state["random"]["cpu"])
         if "cuda" in state["random"] and torch.cuda.is_available():

@@ -125,6 +125,10 @@ class BaseModel(nn.Module):
                 scheduler.step()
         self.epoch_losses = {}
 
+    def learning_rates(self) -> dict[str, float]:
+        """Those of the next step, to be logged beside the losses: lr_G and so on."""
+        return {f"lr_{name}": optimizer.param_groups[0]["lr"] for name, optimizer in self.optimizers.items()}
+
     def add_ema(self, *names: str) -> None:
         """Keep an exponential moving average of the named networks, as networks `{name}_ema`, if --ema_decay is set."""
         if self.ema_decay:

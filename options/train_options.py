@@ -119,3 +119,4 @@ def add_display_flags(parser: ArgumentParser) -> None:
     add("--display_server", default="http://localhost", help="address of the visdom server")
     add("--display_port", type=values.port, default=8097, help="port of the visdom server")
     add("--display_env", default="main", help="environment in visdom")
+    add("--use_tensorboard", action="store_true", help="write to CKPT/NAME/tensorboard (pip install tensorboard)")

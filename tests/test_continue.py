@@ -12,6 +12,8 @@ import torch
 import test as testing
 import train as training
 from tests.test_cli import ONE_THREAD, ROOT, TINY, logged_losses, train
+from util.display.event_log import LogReader
+from util.display.events import Losses
 
 
 def all_tensors(content) -> list[torch.Tensor]:
@@ -71,6 +73,34 @@ def test_interrupted_and_continued_equals_uninterrupted(tiny_data, tmp_path, fla
     assert training.main(["--checkpoints_dir", str(broken.parent), "--name", "run", "--continue_train"]) == 0
     assert logged_losses(broken) == logged_losses(whole)
     assert_equal_checkpoints(whole, broken)
+
+
+def test_a_killed_run_goes_on_without_a_gap_or_a_double_line(tiny_data, tmp_path):
+    flags = ["--dataroot", tiny_data, "--save_latest_freq", "4", "--update_html_freq", "2", "--n_epochs", "3"]
+    whole = train(tmp_path / "whole", *flags)
+    command = [sys.executable, ROOT / "train.py", "--checkpoints_dir", tmp_path / "broken", "--name", "run"]
+    command = [*map(str, [*command, *TINY, *flags])]
+    with subprocess.Popen(command, cwd=tmp_path, env=ONE_THREAD, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        for line in process.stdout:
+            if line.startswith("(epoch: 3, iters: 1"):  # the last save was at the end of epoch 2, or after this line
+                process.kill()
+                break
+    broken = tmp_path / "broken" / "run"
+    with (broken / "events.jsonl").open("a") as log:
+        log.write('{"kind": "los')
+    assert training.main(["--checkpoints_dir", str(broken.parent), "--name", "run", "--continue_train"]) == 0
+    assert logged_losses(broken) == logged_losses(whole)
+
+    def values(run_dir):
+        logged = [event for event in LogReader(run_dir / "events.jsonl").read() if isinstance(event, Losses)]
+        machine = "images_per_second", "peak_memory_mb"
+        numbers = [{name: value for name, value in event.values.items() if name not in machine} for event in logged]
+        return [(event.step, event.epoch, event.images) for event in logged], numbers
+
+    assert values(broken) == values(whole)
+    pictures = [{path.name: path.read_bytes() for path in run.glob("web/images/*")} for run in (whole, broken)]
+    assert pictures[0] == pictures[1]
 
 
 @pytest.mark.parametrize("policy", ["linear", "step", "plateau", "cosine"])

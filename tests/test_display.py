@@ -1,30 +1,29 @@
-"""What a run shows while it trains."""
+"""The way of losses and pictures from the training loop to the log, the console, loss_log.txt and the page."""
 
 import io
 import json
+import math
 import os
 import pty
 import re
-import socket
-import subprocess
 import sys
 import termios
 import time
-from contextlib import closing
+from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
+from PIL import Image
 
 from options.train_options import TrainOptions
-from test import main as run_test
-from tests.test_cli import train as run_training
-from util.display import Display, Progress, create_display, crossed
-from util.display import visdom as visdom_display
+from util.display import Display, Progress, create_display
 from util.display.console import ConsoleSink
+from util.display.event_log import EventLog, LogReader
+from util.display.events import End, Images, Losses, Start, charts, from_json, to_json
 from util.display.html import PageSink
-from util.display.visdom import VisdomSink, connect
-
-pytestmark = pytest.mark.filterwarnings("ignore:The 'warn' method is deprecated:DeprecationWarning")  # in visdom
+from util.display.loss_log import LossLogSink
+from util.display.sink import Sink
 
 LABELS = ("real_A", "fake_B", "rec_A", "real_B", "fake_A", "rec_B")
 
@@ -32,8 +31,8 @@ LABELS = ("real_A", "fake_B", "rec_A", "real_B", "fake_A", "rec_B")
 def progress(epoch=1, epoch_images=1, *, epoch_size=10, batch_size=1):
     total = (epoch - 1) * epoch_size + epoch_images
     return Progress(
-        epoch=epoch, epochs=4, epoch_images=epoch_images, epoch_size=epoch_size, total_images=total,
-        batch_size=batch_size, step_seconds=0.16, data_seconds=0.001,
+        step=total, epoch=epoch, epochs=4, epoch_images=epoch_images, epoch_size=epoch_size, images=total,
+        seconds=total / 2, batch_size=batch_size, step_seconds=0.16, data_seconds=0.001,
     )  # fmt: skip
 
 
@@ -45,19 +44,36 @@ def images(value=0.0, size=16):
     return {label: torch.full((1, 3, size, size), value) for label in LABELS}
 
 
+def rates():
+    return {"lr_G": 0.0002, "lr_D": 0.0001}
+
+
 def options(tmp_path, *flags):
     return TrainOptions().parse(["--checkpoints_dir", str(tmp_path), "--name", "run", *flags])
 
 
-def train(display, *, epochs, batch_size=1, epoch_size=10):
+def display(run_dir, *sinks, losses_freq=1, at=None):
+    """A display that has started, in a new folder or at a later position."""
+    run_dir.mkdir(exist_ok=True)
+    shown = Display(EventLog(run_dir), sinks, at=at or progress(1, 0), losses_freq=losses_freq)
+    shown.start({"name": "run"})
+    return shown
+
+
+def train(display, *, epochs, batch_size=1, epoch_size=10, pause=0.0):
     """Call a display as train.py does."""
     for epoch in epochs:
         for start in range(0, epoch_size, batch_size):
             size = min(batch_size, epoch_size - start)
             at = progress(epoch, start + size, epoch_size=epoch_size, batch_size=size)
-            display.update(at, losses(), images)
-        display.end_epoch(at, images)
-    display.close()
+            display.update(at, losses(), images, rates)
+            time.sleep(pause)
+    display.close("finished")
+
+
+def events(run_dir, kind=None):
+    """The log, or its events of one class."""
+    return [event for event in LogReader(run_dir / "events.jsonl").read() if kind is None or isinstance(event, kind)]
 
 
 # ---- when
@@ -76,44 +92,172 @@ def train(display, *, epochs, batch_size=1, epoch_size=10):
     ],
 )
 def test_crossed(frequency, before, after, expected):
-    assert crossed(frequency, before, after) is expected
+    assert progress(1, after, epoch_size=1000, batch_size=after - before).crossed(frequency) is expected
 
 
 @pytest.mark.parametrize(("batch_size", "at"), [(1, [4, 8]), (3, [6, 9]), (8, [8]), (10, [10])])
 def test_losses_are_shown_when_a_multiple_is_crossed(tmp_path, batch_size, at):
     log = tmp_path / "loss_log.txt"
-    train(Display([ConsoleSink(log, losses_freq=4)]), epochs=[1], batch_size=batch_size)
+    train(display(tmp_path, LossLogSink(log), losses_freq=4), epochs=[1], batch_size=batch_size)
     assert [int(count) for count in re.findall(r"iters: (\d+)", log.read_text())] == at
+    assert [event.images for event in events(tmp_path, Losses)] == at
 
 
 def test_losses_stay_on_the_device_until_they_are_shown(tmp_path):
-    display = Display([ConsoleSink(tmp_path / "loss_log.txt", losses_freq=2)])
-    display.update(progress(1, 1), {"G_A": object()}, dict)  # anything that reads the loss fails
+    shown = display(tmp_path, losses_freq=2)
+    shown.update(progress(1, 1), {"G_A": object()}, dict, dict)  # anything that reads the loss fails
     with pytest.raises(AttributeError):
-        display.update(progress(1, 2), {"G_A": object()}, dict)
-    display.close()
+        shown.update(progress(1, 2), {"G_A": object()}, dict, dict)
+
+
+def test_pictures_are_made_only_for_who_wants_them(tmp_path):
+    train(display(tmp_path, Sink()), epochs=[1])
+    assert not (tmp_path / "web").exists()
+    wanting = Sink()
+    wanting.images_freq = 4
+    train(display(tmp_path, Sink(), wanting), epochs=[1])
+    assert [event.images for event in events(tmp_path, Images)] == [4, 8]
+
+
+# ---- the log
+
+
+def test_the_log_has_everything_in_full_precision(tmp_path):
+    train(display(tmp_path, PageSink(tmp_path / "web", "run", names=("A", "B"), size=64, images_freq=0)), epochs=[1])
+    lines = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    assert [line["kind"] for line in lines] == ["start", *["losses"] * 10, "images", "end"]
+    assert lines[0]["options"] == {"name": "run"}
+    assert lines[0]["continued"] is False
+    position = {"step": 3, "epoch": 1, "epoch_images": 3, "images": 3, "seconds": 1.5}
+    assert position.items() <= lines[3].items()
+    values = lines[3]["values"]
+    assert values["G_A"] == losses()["G_A"].item()
+    assert values["lr_D"] == 0.0001
+    assert values["images_per_second"] == 2
+    assert 10 < values["peak_memory_mb"] < 1e6
+    assert lines[-2]["pictures"]["fake_B"] == "web/images/epoch001_fake_B.png"
+    with Image.open(tmp_path / "web/images/epoch001_fake_B.png") as picture:
+        assert picture.size == (16, 16)
+    assert lines[-1]["reason"] == "finished"
+
+
+def test_events_survive_the_log_and_numbers_without_a_word_in_json_become_nan():
+    at = progress(2, 3)
+    for event in (End.at(at, reason="stopped"), Images.at(at, pictures={"a": "b"}), Losses.at(at, values={"G": 1 / 3})):
+        assert from_json(to_json(event)) == event
+    read = from_json(to_json(Losses.at(at, values={"G": math.nan, "D": math.inf, "E": 1.0})))
+    assert math.isnan(read.values["G"])
+    assert math.isnan(read.values["D"])
+    assert read.values["E"] == 1
+    start = from_json(to_json(Start.at(at, time="", continued=False, options={"max_dataset_size": math.inf})))
+    assert start.options == {"max_dataset_size": None}
+
+
+@pytest.mark.parametrize("line", ["{}", "[]", "half", '{"kind": "end"}', '{"kind": "other"}'])
+def test_a_damaged_log_is_named(tmp_path, line):
+    (tmp_path / "events.jsonl").write_text(line + "\n")
+    with pytest.raises(ValueError, match=r"events\.jsonl is damaged: no event"):
+        LogReader(tmp_path / "events.jsonl").read()
+
+
+def test_a_reader_gets_what_is_new_and_leaves_half_a_line(tmp_path):
+    log, reader = EventLog(tmp_path), LogReader(tmp_path / "events.jsonl")
+    assert reader.read() == []
+    first, second = (End.at(progress(1, count), reason="stopped") for count in (1, 2))
+    log.write(first)
+    with log.path.open("a") as file:
+        file.write(to_json(second)[:20])
+    assert reader.read() == [first]
+    with log.path.open("a") as file:
+        file.write(to_json(second)[20:] + "\n")
+    assert reader.read() == [second]
+
+
+def test_values_are_grouped_into_charts():
+    names = ["G_A", "D_A", "gamma_G_A_block3", "lr_G", "images_per_second", "peak_memory_mb"]
+    assert charts(names) == {
+        "losses": ["G_A", "D_A"], "gammas": ["gamma_G_A_block3"], "learning rates": ["lr_G"],
+        "images per second": ["images_per_second"], "peak memory, MB": ["peak_memory_mb"],
+    }  # fmt: skip
+
+
+# ---- a run that goes on
+
+
+def sinks(run_dir):
+    page = PageSink(run_dir / "web", "run", names=("A", "B"), size=64, images_freq=4)
+    return LossLogSink(run_dir / "loss_log.txt"), page
+
+
+def without_times(run_dir):
+    lines = (run_dir / "loss_log.txt").read_text().splitlines()
+    return [line for line in lines if line.startswith("(")]
+
+
+@pytest.mark.parametrize("position", [(1, 3), (2, 0), (2, 5), (2, 7), (3, 0)])
+def test_a_run_killed_after_its_last_save_has_no_gap_and_no_double_line(tmp_path, position):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    for run_dir in (whole, broken):
+        run_dir.mkdir()
+        train(display(run_dir, *sinks(run_dir)), epochs=[1, 2, 3])
+    for name in ("events.jsonl", "loss_log.txt"):  # killed in the middle of a line
+        path = broken / name
+        path.write_bytes(path.read_bytes()[:-30])
+    epoch, epoch_images = position
+    again = display(broken, *sinks(broken), at=progress(epoch, epoch_images))
+    later = [broken / f"web/images/epoch{number:03d}_fake_B.png" for number in (2, 3) if number > epoch]
+    assert not any(path.exists() for path in later)
+    for step in range((epoch - 1) * 10 + epoch_images, 30):
+        again.update(progress(step // 10 + 1, step % 10 + 1), losses(), images, rates)
+    again.close("finished")
+
+    def kept(run_dir):
+        others = [event for event in events(run_dir) if not isinstance(event, Start | Losses)]
+        return [replace(event, seconds=0) for event in others]
+
+    assert [event.images for event in events(broken, Losses)] == list(range(1, 31))
+    assert [event.values["G_A"] for event in events(broken, Losses)] == [losses()["G_A"].item()] * 30
+    assert kept(broken) == kept(whole)
+    assert all(before.seconds <= after.seconds for before, after in pairwise(events(broken)))
+    assert [event.continued for event in events(broken, Start)] == [False, True]
+    assert without_times(broken) == without_times(whole)
+    pictures = [{path.name for path in run_dir.glob("web/images/*")} for run_dir in (whole, broken)]
+    assert pictures[0] == pictures[1]
+    assert len(pictures[0]) == 3 * len(LABELS)
+
+
+def test_cutting_deletes_nothing_but_pictures(tmp_path):
+    (tmp_path / "precious.png").touch()
+    EventLog(tmp_path / "run").path.parent.mkdir()
+    EventLog(tmp_path / "run").write(Images.at(progress(2, 1), pictures={"fake_B": "../precious.png"}))
+    display(tmp_path / "run", at=progress(1, 1))
+    assert (tmp_path / "precious.png").exists()
+    assert events(tmp_path / "run", Images) == []
+
+
+def test_a_new_run_of_an_old_name_has_a_log_of_its_own(tmp_path):
+    for epochs in ([1, 2], [1]):
+        train(display(tmp_path, LossLogSink(tmp_path / "loss_log.txt"), losses_freq=10), epochs=epochs)
+    assert [event.images for event in events(tmp_path, Losses)] == [10]
+    old = LogReader(tmp_path / "events.old.jsonl").read()
+    assert [event.images for event in old if isinstance(event, Losses)] == [10, 20]
+    assert re.findall(r"Training Loss|epoch: \d", (tmp_path / "loss_log.txt").read_text()) == [
+        "Training Loss", "epoch: 1", "epoch: 2", "Training Loss", "epoch: 1",
+    ]  # fmt: skip
 
 
 # ---- console and loss_log.txt
 
 
 def test_log_has_upstreams_format(tmp_path):
-    train(Display([ConsoleSink(tmp_path / "log", losses_freq=5)]), epochs=[3])
+    train(display(tmp_path, LossLogSink(tmp_path / "log"), losses_freq=5), epochs=[3])
     header, *lines = (tmp_path / "log").read_text().splitlines()
     assert re.fullmatch(r"================ Training Loss \(.+\) ================", header)
     assert lines == [f"(epoch: 3, iters: {iters}, time: 0.160, data: 0.001) D_A: 0.244 G_A: 0.576" for iters in (5, 10)]
 
 
-def test_log_goes_on_when_a_run_continues(tmp_path):
-    for epoch in (1, 2):
-        train(Display([ConsoleSink(tmp_path / "log", losses_freq=10)]), epochs=[epoch])
-    assert re.findall(r"Training Loss|epoch: \d", (tmp_path / "log").read_text()) == [
-        "Training Loss", "epoch: 1", "Training Loss", "epoch: 2",
-    ]  # fmt: skip
-
-
 def test_a_console_that_is_no_terminal_gets_plain_lines(tmp_path, capfd):
-    train(Display([ConsoleSink(tmp_path / "log", losses_freq=5)]), epochs=[1, 2])
+    train(display(tmp_path, ConsoleSink(), LossLogSink(tmp_path / "log"), losses_freq=5), epochs=[1, 2])
     out, err = capfd.readouterr()
     assert out.splitlines() == [line for line in (tmp_path / "log").read_text().splitlines() if line[0] == "("]
     assert len(out.splitlines()) == 4
@@ -127,109 +271,27 @@ def test_a_terminal_gets_a_bar(tmp_path, monkeypatch):
     with os.fdopen(theirs, "w") as terminal:
         monkeypatch.setattr(sys, "stderr", terminal)
         monkeypatch.setattr(sys, "stdout", io.StringIO())
-        display = Display([ConsoleSink(tmp_path / "log", losses_freq=1)])
+        shown = display(tmp_path, ConsoleSink())
         for count in (1, 2, 3):
-            display.update(progress(2, count), losses(), dict)
+            shown.update(progress(2, count), losses(), dict, rates)
             time.sleep(0.15)  # more than tqdm waits between two drawings
-        display.close()
+        shown.close("stopped")
         monkeypatch.undo()
         drawn = os.read(ours, 10_000).decode().replace("\r", "\n")
     os.close(ours)
     assert re.search(r"epoch 2/4 .* 3/10 +\d+\.\d+ images/s, \d\d:\d\d left  D_A 0.24 G_A 0.58", drawn)
 
 
-# ---- visdom
-
-
-@pytest.fixture(scope="module")
-def free_port():
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-@pytest.fixture
-def visdom_server(tmp_path, free_port):
-    """A real server. Its command line would first download scripts for browsers, which the tests do without."""
-    folder = tmp_path / "visdom"
-    folder.mkdir()
-    command = [sys.executable, "-c", "from visdom.server.run_server import main; main()", "-bind_local"]
-    command += ["-port", str(free_port), "-env_path", str(folder)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
-        for _ in range(300):
-            with closing(socket.socket()) as probe:
-                if probe.connect_ex(("127.0.0.1", free_port)) == 0:
-                    break
-            time.sleep(0.1)
-        yield server
-        server.kill()
-
-
-def test_visdom_shows_curves_and_images(tmp_path, visdom_server, free_port):
-    flags = ["--display_server", "http://127.0.0.1", "--display_port", str(free_port), "--display_env", "lab"]
-    flags += ["--no_html", "--print_freq", "5", "--display_freq", "10", "--display_winsize", "64"]
-    (tmp_path / "run").mkdir()
-    train(create_display(options(tmp_path, *flags), tmp_path / "run"), epochs=[1])
-    train(create_display(options(tmp_path, *flags, "--continue_train"), tmp_path / "run"), epochs=[2])
-
-    client = connect("http://127.0.0.1", free_port, "lab")
-    curves = json.loads(client.get_window_data("run_1_losses"))["content"]["data"]
-    assert {curve["name"]: curve["x"] for curve in curves} == {name: [0.5, 1.0, 1.5, 2.0] for name in losses()}
-    assert curves[1]["y"] == pytest.approx([0.576] * 4)
-    pictures = json.loads(client.get_window_data("run_1_images"))
-    assert pictures["title"] == "run: epoch 2"
-    assert pictures["content"]["caption"] == ", ".join(LABELS)
-    assert pictures["content"]["src"].startswith("data:image/png;base64,")
-
-    train(create_display(options(tmp_path, *flags, "--display_ncols", "0"), tmp_path / "run"), epochs=[1])
-    assert json.loads(client.get_window_data("run_1_fake_B"))["title"] == "run: epoch 1, fake_B"
-    curves = json.loads(client.get_window_data("run_1_losses"))["content"]["data"]
-    assert curves[0]["x"] == [0.5, 1.0]  # a run that starts anew has curves of its own
-    client.session.close()
-
-
-def test_training_goes_on_without_a_visdom_server(tmp_path, free_port, capfd):
-    (tmp_path / "run").mkdir()
-    flags = ["--display_server", "http://127.0.0.1", "--display_port", str(free_port), "--display_freq", "1"]
-    train(create_display(options(tmp_path, *flags, "--no_html"), tmp_path / "run"), epochs=[1])
-    out, err = capfd.readouterr()
-    assert out == (
-        f"visdom not reachable at http://127.0.0.1:{free_port}: start it with "
-        f"`python -m visdom.server -port {free_port}`, or --display_id 0 to silence this\n"
-    )
-    assert err == ""
-
-
-def test_training_goes_on_when_the_visdom_server_goes(visdom_server, free_port, capfd):
-    client = connect("http://127.0.0.1", free_port, "main")
-    sink = VisdomSink(
-        client, "run", display_id=1, columns=4, size=64, append=False, losses_freq=1, images_freq=1
-    )  # fmt: skip
-    visdom_server.kill()
-    visdom_server.wait()
-    train(Display([sink]), epochs=[1])
-    client.session.close()
-    assert capfd.readouterr().out == "visdom does not answer any more: training goes on without it\n"
-
-
-def test_a_visdom_server_that_never_answers_costs_one_short_wait(monkeypatch, capfd):
-    monkeypatch.setattr(visdom_display, "TIMEOUT", 0.3)
-    with closing(socket.create_server(("127.0.0.1", 0))) as hanging:
-        started = time.monotonic()
-        assert connect("127.0.0.1", hanging.getsockname()[1], "main") is None
-    assert time.monotonic() - started < 3
-    assert capfd.readouterr().out.startswith("visdom not reachable at 127.0.0.1:")
-
-
 # ---- page
 
 
 def test_page_of_a_continued_run_has_every_epoch(tmp_path):
-    def page():
-        return Display([PageSink(tmp_path / "web", "run", names=("A", "B"), size=256, images_freq=7)])
+    def page(at=None):
+        sink = PageSink(tmp_path / "web", "run", names=("A", "B"), size=256, images_freq=7)
+        return display(tmp_path, sink, at=at)
 
     train(page(), epochs=[1, 2])
-    train(page(), epochs=[3])
+    train(page(at=progress(2, 10)), epochs=[3])
     html = (tmp_path / "web/index.html").read_text()
     assert '"epochs":[[1,0,0],[2,0,0],[3,0,0]]' in html
     for label in LABELS:
@@ -242,39 +304,35 @@ def test_page_of_a_continued_run_has_every_epoch(tmp_path):
 
 
 def test_page_is_written_when_a_multiple_is_crossed_and_at_the_end_of_an_epoch(tmp_path):
-    display = Display([PageSink(tmp_path, "run", names=("A", "B"), size=256, images_freq=4)])
-    display.update(progress(1, 3, batch_size=3), losses(), images)
-    assert not (tmp_path / "index.html").exists()
-    display.update(progress(1, 6, batch_size=3), losses(), images)
-    assert "6" in re.findall(r"<dd>([^<]+)</dd>", (tmp_path / "index.html").read_text())
-    display.end_epoch(progress(1, 7), images)
-    assert "7" in re.findall(r"<dd>([^<]+)</dd>", (tmp_path / "index.html").read_text())
+    web = tmp_path / "web"
+    shown = display(tmp_path, PageSink(web, "run", names=("A", "B"), size=256, images_freq=4))
+    shown.update(progress(1, 3, batch_size=3), losses(), images, rates)
+    assert not (web / "index.html").exists()
+    shown.update(progress(1, 6, batch_size=3), losses(), images, rates)
+    assert "6" in re.findall(r"<dd>([^<]+)</dd>", (web / "index.html").read_text())
+    shown.update(progress(1, 10, batch_size=1), losses(), images, rates)
+    assert "10" in re.findall(r"<dd>([^<]+)</dd>", (web / "index.html").read_text())
 
 
 # ---- flags
 
 
 def test_flags_choose_the_sinks(tmp_path):
-    display = create_display(options(tmp_path, "--display_id", "0", "--no_html", "--print_freq", "7"), tmp_path)
-    assert [type(sink) for sink in display.sinks] == [ConsoleSink]
-    assert display.sinks[0].losses_freq == 7
+    flags = ["--display_id", "0", "--no_html", "--print_freq", "7"]
+    shown = create_display(options(tmp_path, *flags), tmp_path, progress(1, 0))
+    assert [type(sink) for sink in shown.sinks] == [ConsoleSink, LossLogSink]
+    assert shown.losses_freq == 7
     flags = ["--display_id", "-1", "--update_html_freq", "5", "--direction", "BtoA", "--display_winsize", "99"]
-    page = create_display(options(tmp_path, *flags), tmp_path).sinks[1]
+    page = create_display(options(tmp_path, *flags), tmp_path, progress(1, 0)).sinks[2]
     assert (page.images_freq, page.names, page.size) == (5, ("B", "A"), 99)
 
 
-def test_wandb_gets_losses_pictures_and_results(tiny_data, tmp_path, monkeypatch):
-    pytest.importorskip("wandb")
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    assert run_training(tmp_path, "--dataroot", tiny_data, "--use_wandb", "--display_freq", "5").is_dir()
-    places = ["--checkpoints_dir", str(tmp_path), "--name", "run", "--results_dir", str(tmp_path / "results")]
-    assert run_test([*places, "--use_wandb", "--num_test", "2"]) == 0
-    for folder, count in (("run", 2 * 8), ("results/run/test_latest", 2 * 6)):
-        assert len(list(tmp_path.glob(f"{folder}/wandb/offline-run-*/files/media/images/*.png"))) == count
-
-
-def test_wandb_has_to_be_installed(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "wandb", None)  # as if it were not
-    monkeypatch.delitem(sys.modules, "util.display.wandb", raising=False)
-    with pytest.raises(ValueError, match=r"--use_wandb: .*; pip install wandb"):
-        create_display(options(tmp_path, "--use_wandb", "--display_id", "0"), tmp_path)
+@pytest.mark.parametrize("package", ["wandb", "tensorboard"])
+def test_optional_packages_have_to_be_installed_and_nothing_is_lost_without(tmp_path, monkeypatch, package):
+    train(display(tmp_path), epochs=[1])
+    for name in [package, f"util.display.{package}", "torch.utils.tensorboard"]:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setitem(sys.modules, package, None)  # as if it were not
+    with pytest.raises(ValueError, match=rf"--use_{package}: .*; pip install {package}"):
+        create_display(options(tmp_path, f"--use_{package}", "--display_id", "0"), tmp_path, progress(1, 0))
+    assert len(events(tmp_path, Losses)) == 10

@@ -1,44 +1,51 @@
 """The page of a run in training, as a real browser shows it."""
 
-import json
-
 import numpy as np
 import pytest
 
 from tests.browser import check_page
 from tests.test_pages import HOSTILE, LABELS, WIDTHS, attention, picture
-from util.display import Progress
 from util.display.charts import BUCKETS, limits, summarise
+from util.display.event_log import EventLog
+from util.display.events import End, Images, Losses, Progress, Start
 from util.display.history import History
 from util.display.html import PageSink
 
 SIZE = 64  # images an epoch
 
 
-def at(epoch, epochs=4):
+def at(epoch, epochs=4, epoch_images=SIZE):
+    images = SIZE * (epoch - 1) + epoch_images
     return Progress(
-        epoch=epoch, epochs=epochs, epoch_images=SIZE, epoch_size=SIZE, total_images=SIZE * epoch, batch_size=1,
-        step_seconds=0.1, data_seconds=0,
+        step=images, epoch=epoch, epochs=epochs, epoch_images=epoch_images, epoch_size=SIZE, images=images,
+        seconds=images * 0.5, batch_size=1,
     )  # fmt: skip
 
 
-def write_events(folder, epochs, *, start=1, losses=None):
+def write_events(folder, epochs, *, losses=None):
     """Events as the log has them: two lines of losses an epoch."""
-    with (folder / "events.jsonl").open("a") as file:
-        for epoch in range(start, epochs + 1):
-            for count in (SIZE // 2, SIZE):
-                images = (epoch - 1) * SIZE + count
-                values = losses(images) if losses else {"G_A": 1 / images, "G_B": 2 / images, "lr_G": 2e-4}
-                event = {"kind": "losses", "step": images, "epoch": epoch, "epoch_images": count, "images": images}
-                file.write(json.dumps(event | {"seconds": images * 0.5, "values": values}) + "\n")
-            file.write(json.dumps({"kind": "images", "epoch": epoch, "images": images, "pictures": {}}) + "\n")
+    log = EventLog(folder)
+    for epoch in range(1, epochs + 1):
+        for count in (SIZE // 2, SIZE):
+            position = at(epoch, epoch_images=count)
+            values = {"G_A": 1 / position.images, "G_B": 2 / position.images, "lr_G": 2e-4}
+            log.write(Losses.at(position, values=losses(position.images) if losses else values))
 
 
-def make_sink(folder, name="run", *, options=None, maps=()):
-    return PageSink(
-        folder / "web", name, names=("A", "B"), size=256, images_freq=1, attention=lambda images: list(maps),
-        options=options or {"lr": 0.0002}, command=f"python train.py --name '{name}' --continue_train",
-    )  # fmt: skip
+def make_sink(folder, name="run", *, options=None):
+    command = f"python train.py --name '{name}' --continue_train"
+    sink = PageSink(folder / "web", name, names=("A", "B"), size=256, images_freq=1, command=command)
+    sink.show([Start.at(at(1, epoch_images=0), time="", continued=False, options=options or {"lr": 0.0002})])
+    return sink
+
+
+def end_epoch(sink, epoch, images, maps=()):
+    """Write pictures of the end of an epoch and show them."""
+    log = EventLog(sink.folder.parent)
+    files = log.save_pictures(at(epoch), images)
+    event = Images.at(at(epoch), pictures=files, attention=log.save_attention(at(epoch), maps))
+    log.write(event)
+    sink.show([event])
 
 
 def pictures(epoch, labels=LABELS, size=128):
@@ -55,7 +62,7 @@ def test_page_of_a_run(browser, tmp_path, width):
     sink = make_sink(tmp_path, HOSTILE[4], options={"name": HOSTILE[0]})
     labels = (*LABELS, "idt_A", "idt_B")
     for epoch in (1, 2, 3):
-        sink.end_epoch(at(epoch), lambda epoch=epoch: pictures(epoch, labels))
+        end_epoch(sink, epoch, pictures(epoch, labels))
     path = tmp_path / "web" / "index.html"
     check_page(browser, path, width=width, pictures=8)
     assert browser.run("document.querySelector('h1').textContent") == f"{HOSTILE[4]} · training"
@@ -77,10 +84,9 @@ def test_page_of_a_run(browser, tmp_path, width):
 def test_time_line(browser, tmp_path):
     write_events(tmp_path, 3)
     sink = make_sink(tmp_path)
-    sink.end_epoch(at(1), lambda: pictures(1, LABELS[:2]))
-    sink.attention = lambda images: [attention("G_A", "up1", "real_A")[None]]  # continued with attention
+    end_epoch(sink, 1, pictures(1, LABELS[:2]))
     for epoch in (2, 3):
-        sink.end_epoch(at(epoch), lambda epoch=epoch: pictures(epoch))
+        end_epoch(sink, epoch, pictures(epoch), [attention("G_A", "up1", "real_A")])  # continued with attention
     browser.open(tmp_path / "web" / "index.html", width=1400)
     sources = "[...document.querySelectorAll('article img')].map(image => image.src.split('/').pop())"
     heading = "document.querySelector('article h2').textContent"
@@ -113,26 +119,26 @@ def test_refresh_keeps_the_place(browser, tmp_path):
     write_events(tmp_path, 2)
     sink = make_sink(tmp_path, options={f"flag{number}": number for number in range(400)})
     for epoch in (1, 2):
-        sink.end_epoch(at(epoch), lambda epoch=epoch: pictures(epoch))
+        end_epoch(sink, epoch, pictures(epoch))
     path = tmp_path / "web" / "index.html"
     browser.open(path, width=1400)
     browser.run("document.querySelector('details').open = true; scrollTo(0, 700)")
     set_epoch(browser, 0)
-    sink.end_epoch(at(3), lambda: pictures(3))
+    end_epoch(sink, 3, pictures(3))
     browser.run("document.body.dataset.old = 'yes'; refresh()")
     browser.wait("document.readyState === 'complete' && !document.body.dataset.old")
     assert browser.run("document.querySelector('.count').textContent") == "epoch 3 of 4"
     assert browser.run("document.querySelector('article h2').textContent") == "epoch 1"
     assert browser.run("scrollY") == pytest.approx(700, abs=2)
     set_epoch(browser, 2)
-    sink.end_epoch(at(4), lambda: pictures(4))
+    end_epoch(sink, 4, pictures(4))
     browser.run("document.body.dataset.old = 'yes'; refresh()")
     browser.wait("document.readyState === 'complete' && !document.body.dataset.old")
     assert (
         browser.run("document.querySelector('article h2').textContent") == "epoch 4"
     )  # who was at the end stays there
     assert browser.run("data.refresh") == 30
-    sink.close()
+    sink.show([End.at(at(4), reason="finished")])
     browser.open(path, width=1400)
     assert browser.run("data.refresh") == 0
     assert "refresh" not in path.read_text().partition("<style>")[0]
@@ -141,7 +147,7 @@ def test_refresh_keeps_the_place(browser, tmp_path):
 def test_thousands_of_epochs(browser, tmp_path):
     write_events(tmp_path, 5000)
     sink = make_sink(tmp_path)
-    sink.end_epoch(at(1), lambda: pictures(1, size=16))
+    end_epoch(sink, 1, pictures(1, size=16))
     for path in list((tmp_path / "web" / "images").iterdir()):
         for epoch in range(2, 5001):
             path.with_name(path.name.replace("epoch001", f"epoch{epoch:03d}")).hardlink_to(path)
@@ -156,7 +162,7 @@ def test_thousands_of_epochs(browser, tmp_path):
 
 
 def test_a_page_without_losses_has_no_curves(browser, tmp_path):
-    make_sink(tmp_path).end_epoch(at(1), lambda: pictures(1))
+    end_epoch(make_sink(tmp_path), 1, pictures(1))
     browser.open(tmp_path / "web" / "index.html", width=390)
     assert browser.run("document.querySelector('.charts')") is None
     assert browser.run("document.querySelector('article h2').textContent") == "epoch 1"
@@ -169,7 +175,7 @@ def test_a_page_without_losses_has_no_curves(browser, tmp_path):
 def test_curves_of_the_page(browser, tmp_path):
     losses = {"G_A": 0.5, "G_B": 1.5, "gamma_G_A_block1": 0.0, HOSTILE[0]: 1.0, "images_per_second": 12.5}
     write_events(tmp_path, 4, losses=lambda images: losses | {"D_A": float("nan"), "G_A": images / SIZE})
-    make_sink(tmp_path).end_epoch(at(4), lambda: pictures(4))
+    end_epoch(make_sink(tmp_path), 4, pictures(4))
     browser.open(tmp_path / "web" / "index.html", width=1400)
     charts = browser.run("[...document.querySelectorAll('.chart figcaption')].map(e => e.innerText.split('\\n'))")
     assert [text.replace("\xa0", " ") for chart in charts for text in chart] == [
@@ -206,7 +212,7 @@ def test_limits_leave_out_the_start():
     assert limits([summarise([1], [float("nan")], 1)]) == (0, 1)
 
 
-def test_history_reads_on_and_notices_a_cut(tmp_path):
+def test_history_reads_on(tmp_path):
     history = History(tmp_path / "events.jsonl")
     history.read()
     assert history.curves == {}
@@ -215,19 +221,15 @@ def test_history_reads_on_and_notices_a_cut(tmp_path):
     history.read()
     assert history.curves["G_A"][0] == [32, 64, 96, 128]
     assert history.ends == {1: 64, 2: 128}
-    with history.path.open("a") as file:
+    with (tmp_path / "events.jsonl").open("a") as file:
         file.write('{"kind": "losses", "epo')  # still being written
     history.read()
-    assert history.last["images"] == 128
-    history.path.unlink()
-    write_events(tmp_path, 1)
-    history.read()
-    assert history.curves["G_A"] == ([32, 64], [1 / 32, 1 / 64])
+    assert history.ends == {1: 64, 2: 128}
 
 
 def test_attention_of_an_earlier_run_is_gone(tmp_path):
-    sink = make_sink(tmp_path, maps=[attention("G_A", "up1", "real_A")[None]])
-    sink.end_epoch(at(1), lambda: pictures(1, size=16))
+    sink = make_sink(tmp_path)
+    end_epoch(sink, 1, pictures(1, size=16), [attention("G_A", "up1", "real_A")])
     assert '"epochs":[[1,0,1]]' in (tmp_path / "web" / "index.html").read_text()
-    make_sink(tmp_path).end_epoch(at(1), lambda: pictures(1, size=16))
+    end_epoch(make_sink(tmp_path), 1, pictures(1, size=16))
     assert '"epochs":[[1,0,0]]' in (tmp_path / "web" / "index.html").read_text()

@@ -1,4 +1,7 @@
-"""The device a run computes on."""
+"""The device a run computes on, and the memory it takes."""
+
+import math
+import sys
 
 import torch
 
@@ -26,3 +29,17 @@ def pick_device(device: str = "auto", gpu_ids: str = "0") -> torch.device:
     if device == "auto":
         return torch.device("cpu")
     raise ValueError(f"--device {device}: PyTorch finds none on this machine; --device cpu works everywhere")
+
+
+def peak_memory() -> float:
+    """The most bytes that this process has held so far: on GPUs where it uses any, else in main memory.
+
+    NaN on Windows without a GPU, where Python does not tell.
+    """
+    if torch.cuda.is_initialized():
+        return sum(torch.cuda.max_memory_allocated(index) for index in range(torch.cuda.device_count()))
+    if sys.platform == "win32":
+        return math.nan
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -1,96 +1,97 @@
-"""Shows a run while it trains: console and loss_log.txt, HTML page, visdom, wandb."""
+"""Shows a run while it trains: every value and picture goes to the log of the run, and from there to the sinks."""
 
 import shlex
-from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from functools import partial
 from pathlib import Path
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal
 
 from options.base_options import Options
+from util.display.background import Background
 from util.display.console import ConsoleSink
-from util.display.html import Attention, PageSink
-from util.display.sink import Progress, Sink
+from util.display.display import Attention, Display
+from util.display.event_log import EventLog
+from util.display.events import Progress
+from util.display.html import PageSink
+from util.display.loss_log import LossLogSink
+from util.display.sink import Sink
 
-__all__ = ["Display", "Progress", "Sink", "create_display", "crossed"]
+if TYPE_CHECKING:
+    from util.display.wandb import WandbSink
 
+__all__ = ["Display", "Progress", "Sink", "SinkName", "create_display", "create_sink", "create_wandb"]
 
-def crossed(frequency: int, before: int, after: int) -> bool:
-    """Whether a multiple of `frequency` lies in (before, after]; a frequency of 0 is never."""
-    return frequency > 0 and after // frequency > before // frequency
-
-
-class Display:
-    """Passes losses and images on to the sinks whose turn it is."""
-
-    def __init__(self, sinks: Sequence[Sink]):
-        self.sinks = sinks
-
-    def update(self, at: Progress, losses: Mapping[str, Tensor], pictures: Callable[[], Mapping[str, Tensor]]) -> None:
-        """To call after every step, with its losses (scalars) and what makes the pictures (N, C, H, W) in [-1, 1].
-
-        Losses are read from the device, and pictures made, only when a sink shows them, since that takes time.
-        """
-        pictures = cache(pictures)
-        before = at.total_images - at.batch_size
-        for sink in self.sinks:
-            sink.step(at)
-        due = [sink for sink in self.sinks if crossed(sink.losses_freq, before, at.total_images)]
-        if due:
-            values = torch.stack([loss.detach().float() for loss in losses.values()]).tolist()
-            numbers = dict(zip(losses, values, strict=True))
-            for sink in due:
-                sink.losses(at, numbers)
-        for sink in self.sinks:
-            if crossed(sink.images_freq, before, at.total_images):
-                sink.images(at, pictures())
-
-    def end_epoch(self, at: Progress, pictures: Callable[[], Mapping[str, Tensor]]) -> None:
-        """To call after the last step of an epoch, with what makes its pictures."""
-        pictures = cache(pictures)
-        for sink in self.sinks:
-            sink.end_epoch(at, pictures)
-
-    def close(self) -> None:
-        """To call when training ends or stops."""
-        for sink in self.sinks:
-            sink.close()
+SinkName = Literal["log", "html", "visdom", "tensorboard", "wandb"]
 
 
-def create_display(opt: Options, run_dir: Path, attention: Attention = lambda images: []) -> Display:
-    """The sinks that the flags ask for, writing into run_dir, CKPT/NAME.
-
-    `attention` tells where networks look in the first of a batch of images, for the page.
-    """
-    losses_freq, size = opt.print_freq, opt.display_winsize
-    sinks: list[Sink] = [ConsoleSink(run_dir / "loss_log.txt", losses_freq=losses_freq)]
+def create_display(opt: Options, run_dir: Path, at: Progress, attention: Attention = lambda pictures: []) -> Display:
+    """The display that the flags ask for, of a run that writes into run_dir, CKPT/NAME, and starts at `at`."""
+    log = EventLog(run_dir)
+    sinks = [ConsoleSink(), create_sink("log", opt, run_dir)]
     if not opt.no_html:
-        names = ("A", "B") if opt.direction == "AtoB" else ("B", "A")
-        command = f"python train.py --name {shlex.quote(opt.name)} --continue_train"
-        if opt.given("checkpoints_dir"):
-            command += f" --checkpoints_dir {shlex.quote(opt.checkpoints_dir)}"
-        page = PageSink(
-            run_dir / "web", opt.name, names=names, size=size, images_freq=opt.update_html_freq, attention=attention,
-            options=opt.as_dict(), command=command,
-        )  # fmt: skip
-        sinks.append(page)
+        sinks.append(create_sink("html", opt, run_dir, images_freq=opt.update_html_freq))
     if opt.display_id > 0:
-        from util.display.visdom import VisdomSink, connect  # slow to import
-
-        client = connect(opt.display_server, opt.display_port, opt.display_env)
-        if client is not None:
-            visdom = VisdomSink(
-                client, opt.name, display_id=opt.display_id, columns=opt.display_ncols, size=size,
-                append=opt.continue_train, losses_freq=losses_freq, images_freq=opt.display_freq,
-            )  # fmt: skip
-            sinks.append(visdom)
+        name = f"visdom at {opt.display_server}:{opt.display_port}"
+        hint = f"start it with `python -m visdom.server -port {opt.display_port}`, or --display_id 0 to silence this"
+        connect = partial(create_sink, "visdom", opt, run_dir, images_freq=opt.display_freq)
+        sinks.append(Background(name, connect, log, images_freq=opt.display_freq, hint=hint))
+    if opt.use_tensorboard:
+        sinks.append(create_sink("tensorboard", opt, run_dir, images_freq=opt.display_freq, after=at.images))
     if opt.use_wandb:
-        from util.display.wandb import WandbSink  # an optional dependency
+        sinks.append(create_wandb(opt, run_dir, images_freq=opt.display_freq, after=at.images))
+    display = Display(log, sinks, at=at, losses_freq=opt.print_freq, attention=attention)
+    display.start(opt.as_dict())
+    return display
 
-        wandb = WandbSink(
-            opt.wandb_project_name, opt.name, run_dir, config=opt.as_dict(), losses_freq=losses_freq,
-            images_freq=opt.display_freq,
-        )  # fmt: skip
-        sinks.append(wandb)
-    return Display(sinks)
+
+def create_sink(name: SinkName, opt: Options, run_dir: Path, *, images_freq: int = 0, after: int = 0) -> Sink:
+    """A sink for the run in run_dir, that wants pictures every `images_freq` images, and goes on after `after` images.
+
+    Raises:
+        ValueError: it needs a package that is not installed.
+        ConnectionError: the visdom server does not answer.
+    """
+    size = opt.display_winsize
+    match name:
+        case "log":
+            return LossLogSink(run_dir / "loss_log.txt")
+        case "html":
+            names = ("A", "B") if opt.direction == "AtoB" else ("B", "A")
+            command = f"python train.py --name {shlex.quote(opt.name)} --continue_train"
+            if opt.given("checkpoints_dir"):
+                command += f" --checkpoints_dir {shlex.quote(opt.checkpoints_dir)}"
+            return PageSink(
+                run_dir / "web", opt.name, names=names, size=size, images_freq=images_freq, command=command,
+            )  # fmt: skip
+        case "visdom":
+            from util.display.visdom import Client, VisdomSink  # slow to import
+
+            return VisdomSink(
+                Client(opt.display_server, opt.display_port, opt.display_env), run_dir, opt.name,
+                display_id=opt.display_id, columns=opt.display_ncols, size=size, images_freq=images_freq,
+            )  # fmt: skip
+        case "tensorboard":
+            try:
+                from util.display.tensorboard import TensorBoardSink
+            except ImportError as error:
+                raise ValueError(f"--use_tensorboard: {error}; pip install tensorboard") from error
+            return TensorBoardSink(run_dir, purge_step=after + 1, images_freq=images_freq)
+        case "wandb":
+            return create_wandb(opt, run_dir, images_freq=images_freq, after=after)
+
+
+def create_wandb(opt: Options, folder: Path, *, images_freq: int = 0, after: int = 0) -> "WandbSink":
+    """A sink for a new run at Weights & Biases, or for the last one of this `folder` to go on after `after` images.
+
+    Raises:
+        ValueError: wandb is not installed.
+    """
+    try:
+        from util.display.wandb import WandbSink
+    except ImportError as error:
+        raise ValueError(f"--use_wandb: {error}; pip install wandb") from error
+    file = folder / "wandb_id.txt"
+    run_id = file.read_text(encoding="ascii") if after and file.exists() else None
+    config = opt.as_dict()
+    sink = WandbSink(folder, opt.wandb_project_name, opt.name, config, run_id=run_id, images_freq=images_freq)
+    file.write_text(sink.run.id, encoding="ascii")
+    return sink

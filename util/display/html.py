@@ -3,19 +3,17 @@
 import re
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 
 from dominate import tags as h
-from torch import Tensor
+from PIL import Image
 from tqdm import tqdm
 
-from util.attention import AttentionMap
 from util.display.charts import add_charts
+from util.display.events import End, Event, Images, Start
 from util.display.history import History
-from util.display.sink import Progress, Sink
-from util.images import save_image
+from util.display.sink import Sink
 from util.page import (
     CAPTIONS,
     SMALL,
@@ -26,10 +24,7 @@ from util.page import (
     add_notes,
     finish_page,
     new_page,
-    save_attention,
 )
-
-Attention = Callable[[dict[str, Tensor]], list[AttentionMap]]
 
 REFRESH = 30  # seconds between two looks of an open page at its file
 
@@ -41,57 +36,55 @@ class Template(h.html_tag):
 
 
 class PageSink(Sink):
-    """Writes `folder`/images/epoch%03d_{label}.png, epoch%03d_attention.js and `folder`/index.html.
+    """Writes `folder`/index.html.
 
-    The page is made anew from the files on disk and from events.jsonl beside `folder`: epochs and curves from before
-    the run was continued stay on it.
+    The page is made anew from the pictures epoch%03d_{label}.png and scripts epoch%03d_attention.js that the log has
+    left in `folder`/images, and from the log: epochs and curves from before the run was continued stay on it.
 
     Args:
         folder: CKPT/NAME/web.
         name: of the run.
         names: of the domains of real_A and real_B.
         size: side of a picture in px, at most.
-        attention: images, batches as in `Sink.images` -> where networks look in the first of them.
-        options: flag -> value, to list.
         command: what continues the run.
     """
 
+    epoch_images = True
+
     def __init__(
         self, folder: Path, name: str, *, names: tuple[str, str], size: int, images_freq: int,
-        attention: Attention = lambda images: [], options: Mapping[str, object] = MappingProxyType({}),
         command: str = "",
     ):  # fmt: skip
         self.folder, self.name, self.names, self.size = folder, name, names, size
         self.images_freq = images_freq
-        self.attention, self.options, self.command = attention, dict(options), command
+        self.command = command
+        self.options: dict[str, object] = {}
         self.history = History(folder.parent / "events.jsonl")
-        self.at: Progress | None = None
-        self.small = False
 
-    def images(self, at: Progress, images: Mapping[str, Tensor]) -> None:
-        """Save the first of each batch, in place of those shown for this epoch, where attention looks, and the page."""
-        for label, batch in images.items():
-            save_image(batch[0], self.folder / "images" / f"epoch{at.epoch:03d}_{label}.png")
-        script = self.folder / "images" / f"epoch{at.epoch:03d}_attention.js"
-        script.unlink(missing_ok=True)  # of an earlier run of this name
-        if maps := self.attention(dict(images)):
-            save_attention(script, [block[0] for block in maps])
-        self.at, self.small = at, all(batch.shape[-1] <= SMALL for batch in images.values())
-        self.write(at, running=True)
+    def show(self, events: Sequence[Event]) -> None:
+        """Write the page once for all pictures."""
+        starts, pictures = ([event for event in events if isinstance(event, kind)] for kind in (Start, Images))
+        super().show([*starts[-1:], *pictures[-1:], *(event for event in events[-1:] if isinstance(event, End))])
 
-    def end_epoch(self, at: Progress, pictures: Callable[[], Mapping[str, Tensor]]) -> None:
-        """Show the epoch as it ended."""
-        self.images(at, pictures())
+    def start(self, event: Start) -> None:
+        """Keep the options, to list them."""
+        self.options = event.options
 
-    def close(self) -> None:
+    def images(self, event: Images) -> None:
+        """Write the page."""
+        self.write(event, running=True)
+
+    def end(self, event: End) -> None:
         """Write the page for the last time: from now on it stays as it is."""
-        if self.at is not None:
-            self.write(self.at, running=False)
+        if (self.folder / "images").is_dir():
+            self.write(event, running=False)
 
-    def write(self, at: Progress, *, running: bool) -> None:
+    def write(self, at: Event, *, running: bool) -> None:
         """Write index.html; while the run is `running`, an open page looks for a new one every REFRESH seconds."""
         self.history.read()
         cards = self._cards(at.epoch)
+        figures = [figure for figures in cards[-1].groups.values() for figure in figures]
+        small = all(_width(self.folder / figure.path) <= SMALL for figure in figures)
         kinds = list(dict.fromkeys(_kind(card) for card in cards))
         page = new_page(f"{self.name} · training")
         if running:
@@ -104,7 +97,7 @@ class PageSink(Sink):
             if self.history.curves:
                 add_charts(self.history.curves)
             _add_time_line(len(cards))
-            add_cards(cards[-1:], size=self.size, small=self.small)
+            add_cards(cards[-1:], size=self.size, small=small)
             for kind in kinds:
                 with Template(cls="kind"):
                     add_groups(next(card for card in cards if _kind(card) == kind))
@@ -113,17 +106,14 @@ class PageSink(Sink):
         data = {"epochs": epochs, "ends": self.history.ends, "refresh": REFRESH if running else 0}
         finish_page(page, self.folder / "index.html", script=Path(__file__).with_name("training.js"), data=data)
 
-    def _notes(self, at: Progress, done: float, *, running: bool) -> dict[str, str]:
+    def _notes(self, at: Event, done: float, *, running: bool) -> dict[str, str]:
         """Facts and figures for the top of the page."""
-        values, seconds = self.history.last.get("values", {}), self.history.last.get("seconds", 0)
-        notes = {"run": self.name, "images seen": f"{at.total_images:,}"}
-        if seconds and done:
-            notes["time so far"] = tqdm.format_interval(seconds)
-        if seconds and done and running:
-            notes["time left"] = tqdm.format_interval(seconds / done * (1 - done))
+        notes = {"run": self.name, "images seen": f"{at.images:,}", "time so far": tqdm.format_interval(at.seconds)}
+        if done and running:
+            notes["time left"] = tqdm.format_interval(at.seconds / done * (1 - done))
         for name, text in (("images_per_second", "{:.3g}"), ("peak_memory_mb", "{:,.0f} MB")):
-            if name in values:
-                notes[name.removesuffix("_mb").replace("_", " ")] = text.format(values[name])
+            if name in self.history.curves:
+                notes[name.removesuffix("_mb").replace("_", " ")] = text.format(self.history.curves[name][1][-1])
         return notes | {"updated" if running else "ended": time.strftime("%Y-%m-%d %H:%M")}
 
     def _cards(self, last_epoch: int) -> list[Card]:
@@ -169,3 +159,8 @@ def _add_about(command: str, options: Mapping[str, object]) -> None:
 def _kind(card: Card) -> tuple[str, ...]:
     """What pictures an epoch has: those of a run that gained attention or another loss differ."""
     return tuple(figure.label for figures in card.groups.values() for figure in figures)
+
+
+def _width(path: Path) -> int:
+    with Image.open(path) as image:
+        return image.width

@@ -1,50 +1,51 @@
-"""What a display is told about a run, and what it may do with it."""
+"""Somewhere to show a run."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Sequence
 
-from torch import Tensor
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a run stands, counted in images."""
-
-    epoch: int  # this one, 1-based, of
-    epochs: int
-    epoch_images: int  # seen in this epoch, of
-    epoch_size: int
-    total_images: int  # since the start of the run
-    batch_size: int  # of the last step
-    step_seconds: float  # computing, per image of the last step
-    data_seconds: float  # waiting for data, per image of the last step
-
-    @property
-    def images_left(self) -> int:
-        """Images until the end of the last epoch."""
-        return (self.epochs - self.epoch + 1) * self.epoch_size - self.epoch_images
+from util.display.events import End, Event, Images, Losses, Progress, Start
 
 
 class Sink:
-    """Somewhere to show a run. A subclass overrides what it has a use for.
+    """Shows the events of a run. A subclass overrides what it has a use for.
 
-    `losses_freq` and `images_freq` are the images between two calls of `losses` and of `images`; 0 = never.
+    `images_freq` is the images between two pictures that it wants; 0 = none. With `epoch_images` it wants those of the
+    end of each epoch too.
     """
 
-    losses_freq = 0
     images_freq = 0
+    epoch_images = False
+
+    def wants_images(self, at: Progress) -> bool:
+        """Whether it wants pictures of this step."""
+        return at.crossed(self.images_freq) or (self.epoch_images and at.epoch_ended)
 
     def step(self, at: Progress) -> None:
         """Called after every step, so it has to be quick."""
 
-    def losses(self, at: Progress, losses: Mapping[str, float]) -> None:
-        """Show losses."""
+    def show(self, events: Sequence[Event]) -> None:
+        """Show events that the log has just got, or all of them again."""
+        for event in events:
+            match event:
+                case Start():
+                    self.start(event)
+                case Losses():
+                    self.losses(event)
+                case Images() if self.wants_images(event):
+                    self.images(event)
+                case End():
+                    self.end(event)
 
-    def images(self, at: Progress, images: Mapping[str, Tensor]) -> None:
-        """Show images (N, C, H, W) in [-1, 1]; the first of each batch is enough."""
+    def start(self, event: Start) -> None:
+        """Training starts, or goes on."""
 
-    def end_epoch(self, at: Progress, pictures: Callable[[], Mapping[str, Tensor]]) -> None:
-        """Called after the last step of an epoch, with what makes its pictures."""
+    def losses(self, event: Losses) -> None:
+        """Show values."""
+
+    def images(self, event: Images) -> None:
+        """Show pictures."""
+
+    def end(self, event: End) -> None:
+        """Training ends."""
 
     def close(self) -> None:
-        """Called once, when training ends or stops."""
+        """Called once, at the end."""

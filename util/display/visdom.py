@@ -1,103 +1,101 @@
-"""Visdom: loss curves and current images in a browser, while a server is there to take them."""
+"""Visdom: curves and current images in a browser."""
 
 import logging
-import socket
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from urllib.parse import urlsplit
+import math
+from collections.abc import Sequence
+from pathlib import Path
 
-from PIL import ImageOps
-from torch import Tensor
+import numpy as np
+from PIL import Image, ImageOps
 from torchvision.transforms.v2 import functional as F
 from torchvision.utils import make_grid
-from tqdm import tqdm
 from visdom import Visdom
 
-from util.display.sink import Progress, Sink
-from util.images import to_image
+from util.display.background import Stale
+from util.display.events import Event, Images, Losses, charts
+from util.display.sink import Sink
 
-TIMEOUT = 3.0  # seconds that training may lose, once, to a server that does not answer
+TIMEOUT = 10.0  # seconds to wait for an answer
 
 logging.getLogger("visdom").setLevel(logging.ERROR)  # it warns about every new session
 
 
 class Client(Visdom):
-    """A visdom client that neither waits for ever nor takes an error page for success."""
+    """A visdom client that waits for no answer for ever, and raises ConnectionError without printing anything."""
+
+    def __init__(self, server: str, port: int, env: str):
+        super().__init__(server=server, port=port, env=env, raise_exceptions=True, use_incoming_socket=False)
+
+    def win_exists(self, win: str, env: str | None = None) -> bool:
+        """Whether the server has the window."""
+        answer: str = self._win_exists_wrap(win, env)  # type: ignore[attr-defined] # missing in visdom's stubs
+        return answer == "true"
 
     def _handle_post(self, url: str, data: str | None = None) -> str:
-        session = self.session  # type: ignore[attr-defined] # missing in visdom's stubs
+        session = self.session  # type: ignore[attr-defined] # missing too
         response = session.post(url, data=data, timeout=TIMEOUT)
         response.raise_for_status()
         return str(response.text)
 
 
-def connect(server: str, port: int, env: str) -> Client | None:
-    """A client of the visdom server at `server` (a URL or host), or None and a line on the console if none answers."""
-    host = urlsplit(server if "//" in server else f"//{server}").hostname
-    try:
-        socket.create_connection((host, port), timeout=TIMEOUT).close()
-        return Client(server=server, port=port, env=env, raise_exceptions=True, use_incoming_socket=False)
-    except OSError:
-        tqdm.write(
-            f"visdom not reachable at {server}:{port}: start it with `python -m visdom.server -port {port}`, "
-            "or --display_id 0 to silence this"
-        )
-        return None
-
-
 class VisdomSink(Sink):
     """Curves and images of a run in windows of its own, named by `name` and `display_id`.
 
+    The first events replace what is in the windows, the others add to it. Raises ConnectionError when the server does
+    not answer, and Stale when somebody has closed a window.
+
     Args:
-        client: a connected client.
+        run_dir: folder of the run, where its pictures are.
         columns: pictures in a row of one window; 0 or less = a window for each picture.
         size: side of a picture in px.
-        append: go on with the curves that are there, as a continued run does, instead of starting new ones.
+        images_freq: images between two updates of pictures; 0 = never.
     """
 
     def __init__(
-        self, client: Visdom, name: str, *, display_id: int, columns: int, size: int, append: bool, losses_freq: int,
-        images_freq: int,
-    ):  # fmt: skip
-        self.client, self.name, self.window = client, name, f"{name}_{display_id}"
-        self.columns, self.size, self.append = columns, size, append
-        self.losses_freq, self.images_freq = losses_freq, images_freq
+        self, client: Client, run_dir: Path, name: str, *, display_id: int, columns: int, size: int, images_freq: int
+    ):
+        self.client, self.run_dir, self.name, self.window = client, run_dir, name, f"{name}_{display_id}"
+        self.columns, self.size, self.images_freq = columns, size, images_freq
+        self.curves: dict[str, list[str]] = {}  # title of a chart -> names of its curves
 
-    def losses(self, at: Progress, losses: Mapping[str, float]) -> None:
-        """Add a point to each curve."""
-        with self._off_on_error():
-            self.client.line(
-                X=[at.epoch - 1 + at.epoch_images / at.epoch_size],
-                Y=[list(losses.values())],
-                win=f"{self.window}_losses",
-                update="append" if self.append else None,
-                opts={"title": f"{self.name}: losses", "legend": list(losses), "xlabel": "epoch", "ylabel": "loss"},
-            )
-            self.append = True
+    def show(self, events: Sequence[Event]) -> None:
+        """Add all points to the curves at once, and show the last of the pictures."""
+        if losses := [event for event in events if isinstance(event, Losses)]:
+            names = dict.fromkeys(name for event in losses for name in event.values)
+            for title, curves in charts(names).items():
+                self._add(title, curves, losses)
+        if pictures := [event for event in events if isinstance(event, Images) and self.wants_images(event)]:
+            self.images(pictures[-1])
 
-    def images(self, at: Progress, images: Mapping[str, Tensor]) -> None:
-        """Replace the current images."""
-        box = (self.size, self.size)
-        pictures = {
-            label: F.pil_to_tensor(ImageOps.pad(to_image(batch[0]).convert("RGB"), box, color="white"))
-            for label, batch in images.items()
-        }
-        title = f"{self.name}: epoch {at.epoch}"
-        with self._off_on_error():
-            if self.columns > 0:
-                grid = make_grid(list(pictures.values()), nrow=self.columns, pad_value=255)
-                opts = {"title": title, "caption": ", ".join(pictures)}
-                self.client.image(grid.numpy(), win=f"{self.window}_images", opts=opts)
-            else:
-                for label, picture in pictures.items():
-                    self.client.image(
-                        picture.numpy(), win=f"{self.window}_{label}", opts={"title": f"{title}, {label}"}
-                    )
+    def images(self, event: Images) -> None:
+        """Replace the current images by those that are still on disk."""
+        files = {label: self.run_dir / file for label, file in event.pictures.items()}
+        pictures = {label: self._read(file) for label, file in files.items() if file.is_file()}
+        title = f"{self.name}: epoch {event.epoch}"
+        if self.columns > 0 and pictures:
+            grid = make_grid([F.pil_to_tensor(picture) for picture in pictures.values()], self.columns, pad_value=255)
+            opts = {"title": title, "caption": ", ".join(pictures)}
+            self.client.image(grid.numpy(), win=f"{self.window}_images", opts=opts)
+        else:
+            for label, picture in pictures.items():
+                opts = {"title": f"{title}, {label}"}
+                self.client.image(F.pil_to_tensor(picture).numpy(), win=f"{self.window}_{label}", opts=opts)
 
-    @contextmanager
-    def _off_on_error(self) -> Iterator[None]:
-        try:
-            yield
-        except ConnectionError:
-            tqdm.write("visdom does not answer any more: training goes on without it")
-            self.losses_freq = self.images_freq = 0
+    def _add(self, title: str, names: list[str], events: Sequence[Losses]) -> None:
+        """Add the points of `events` to the curves of a chart."""
+        window = f"{self.window}_{title.split(',')[0].replace(' ', '_')}"
+        known = self.curves.setdefault(title, names)
+        if known is not names and (set(names) - set(known) or not self.client.win_exists(window)):
+            raise Stale(title)
+        self.client.line(
+            X=np.array([event.epochs_seen for event in events]),
+            Y=np.array([[event.values.get(name, math.nan) for name in known] for event in events]),
+            win=window,
+            update=None if known is names else "append",
+            opts={"title": f"{self.name}: {title}", "legend": known, "xlabel": "epoch", "ylabel": title},
+        )
+
+    def _read(self, path: Path) -> Image.Image:
+        """The picture of a file, in the middle of a white square."""
+        with Image.open(path) as image:
+            return ImageOps.pad(image.convert("RGB"), (self.size, self.size), color="white")

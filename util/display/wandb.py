@@ -4,33 +4,31 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import wandb
 from torch import Tensor
 
-from util.display.sink import Progress, Sink
+from util.display.events import Images, Losses
+from util.display.sink import Sink
 from util.images import to_image
-
-try:
-    import wandb
-except ImportError as error:
-    raise ValueError(f"--use_wandb: {error}; pip install wandb") from error
 
 
 class WandbSink(Sink):
-    """Logs to the run `name` of a project, at the number of images seen."""
+    """Logs at the number of images seen, to the run `run_id` of a project, or to a new one."""
 
     def __init__(
-        self, project: str, name: str, run_dir: Path, *, config: dict[str, Any], losses_freq: int, images_freq: int
+        self, run_dir: Path, project: str, name: str, config: dict[str, Any], *, run_id: str | None, images_freq: int
     ):
-        self.losses_freq, self.images_freq = losses_freq, images_freq
-        self.run = wandb.init(project=project, name=name, dir=run_dir, config=config)
+        self.run_dir, self.images_freq, resume = run_dir, images_freq, "allow" if run_id else None
+        self.run = wandb.init(project=project, name=name, dir=run_dir, config=config, id=run_id, resume=resume)
 
-    def losses(self, at: Progress, losses: Mapping[str, float]) -> None:
-        """Log losses."""
-        self.run.log({"epoch": at.epoch, **losses}, step=at.total_images)
+    def losses(self, event: Losses) -> None:
+        """Log values."""
+        self.run.log({"epoch": event.epoch, **event.values}, step=event.images)
 
-    def images(self, at: Progress, images: Mapping[str, Tensor]) -> None:
-        """Log the first image of each batch."""
-        self.run.log({label: wandb.Image(to_image(batch[0])) for label, batch in images.items()}, step=at.total_images)
+    def images(self, event: Images) -> None:
+        """Log pictures."""
+        pictures = {label: wandb.Image(str(self.run_dir / file)) for label, file in event.pictures.items()}
+        self.run.log(pictures, step=event.images)
 
     def result(self, name: str, images: Mapping[str, Tensor]) -> None:
         """Log what test.py made of the picture `name`: label -> (C, H, W)."""

@@ -1,0 +1,224 @@
+"""Visdom, on a real server: there, absent, late, hanging, dying and coming back."""
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import closing, contextmanager
+
+import pytest
+
+from tests.test_display import LABELS, display, events, images, losses, options, progress, rates, train
+from util.display import background, create_display, replay
+from util.display import visdom as visdom_display
+from util.display.background import Background
+from util.display.events import Images, Losses
+from util.display.html import PageSink
+from util.display.visdom import Client
+
+pytestmark = pytest.mark.filterwarnings("ignore:The 'warn' method is deprecated:DeprecationWarning")  # in visdom
+
+
+@pytest.fixture
+def port():
+    with closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(background, "RETRY", 0.2)
+
+
+@contextmanager
+def visdom_server(tmp_path, port):
+    """A real server. Its command line would first download scripts for browsers, which the tests do without."""
+    folder = tmp_path / "visdom"
+    folder.mkdir(exist_ok=True)
+    command = [sys.executable, "-c", "from visdom.server.run_server import main; main()", "-bind_local"]
+    command += ["-port", str(port), "-env_path", str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+        try:
+            wait_for(lambda: is_open(port))
+            yield server
+        finally:
+            server.kill()
+
+
+def is_open(port):
+    with closing(socket.socket()) as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def wait_for(condition, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+def flags(port, *more):
+    place = ["--display_server", "http://127.0.0.1", "--display_port", str(port), "--display_env", "lab"]
+    return [*place, "--no_html", "--print_freq", "5", "--display_freq", "10", "--display_winsize", "64", *more]
+
+
+def shown_on(tmp_path, port, *more, at=None):
+    """The display of train.py with these flags, without its console."""
+    (tmp_path / "run").mkdir(exist_ok=True)
+    shown = create_display(options(tmp_path, *flags(port, *more)), tmp_path / "run", at or progress(1, 0))
+    shown.sinks = shown.sinks[1:]
+    return shown
+
+
+def curves(port, chart="losses"):
+    """What the server shows: name of a curve -> (x, y); nothing where there is no window."""
+    client, window = Client("http://127.0.0.1", port, "lab"), f"run_1_{chart}"
+    with closing(client.session):
+        content = json.loads(client.get_window_data(window))["content"] if client.win_exists(window) else {"data": []}
+    return {curve["name"]: (curve["x"], curve["y"]) for curve in content["data"]}
+
+
+def test_curves_and_images(tmp_path, port):
+    with visdom_server(tmp_path, port):
+        train(shown_on(tmp_path, port), epochs=[1])
+        train(shown_on(tmp_path, port, at=progress(1, 10)), epochs=[2])
+
+        assert {name: x for name, (x, _) in curves(port).items()} == {name: [0.5, 1.0, 1.5, 2.0] for name in losses()}
+        assert curves(port)["G_A"][1] == [losses()["G_A"].item()] * 4
+        assert curves(port, "learning_rates")["lr_D"] == ([0.5, 1.0, 1.5, 2.0], [0.0001] * 4)
+        assert curves(port, "images_per_second").keys() == {"images_per_second"}
+        assert curves(port, "peak_memory").keys() == {"peak_memory_mb"}
+        client = Client("http://127.0.0.1", port, "lab")
+        pictures = json.loads(client.get_window_data("run_1_images"))
+        assert pictures["title"] == "run: epoch 2"
+        assert pictures["content"]["caption"] == ", ".join(LABELS)
+        assert pictures["content"]["src"].startswith("data:image/png;base64,")
+
+        train(shown_on(tmp_path, port, "--display_ncols", "0"), epochs=[1])
+        assert json.loads(client.get_window_data("run_1_fake_B"))["title"] == "run: epoch 1, fake_B"
+        assert curves(port)["D_A"][0] == [0.5, 1.0]  # a run that starts anew has curves of its own
+        client.session.close()
+
+
+def test_absent(tmp_path, port, capfd):
+    train(shown_on(tmp_path, port), epochs=[1])
+    out, err = capfd.readouterr()
+    assert out == (
+        f"visdom at http://127.0.0.1:{port} does not answer; training goes on, and what it misses is sent when it is "
+        f"there: start it with `python -m visdom.server -port {port}`, or --display_id 0 to silence this\n"
+    )
+    assert err == ""
+    assert len(events(tmp_path / "run", Losses)) == 2
+    assert len(events(tmp_path / "run", Images)) == 1
+
+
+def test_a_late_server_gets_what_it_missed(tmp_path, port, capfd, quick):
+    shown = shown_on(tmp_path, port)
+    for count in range(1, 8):
+        shown.update(progress(1, count), losses(), images, rates)
+    wait_for(lambda: "does not answer" in capfd.readouterr().out)
+    with visdom_server(tmp_path, port):
+        wait_for(lambda: curves(port))
+        for count in range(8, 11):
+            shown.update(progress(1, count), losses(), images, rates)
+        shown.close("finished")
+        assert curves(port)["G_A"] == ([0.5, 1.0], [losses()["G_A"].item()] * 2)
+    assert capfd.readouterr().out.splitlines() == [
+        f"visdom at http://127.0.0.1:{port} is there, and has got what it missed"
+    ]
+
+
+def test_a_server_that_dies_and_comes_back_gets_what_it_missed(tmp_path, port, capfd, quick):
+    shown = shown_on(tmp_path, port, "--print_freq", "1")
+    with visdom_server(tmp_path, port) as server:
+        shown.update(progress(1, 1), losses(), images, rates)
+        wait_for(lambda: curves(port))
+        server.kill()
+        server.wait()
+        shown.update(progress(1, 2), losses(), images, rates)
+        wait_for(lambda: "does not answer" in capfd.readouterr().out)
+    shown.update(progress(1, 3), losses(), images, rates)
+    with visdom_server(tmp_path, port):
+        wait_for(lambda: curves(port))
+        shown.update(progress(1, 4), losses(), images, rates)
+        shown.close("stopped")
+        assert curves(port)["G_A"][0] == [0.1, 0.2, 0.3, 0.4]
+
+
+def test_a_server_that_has_forgotten_its_windows_gets_them_again(tmp_path, port):
+    shown = shown_on(tmp_path, port, "--print_freq", "1")
+    with visdom_server(tmp_path, port):
+        shown.update(progress(1, 1), losses(), images, rates)
+        wait_for(lambda: curves(port))
+        client = Client("http://127.0.0.1", port, "lab")
+        client.close("run_1_losses")
+        client.session.close()
+        assert not curves(port)
+        shown.update(progress(1, 2), losses(), images, rates)
+        new = losses() | {"idt_A": losses()["G_A"]}
+        shown.update(progress(1, 3), new, images, rates)  # a curve that the chart does not have
+        shown.close("stopped")
+        assert curves(port)["D_A"][0] == [0.1, 0.2, 0.3]
+        assert curves(port)["idt_A"][1] == [None, None, new["idt_A"].item()]
+
+
+def test_a_hanging_server_costs_training_nothing(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(visdom_display, "TIMEOUT", 3)
+    monkeypatch.setattr(background, "GRACE", 0.2)
+    with closing(socket.create_server(("127.0.0.1", 0))) as hanging:  # accepts and never answers
+        shown = shown_on(tmp_path, hanging.getsockname()[1], "--print_freq", "1")
+        slowest = 0.0
+        for count in range(1, 31):
+            since = time.monotonic()
+            shown.update(progress(count // 10 + 1, count % 10 + 1), losses(), images, rates)
+            slowest = max(slowest, time.monotonic() - since)
+        assert slowest < 2
+        out = []
+        wait_for(lambda: out.append(capfd.readouterr().out) or "does not answer" in out[-1])
+        since = time.monotonic()
+        shown.close("finished")
+        assert time.monotonic() - since < 2
+    assert ("".join(out) + capfd.readouterr().out).count("does not answer; training goes on") == 1
+    assert len(events(tmp_path / "run", Losses)) == 30
+
+
+def test_values_that_have_not_arrived_in_the_end_are_announced(tmp_path, port, monkeypatch, capfd):
+    monkeypatch.setattr(background, "GRACE", 0.1)
+    shown = shown_on(tmp_path, port, "--print_freq", "1")
+    with visdom_server(tmp_path, port) as server:
+        shown.update(progress(1, 1), losses(), images, rates)
+        wait_for(lambda: curves(port))
+        server.send_signal(signal.SIGSTOP)  # hangs in the middle of a run
+        shown.update(progress(1, 2), losses(), images, rates)
+        shown.close("finished")
+        assert "has not got all in time; `python -m util.display.replay` sends it" in capfd.readouterr().out
+    assert len(events(tmp_path / "run", Losses)) == 2
+
+
+def test_the_thread_starts_after_the_processes_that_load_data(tmp_path, port):
+    shown = shown_on(tmp_path, port)
+    (thread,) = [sink.thread for sink in shown.sinks if isinstance(sink, Background)]
+    assert not thread.is_alive()
+    shown.update(progress(1, 1), losses(), images, rates)
+    assert thread.is_alive()
+    assert thread.daemon
+    shown.close("stopped")
+    wait_for(lambda: not thread.is_alive())
+
+
+def test_replay(tmp_path, port, capfd):
+    page = PageSink(tmp_path / "run/web", "run", names=("A", "B"), size=64, images_freq=0)
+    train(display(tmp_path / "run", page), epochs=[1, 2])
+    places = ["--checkpoints_dir", str(tmp_path), "--name", "run", "--to", "visdom"]
+    with pytest.raises(ConnectionError):
+        replay.main([*places, *flags(port)])
+    with visdom_server(tmp_path, port):
+        for _ in range(2):  # the second does not double anything
+            assert replay.main([*places, *flags(port)]) == 0
+        assert curves(port)["G_A"] == ([count / 10 for count in range(1, 21)], [losses()["G_A"].item()] * 20)
+        client = Client("http://127.0.0.1", port, "lab")
+        assert json.loads(client.get_window_data("run_1_images"))["title"] == "run: epoch 2"
+        client.session.close()
