@@ -20,6 +20,8 @@ import train as training
 from tests.conftest import draw_shapes
 from util.attention import AttentionMap, heat_colours, overlay, query_points
 from util.display import Progress
+from util.display.event_log import EventLog
+from util.display.events import Images
 from util.display.html import PageSink
 from util.html import ResultsPage
 from util.images import to_image
@@ -218,15 +220,16 @@ def test_captions_and_alternative_texts(browser, results):
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_training_page(browser, tmp_path, width):
-    sink = PageSink(tmp_path, HOSTILE[4], names=("B", "A"), size=256, images_freq=1)
+    sink = PageSink(tmp_path / "web", HOSTILE[4], names=("B", "A"), size=256, images_freq=1)
     labels = (*LABELS, "idt_A", "idt_B")
     for epoch in (1, 2, 3):
         at = Progress(
-            epoch=epoch, epochs=200, epoch_images=9, epoch_size=9, total_images=9 * epoch, batch_size=1,
-            step_seconds=0.1, data_seconds=0,
+            step=9 * epoch, epoch=epoch, epochs=200, epoch_images=9, epoch_size=9, images=9 * epoch, batch_size=1,
+            seconds=9.0 * epoch,
         )  # fmt: skip
-        sink.end_epoch(at, {label: picture(f"{epoch}{label}", size=128)[None] for label in labels})
-    check_page(browser, tmp_path / "index.html", width=width, pictures=24)
+        pictures = {label: picture(f"{epoch}{label}", size=128)[None] for label in labels}
+        sink.show([Images.at(at, pictures=EventLog(tmp_path).save_pictures(at, pictures))])
+    check_page(browser, tmp_path / "web/index.html", width=width, pictures=24)
     assert browser.run("[...document.querySelectorAll('h2 a')].map(e => e.textContent)") == [
         "epoch 3",
         "epoch 2",
