@@ -150,7 +150,7 @@ def test_events_survive_the_log_and_numbers_without_a_word_in_json_become_nan():
     assert math.isnan(read.values["D"])
     assert read.values["E"] == 1
     start = from_json(to_json(Start.at(at, time="", continued=False, options={"max_dataset_size": math.inf})))
-    assert start.options == {"max_dataset_size": None}
+    assert start.options == {"max_dataset_size": "inf"}
 
 
 @pytest.mark.parametrize("line", ["{}", "[]", "half", '{"kind": "end"}', '{"kind": "other"}'])
