@@ -4,12 +4,13 @@ VENV ?= .venv
 
 python := $(VENV)/bin/python
 
-.PHONY: help demo earth test format
+.PHONY: help demo earth test faults format
 
 help:
 	@echo 'make demo     install, train on the bundled pictures (6 minutes on 2 cores), translate the test pictures'
 	@echo 'make earth    the same with the longer recipe (60 minutes)'
 	@echo 'make test     install the development tools as well, then lint, types and tests'
+	@echo 'make faults   runs that are killed over and over, and other tests that take minutes (10 at most, on 2 cores)'
 	@echo 'make format   put the code into the form that make test asks for'
 
 demo earth: $(VENV)/installed
@@ -22,6 +23,9 @@ test: $(VENV)/installed-dev
 	$(python) -m ruff format --check
 	$(python) -m mypy
 	$(python) -m pytest
+
+faults: $(VENV)/installed-dev
+	$(python) -m pytest -m faults
 
 format: $(VENV)/installed-dev
 	$(python) -m ruff check --fix
