@@ -26,7 +26,7 @@ PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["tests.test_kills"])
 
 
-def run_quietly(function: Callable[..., object], log: Path, *arguments: object) -> None:
+def run_quietly(function: Callable[..., int | None], log: Path, *arguments: object) -> None:
     """What a new process does: `function`, with its output in `log`."""
     torch.set_num_threads(1)
     with log.open("a") as sys.stdout:
@@ -34,7 +34,7 @@ def run_quietly(function: Callable[..., object], log: Path, *arguments: object) 
         sys.exit(function(*arguments))
 
 
-def start(function: Callable[..., object], log: Path, *arguments: object) -> multiprocessing.process.BaseProcess:
+def start(function: Callable[..., int | None], log: Path, *arguments: object) -> multiprocessing.process.BaseProcess:
     """`function(*arguments)` in a process of its own."""
     process = PROCESSES.Process(target=run_quietly, args=(function, log, *arguments))
     process.start()
