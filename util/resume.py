@@ -9,6 +9,8 @@ from models.base_model import BaseModel
 from util.checkpoint import load_networks
 from util.saves import read_state
 
+POSITION = ("epoch", "epoch_images", "total_images")  # of a run: the epoch counts from 1, images from 0
+
 
 def random_state() -> dict:
     """The states of torch's random generators."""
@@ -24,7 +26,7 @@ def take_over(model: BaseModel, state: dict[str, Any]) -> dict[str, int]:
     Raises:
         KeyError, ValueError, TypeError, RuntimeError: it was saved for another model.
     """
-    start = {name: state[name] for name in ("epoch", "epoch_images", "total_images")}
+    start = {name: state[name] for name in POSITION}
     model.load_training_state(state["model"], epoch=start["epoch"])
     torch.set_rng_state(state["random"]["cpu"])
     if "cuda" in state["random"] and torch.cuda.is_available():
