@@ -164,15 +164,15 @@ def test_a_run_killed_a_few_times_ends_like_one_that_was_not(tiny_data, tmp_path
     ("kills", "flags"),
     [
         (30, "--model cycle_gan_attn --pool_size 2 --num_threads 2 --ema_decay 0.9 --lr_policy plateau"),
-        (10, "--model cycle_gan --pool_size 2 --gan_mode wgangp --lr_policy cosine"),
-        (10, "--model sagan --netG sagan --batch_size 2 --diffaugment color,translation,cutout"),
-        (10, "--model pix2pix --netG resnet_6blocks --pool_size 2 --num_threads 1 --lr_policy step --lr_decay_iters 1"),
+        (6, "--model cycle_gan --pool_size 2 --gan_mode wgangp --lr_policy cosine"),
+        (6, "--model sagan --netG sagan --batch_size 2 --diffaugment color,translation,cutout"),
+        (6, "--model pix2pix --netG resnet_6blocks --pool_size 2 --num_threads 1 --lr_policy step --lr_decay_iters 1"),
     ],
     ids=["cycle_gan_attn", "cycle_gan", "sagan", "pix2pix"],
 )
 def test_a_run_killed_at_random_moments_ends_like_one_that_was_not(kills, flags, tiny_data, paired_data, tmp_path):
     data = paired_data if "pix2pix" in flags else tiny_data
-    compare_with_killed(tmp_path, ["--dataroot", str(data), *flags.split()], kills=kills, seed=kills, epochs=8)
+    compare_with_killed(tmp_path, ["--dataroot", str(data), *flags.split()], kills=kills, seed=kills, epochs=6)
 
 
 # ---- full disks
