@@ -4,7 +4,7 @@ VENV ?= .venv
 
 python := $(VENV)/bin/python
 
-.PHONY: help demo earth faces faces_hour test format
+.PHONY: help demo earth faces faces_hour test faults format
 
 help:
 	@echo 'make demo        install, train on the bundled pictures (6 minutes on 2 cores), translate the test pictures'
@@ -12,6 +12,7 @@ help:
 	@echo 'make faces       train SAGAN on the bundled faces (10 minutes), make some'
 	@echo 'make faces_hour  the same with the longer recipe'
 	@echo 'make test        install the development tools as well, then lint, types and tests'
+	@echo 'make faults      runs that are killed over and over, and other tests that take minutes (10 at most, on 2 cores)'
 	@echo 'make format      put the code into the form that make test asks for'
 
 demo earth: $(VENV)/installed
@@ -28,6 +29,9 @@ test: $(VENV)/installed-dev
 	$(python) -m ruff format --check
 	$(python) -m mypy
 	$(python) -m pytest
+
+faults: $(VENV)/installed-dev
+	$(python) -m pytest -m faults
 
 format: $(VENV)/installed-dev
 	$(python) -m ruff check --fix

@@ -1,37 +1,47 @@
 """Train a model: python train.py --dataroot ./datasets/maps --name maps --model cycle_gan_attn."""
 
+import math
 import shlex
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from data import EpochLoader, create_dataset
 from models import create_model
 from models.base_model import BaseModel
-from options.base_options import Options, read_saved
-from options.train_options import TrainOptions
-from util.checkpoint import load_checkpoint, save_checkpoint
+from options.base_options import Options, from_portable, read_saved
+from options.train_options import TrainOptions, changed_flags
+from util.checkpoint import load_networks
 from util.command import run_command
 from util.device import pick_device
-from util.display import Progress, create_display
+from util.display import Display, Progress, create_display
+from util.finite import LossGuard, NotFiniteError
 from util.init_from import init_from
 from util.interrupt import stop_requests
+from util.resume import random_state, roll_back, take_over
+from util.saves import read_state, save_checkpoint
+
+ROLLBACKS = 3  # at most, in the life of a run
 
 
 def main(argv: list[str] | None = None) -> int:
     """Parse, build, train. Returns the exit status: 0, or 128 + the number of the signal that ended the run early."""
     flags = TrainOptions().peek(argv)
     run_dir = Path(flags["checkpoints_dir"]) / flags["name"]
-    opt = TrainOptions().parse(argv, read_saved(run_dir) if flags["continue_train"] else {})
+    state = read_state(run_dir, save_label(flags["epoch"], flags["load_iter"])) if flags["continue_train"] else None
+    opt = parse_options(argv, run_dir, state) if flags["continue_train"] else TrainOptions().parse(argv)
     torch.manual_seed(opt.seed)
     loader = create_dataset(opt)
     model = create_model(opt).to(pick_device(opt.device, opt.gpu_ids))
     model.prepare_training(opt)
     model.check_sizes({size for sizes in loader.dataset.sizes.values() for size in sizes})
-    start = resume(opt, model, run_dir)
+    start = resume(opt, model, run_dir, state)
     if start["epoch_images"] >= len(loader.dataset):
         raise ValueError(
             f"the run has seen {start['epoch_images']} pictures of an epoch, but now there are {len(loader.dataset)}: "
@@ -40,7 +50,35 @@ def main(argv: list[str] | None = None) -> int:
     run_dir.mkdir(parents=True, exist_ok=True)
     opt.save(run_dir)
     print(model.summary(verbose=opt.verbose))
-    return train(opt, model, loader, run_dir, **start)
+    deadline = time.monotonic() + 60 * opt.max_minutes if opt.max_minutes else math.inf
+    while True:
+        try:
+            return train(opt, model, loader, run_dir, deadline=deadline, **start)
+        except NotFiniteError as error:
+            if opt.on_nan == "stop" or model.halvings == ROLLBACKS:
+                raise NotFiniteError(f"{error}. {advice(opt.on_nan, run_dir)}") from error
+            start = roll_back(model, run_dir)
+            print(f"{error}. Back in epoch {start['epoch']}, learning rates halved ({model.halvings} of {ROLLBACKS})")
+
+
+def advice(on_nan: str, run_dir: Path) -> str:
+    """What to do about losses that are not finite."""
+    if on_nan == "stop":
+        return f"{run_dir} holds the last good state: look at the pictures, then add --continue_train --on_nan rollback"
+    return f"{run_dir} holds the last good state, but {ROLLBACKS} times half the learning rate was not enough"
+
+
+def parse_options(argv: list[str] | None, run_dir: Path, state: dict[str, Any] | None) -> Options:
+    """The options of a run that goes on: those of its state, and what the command line changes, if it may."""
+    saved = from_portable(state["options"]) if state and "options" in state else read_saved(run_dir)
+    opt = TrainOptions().parse(argv, saved)
+    if changed := changed_flags(opt, saved):
+        if not opt.override:
+            raise ValueError(
+                f"--continue_train with other flags than before: {', '.join(changed)}; leave them out or add --override"
+            )
+        print(f"going on with other flags: {', '.join(changed)}")
+    return opt
 
 
 def train(
@@ -49,13 +87,19 @@ def train(
     loader: EpochLoader,
     run_dir: Path,
     *,
+    deadline: float,
     epoch: int,
     epoch_images: int,
     total_images: int,
     steps: int,
 ) -> int:
-    """Train from the given position: epochs count from 1, images and steps from 0. Returns the exit status."""
+    """Train from the given position: epochs count from 1, images and steps from 0. Returns the exit status.
+
+    Raises:
+        NotFiniteError: a loss is nan or infinite; the last save is from before.
+    """
     epochs, epoch_size, started = opt.n_epochs + opt.n_epochs_decay, len(loader.dataset), time.monotonic()
+    guard = LossGuard()
 
     def progress(batch_size: int = 0, step_seconds: float = 0.0, data_seconds: float = 0.0) -> Progress:
         return Progress(
@@ -65,21 +109,26 @@ def train(
         )  # fmt: skip
 
     def save(label: str) -> None:
+        guard.settle()
         position = {"epoch": epoch, "epoch_images": epoch_images, "total_images": total_images, "steps": steps}
-        save_checkpoint(model, run_dir, label, position | {"model": model.training_state(), "random": random_state()})
+        state = {"options": opt.portable(), "model": model.training_state(), "random": random_state()}
+        save_checkpoint(model, run_dir, label, position | state)
+
+    save("latest")  # there is something to go on with from the first step, and the disk has room
 
     test = f"python test.py --name {shlex.quote(opt.name)}"
     if opt.given("checkpoints_dir"):
         test += f" --checkpoints_dir {shlex.quote(opt.checkpoints_dir)}"
     page = "" if opt.no_html else f"; the page of the run is {run_dir / 'web' / 'index.html'}"
     display = create_display(opt, run_dir, progress(), model.attention)
-    with stop_requests() as signals:
+    with stop_requests() as signals, closed_on_error(display):
         for running in range(epoch, epochs + 1):
             loader.sampler.set_epoch(running, skip=epoch_images)
             waiting_since = time.perf_counter()
             for batch in loader:
                 stepping_since = time.perf_counter()
                 losses, images = model.step(batch)
+                guard.check(losses, [*batch["A_paths"], *batch.get("B_paths", [])])
                 now, size = time.perf_counter(), len(batch["A"])
                 steps, epoch_images, total_images = steps + 1, epoch_images + size, total_images + size
                 at = progress(size, (now - stepping_since) / size, (stepping_since - waiting_since) / size)
@@ -92,7 +141,7 @@ def train(
                 due = at.crossed(opt.save_latest_freq)
                 if due and opt.save_by_iter:
                     save(f"iter_{total_images}")
-                stop = signals or (opt.max_minutes and time.monotonic() - started > 60 * opt.max_minutes)
+                stop = signals or time.monotonic() > deadline
                 if due or at.epoch_ended or stop:
                     save("latest")
                 if stop and epoch <= epochs:
@@ -105,7 +154,17 @@ def train(
     return 0
 
 
-def resume(opt: Options, model: BaseModel, run_dir: Path) -> dict[str, int]:
+@contextmanager
+def closed_on_error(display: Display) -> Iterator[None]:
+    """Close `display` before an error is shown."""
+    try:
+        yield
+    except BaseException:
+        display.close("failed")
+        raise
+
+
+def resume(opt: Options, model: BaseModel, run_dir: Path, state: dict[str, Any] | None) -> dict[str, int]:
     """Where to start; with --continue_train, `model` and the random generators take over what the run has saved."""
     start = {"epoch": opt.epoch_count, "epoch_images": 0, "total_images": 0, "steps": 0}
     if not opt.continue_train:
@@ -114,17 +173,13 @@ def resume(opt: Options, model: BaseModel, run_dir: Path) -> dict[str, int]:
         if opt.init_from:
             start_from(opt, model, run_dir)
         return start
-    label = checkpoint_label(opt)
-    state = load_checkpoint(model, run_dir, label)
-    if state is None:
+    label = save_label(opt.epoch, opt.load_iter)
+    filled = load_networks(model, run_dir, label)
+    if state is None or not filled:
         print(f"only weights go on: optimizers and schedules start anew, in epoch {opt.epoch_count}")
         return start
     try:
-        start |= {name: state[name] for name in start if name in state}
-        model.load_training_state(state["model"], epoch=start["epoch"])
-        torch.set_rng_state(state["random"]["cpu"])
-        if "cuda" in state["random"] and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(state["random"]["cuda"])
+        start = take_over(model, state)
     except (KeyError, ValueError, TypeError, RuntimeError) as error:
         raise ValueError(f"{label}_state.pth in {run_dir} does not belong to this model: {error}") from error
     if opt.given("epoch_count") and opt.epoch_count != start["epoch"]:
@@ -145,20 +200,12 @@ def start_from(opt: Options, model: BaseModel, run_dir: Path) -> None:
     if source.resolve() == run_dir.resolve():
         raise ValueError(f"--init_from {source}: the new run would overwrite it; choose another --name")
     trained = read_saved(source).get("direction", opt.direction)
-    print(init_from(model, source, checkpoint_label(opt), reverse=trained != opt.direction))
+    print(init_from(model, source, save_label(opt.epoch, opt.load_iter), reverse=trained != opt.direction))
 
 
-def checkpoint_label(opt: Options) -> str:
+def save_label(epoch: str, load_iter: int) -> str:
     """How the names of the files begin that --epoch or --load_iter ask for."""
-    return f"iter_{opt.load_iter}" if opt.load_iter else opt.epoch
-
-
-def random_state() -> dict:
-    """The states of torch's random generators."""
-    state: dict = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_initialized():
-        state["cuda"] = torch.cuda.get_rng_state_all()
-    return state
+    return f"iter_{load_iter}" if load_iter else epoch
 
 
 if __name__ == "__main__":

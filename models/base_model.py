@@ -40,6 +40,7 @@ class BaseModel(nn.Module):
         self.pools: dict[str, ImagePool] = {}
         self.ema_decay = 0.0
         self.updates = 0
+        self.halvings = 0  # of the learning rates, beside their schedules
         self.epoch_losses: dict[str, Tensor] = {}
         self.bf16 = False
 
@@ -128,6 +129,16 @@ class BaseModel(nn.Module):
     def learning_rates(self) -> dict[str, float]:
         """Those of the next step, to be logged beside the losses: lr_G and so on."""
         return {f"lr_{name}": optimizer.param_groups[0]["lr"] for name, optimizer in self.optimizers.items()}
+
+    def halve_rates(self, times: int) -> None:
+        """Make the learning rates those of the flags and schedules, halved so many times."""
+        factor = 0.5 ** (times - self.halvings)
+        for name, optimizer in self.optimizers.items():
+            for group in optimizer.param_groups:
+                group["lr"] *= factor
+            if isinstance(scheduler := self.schedulers[name], LambdaLR):
+                scheduler.base_lrs = [rate * factor for rate in scheduler.base_lrs]
+        self.halvings = times
 
     def add_ema(self, *names: str) -> None:
         """Keep an exponential moving average of the named networks, as networks `{name}_ema`, if --ema_decay is set."""
@@ -228,6 +239,7 @@ class BaseModel(nn.Module):
             "schedulers": {name: scheduler.state_dict() for name, scheduler in self.schedulers.items()},
             "pools": {name: pool.images for name, pool in self.pools.items()},
             "updates": self.updates,
+            "halvings": self.halvings,
             "epoch_losses": self.epoch_losses,
         }
 
@@ -236,6 +248,7 @@ class BaseModel(nn.Module):
 
         Learning rate and betas stay those of the flags, but for plateau, whose rate is a result of the run.
         """
+        self.halve_rates(state["halvings"])
         for name, optimizer in self.optimizers.items():
             saved, scheduler = state["optimizers"][name], self.schedulers[name]
             optimizer.load_state_dict(saved | {"param_groups": optimizer.state_dict()["param_groups"]})

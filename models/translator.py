@@ -19,9 +19,10 @@ from models.networks.layers import BATCH_NORMS
 from models.networks.sizes import accept_any_size
 from options.base_options import Options, read_saved
 from options.test_options import TestOptions
-from util.checkpoint import WEIGHTS, find_weights, load_weights, read_weights
+from util.checkpoint import find_weights, load_weights, read_weights
 from util.device import pick_device
 from util.images import to_image
+from util.saves import WEIGHTS
 
 Picture = TypeVar("Picture", Image.Image, np.ndarray, Tensor)
 

@@ -16,6 +16,7 @@ from models.networks.layers import NORMS
 from options import values
 from options.parser import RENAMED, Parser
 from util.registry import choices, find_class
+from util.saves import temporary
 
 BUNDLED_MARK = "bundled:"  # before the name of a folder in datasets/
 
@@ -61,18 +62,22 @@ class Options:
         """A copy of all values: flag -> value."""
         return dict(self._values)
 
+    def portable(self) -> dict[str, Any]:
+        """All values as they are saved: the data root is found from other folders, a bundled one in other clones."""
+        root = Path(self.dataroot).absolute()
+        bundled = root.is_relative_to(BUNDLED)
+        return self.as_dict() | {"dataroot": f"{BUNDLED_MARK}{root.relative_to(BUNDLED)}" if bundled else str(root)}
+
     def save(self, run_dir: Path) -> None:
         """Write train_opt.txt (upstream's layout) and train_opt.json, or test_opt, into the folder `run_dir`."""
         # 1e999 is how JSON can say infinity; Python's own `Infinity` is not JSON.
-        saved = self.as_dict()
-        root = Path(self.dataroot).absolute()
-        # another clone has the bundled pictures elsewhere
-        saved["dataroot"] = BUNDLED_MARK + str(root.relative_to(BUNDLED)) if root.is_relative_to(BUNDLED) else str(root)
-        texts = {flag: "1e999" if value == math.inf else json.dumps(value) for flag, value in saved.items()}
+        texts = {flag: "1e999" if value == math.inf else json.dumps(value) for flag, value in self.portable().items()}
         lines = ",\n".join(f"  {json.dumps(flag)}: {text}" for flag, text in texts.items())
-        (run_dir / f"{self._name}_opt.json").write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
-        text = f"{self}\n".encode(errors="surrogateescape")
-        (run_dir / f"{self._name}_opt.txt").write_bytes(text)
+        contents = {"json": f"{{\n{lines}\n}}\n".encode(), "txt": f"{self}\n".encode(errors="surrogateescape")}
+        for suffix, content in contents.items():
+            path = run_dir / f"{self._name}_opt.{suffix}"
+            temporary(path).write_bytes(content)
+            temporary(path).replace(path)
 
 
 def read_saved(run_dir: Path) -> dict[str, Any]:
@@ -85,12 +90,17 @@ def read_saved(run_dir: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        saved = dict(json.loads(path.read_text(encoding="utf-8")))
+        return from_portable(dict(json.loads(path.read_text(encoding="utf-8"))))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({error}): restore or remove it") from error
-    if str(saved.get("dataroot")).startswith(BUNDLED_MARK):
-        saved["dataroot"] = str(BUNDLED / saved["dataroot"].removeprefix(BUNDLED_MARK))
-    return saved
+
+
+def from_portable(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """What `Options.portable` made, with the bundled pictures where they are in this clone."""
+    options, root = dict(saved), str(saved.get("dataroot"))
+    if root.startswith(BUNDLED_MARK):
+        options["dataroot"] = str(BUNDLED / root.removeprefix(BUNDLED_MARK))
+    return options
 
 
 class BaseOptions:

@@ -76,9 +76,9 @@ class Parser(argparse.ArgumentParser):
         flag = next((word.split("=")[0] for word in unknown if word.startswith("-")), None)
         if flag is None:
             self.error(f"{unknown[0]!r} belongs to no option")
-        known = {f"--{name}": f"--{name}" for name in self.defaults()}
-        known |= {f"--{old}": f"--{new}" for old, new in RENAMED.items() if f"--{new}" in known}
-        similar = difflib.get_close_matches(flag, known, 1)
+        known = {name: f"--{name}" for name in self.defaults()}
+        known |= {old: f"--{new}" for old, new in RENAMED.items() if new in known}
+        similar = difflib.get_close_matches(flag.removeprefix("--"), known, 1)
         self.error(f"no option {flag}; " + (f"did you mean {known[similar[0]]}?" if similar else "--help lists them"))
 
 

@@ -2,12 +2,13 @@
 
 from argparse import ArgumentParser
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from models.losses import MODES
 from models.optim import POLICIES
 from options import values
-from options.base_options import BaseOptions
+from options.base_options import BaseOptions, Options
 
 
 class TrainOptions(BaseOptions):
@@ -21,6 +22,16 @@ class TrainOptions(BaseOptions):
     own_flags = frozenset(
         (
             "name", "suffix", "checkpoints_dir", "continue_train", "epoch", "load_iter", "epoch_count", "init_from",
+            "override",
+        )
+    )  # fmt: skip
+    # These may change while a run goes on: how long it is, what is saved and shown, and where it computes.
+    free_flags = frozenset(
+        (
+            "n_epochs", "n_epochs_decay", "max_minutes", "on_nan", "save_latest_freq", "save_epoch_freq",
+            "save_by_iter", "print_freq", "update_html_freq", "no_html", "display_freq", "display_id", "display_ncols",
+            "display_server", "display_port", "display_env", "display_winsize", "use_wandb", "wandb_project_name",
+            "verbose", "num_threads", "device", "gpu_ids",
         )
     )  # fmt: skip
 
@@ -40,12 +51,30 @@ class TrainOptions(BaseOptions):
                 flags[rate] = flags["lr"]
         if flags["init_from"] and flags["continue_train"]:
             parser.error("--init_from starts a run and --continue_train goes on with one: leave one of them out")
+        if flags["override"] and not flags["continue_train"]:
+            parser.error("--override is about the flags of a run that goes on: it needs --continue_train")
         epochs = flags["n_epochs"] + flags["n_epochs_decay"]
         if flags["epoch_count"] > epochs:
             parser.error(
                 f"--epoch_count {flags['epoch_count']}: --n_epochs {flags['n_epochs']} and --n_epochs_decay "
                 f"{flags['n_epochs_decay']} make {epochs} epochs"
             )
+
+
+def changed_flags(opt: Options, saved: Mapping[str, Any]) -> list[str]:
+    """What makes another run of one that goes on: "--lr 0.001 (so far 0.0002)" for each flag that is not free.
+
+    Attention is free when `cycle_gan` goes on as `cycle_gan_attn`, and so on: it changes no pixel at first.
+    """
+    free = TrainOptions.own_flags | TrainOptions.free_flags
+    if opt.model == f"{saved.get('model')}_attn":
+        free |= {"model", "attn_G", "attn_D"}
+    current = opt.as_dict() | {"dataroot": str(Path(opt.dataroot).absolute())}
+    return [
+        f"--{flag} {value} (so far {saved[flag]})"
+        for flag, value in current.items()
+        if flag in saved and value != saved[flag] and flag not in free
+    ]
 
 
 def add_training_flags(parser: ArgumentParser) -> None:
@@ -56,10 +85,13 @@ def add_training_flags(parser: ArgumentParser) -> None:
     add("--n_epochs_decay", type=values.non_negative_int, default=100, help="epochs after these, at a falling rate")
     add("--epoch_count", type=values.positive_int, default=1, help="number of the first epoch")
     add("--continue_train", action="store_true", help="go on where the run of this name was saved, with its flags")
+    add("--override", action="store_true", help="let --continue_train go on with other flags than before")
     add(
         "--init_from", default="", help="start from older weights, what fits of them: a run's name or folder, or a file"
     )
     add("--max_minutes", type=values.non_negative_float, default=0.0, help="save and stop after so long; 0 = no limit")
+    nan = "when a loss is not finite: stop, or go back to the last save with half the learning rate, 3 times at most"
+    add("--on_nan", default="stop", choices=("stop", "rollback"), help=nan)
     precision = (
         "what networks compute in; bf16 is faster where the processor has it, and coarser: losses and weights stay fp32"
     )

@@ -11,7 +11,8 @@ from models.base_model import BaseModel
 from models.networks import DISCRIMINATORS, GENERATORS
 from tests.golden.fill import fill
 from tests.test_networks import GOLDEN, build_golden, golden_networks
-from util.checkpoint import load_weights, read_weights, save_checkpoint
+from util.checkpoint import load_weights, read_weights
+from util.saves import save_checkpoint
 
 
 def small(**keywords) -> nn.Module:

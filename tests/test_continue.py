@@ -26,26 +26,27 @@ def all_tensors(content) -> list[torch.Tensor]:
 
 
 def assert_equal_checkpoints(first: Path, second: Path) -> None:
-    """All latest_*.pth of two runs hold the same bits."""
+    """All latest_*.pth of two runs hold the same bits; only their flags may differ."""
     names = sorted(path.name for path in first.glob("latest_*.pth"))
     assert names == sorted(path.name for path in second.glob("latest_*.pth"))
     for name in names:
-        a, b = (all_tensors(torch.load(run / name, weights_only=True)) for run in (first, second))
+        contents = [torch.load(run / name, weights_only=True) for run in (first, second)]
+        a, b = (all_tensors({key: content[key] for key in content if key != "options"}) for content in contents)
         assert len(a) == len(b)
         assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True)), name
 
 
 @pytest.mark.parametrize(
-    "flags",
+    ("number", "flags"),
     [
-        ["--model", "cycle_gan_attn", "--pool_size", "2", "--ema_decay", "0.9"],
-        ["--model", "sagan", "--netG", "sagan", "--batch_size", "2", "--diffaugment", "color,translation,cutout"],
+        (signal.SIGTERM, ["--model", "cycle_gan_attn", "--pool_size", "2", "--ema_decay", "0.9"]),
+        (signal.SIGINT, ["--model", "sagan", "--netG", "sagan", "--batch_size", "2", "--diffaugment", "color,cutout"]),
     ],
-    ids=lambda flags: flags[1],
+    ids=["SIGTERM", "SIGINT"],
 )
-def test_interrupted_and_continued_equals_uninterrupted(tiny_data, tmp_path, flags):
+def test_interrupted_and_continued_equals_uninterrupted(tiny_data, tmp_path, number, flags):
     flags = ["--dataroot", tiny_data, *flags]
-    whole = train(tmp_path / "whole", *flags, "--n_epochs", "12")
+    whole = train(tmp_path / "whole", *flags, "--n_epochs", "3")
     command = [
         sys.executable,
         ROOT / "train.py",
@@ -56,17 +57,17 @@ def test_interrupted_and_continued_equals_uninterrupted(tiny_data, tmp_path, fla
         *TINY,
         *flags,
     ]
-    command = [*map(str, command), "--n_epochs", "12", "--num_threads", "1"]
+    command = [*map(str, command), "--n_epochs", "3", "--num_threads", "1"]
     with subprocess.Popen(
         command, cwd=tmp_path, env=ONE_THREAD, stdout=subprocess.PIPE, text=True, start_new_session=True
     ) as process:
         assert process.stdout
         for line in process.stdout:
             if line.startswith("(epoch: 2, iters: 2"):
-                os.killpg(process.pid, signal.SIGTERM)  # loading processes get it too, as from timeout or Slurm
+                os.killpg(process.pid, number)  # loading processes get it too, as from timeout or Slurm
                 break
         rest = process.stdout.read()
-    assert process.returncode == 128 + signal.SIGTERM
+    assert process.returncode == 128 + number
     assert "add --continue_train" in rest
     broken = tmp_path / "broken" / "run"
     assert len(logged_losses(broken)) < len(logged_losses(whole))
@@ -103,32 +104,53 @@ def test_a_killed_run_goes_on_without_a_gap_or_a_double_line(tiny_data, tmp_path
     assert pictures[0] == pictures[1]
 
 
-@pytest.mark.parametrize("policy", ["linear", "step", "plateau", "cosine"])
-def test_continuing_an_ended_run_keeps_its_schedule(tiny_data, tmp_path, policy):
-    flags = ["--dataroot", tiny_data, "--lr_policy", policy, "--lr_decay_iters", "1", "--max_dataset_size", "2"]
-    whole = train(tmp_path / "whole", *flags, "--n_epochs", "2")
-    train(tmp_path / "parts", *flags, "--n_epochs", "2", "--max_minutes", "0.00001")
-    for _ in range(10):
-        parts = train(tmp_path / "parts", "--continue_train", "--n_epochs", "2", "--max_minutes", "0.00001")
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--lr_policy linear --gan_mode wgangp",
+        "--lr_policy step --lr_decay_iters 1",
+        "--lr_policy plateau",
+        "--lr_policy cosine --batch_size 2 --num_threads 2",
+        "--model cycle_gan_attn --pool_size 1 --precision bf16",
+        "--model sagan --netG sagan --ema_decay 0.9",
+        "--model pix2pix --netG resnet_6blocks --pool_size 1 --lr_policy cosine",
+    ],
+)
+def test_a_run_that_stops_after_every_step_ends_like_one_that_never_stopped(tiny_data, paired_data, tmp_path, flags):
+    flags = ["--dataroot", paired_data if "pix2pix" in flags else tiny_data, *flags.split()]
+    flags += ["--max_dataset_size", "3", "--n_epochs", "2", "--no_html"]
+    whole = train(tmp_path / "whole", *flags)
+    parts = train(tmp_path / "parts", *flags, "--max_minutes", "0.00001")
+    while torch.load(parts / "latest_state.pth")["total_images"] < 9:
+        train(tmp_path / "parts", *flags, "--continue_train", "--max_minutes", "0.00001")
     assert_equal_checkpoints(whole, parts)
+    assert logged_losses(parts) == logged_losses(whole)
 
 
 def test_a_run_gains_attention_by_continuing_as_another_model(tiny_data, tmp_path, capsys):
     plain = train(tmp_path, "--dataroot", tiny_data, "--n_epochs_decay", "0")
     before = torch.load(plain / "latest_net_G_A.pth", weights_only=True)
     places = ["--checkpoints_dir", str(tmp_path), "--name", "run", "--continue_train", "--model", "cycle_gan_attn"]
-    assert training.main([*places, "--lr", "1e-9"]) == 0
+    assert training.main([*places, "--lr", "1e-9", "--override"]) == 0
     assert "new blocks start with gamma 0" in capsys.readouterr().out
     after = torch.load(plain / "latest_net_G_A.pth", weights_only=True)
     assert {key for key in after if key not in before} == {key for key in after if key.startswith("attention.block3.")}
     assert all(torch.allclose(before[key], after[key], atol=1e-6) for key in before)
 
 
-def test_a_continued_run_obeys_new_flags(tiny_data, tmp_path):
+def test_a_continued_run_obeys_new_flags(tiny_data, tmp_path, capsys):
     run_dir = train(tmp_path, "--dataroot", tiny_data, "--n_epochs_decay", "0")
-    before = torch.load(run_dir / "latest_net_G_A.pth", weights_only=True)["model.1.weight"]
     places = ["--checkpoints_dir", str(tmp_path), "--name", "run", "--continue_train"]
-    assert training.main([*places, "--n_epochs", "2", "--lr", "0.001", "--load_size", "40"]) == 0
+    changed = ["--n_epochs", "2", "--lr", "0.001", "--load_size", "40"]
+    before = {path: path.read_bytes() for path in run_dir.glob("*.*")}
+    flags = r"--load_size 40 \(so far 36\), --lr 0.001 \(so far 0.0002\), --lr_G .*add --override"
+    with pytest.raises(ValueError, match=flags) as refused:
+        training.main([*places, *changed])
+    assert "n_epochs" not in str(refused.value), "more epochs are no other run"
+    assert {path: path.read_bytes() for path in run_dir.glob("*.*")} == before
+    before = torch.load(run_dir / "latest_net_G_A.pth", weights_only=True)["model.1.weight"]
+    assert training.main([*places, *changed, "--override"]) == 0
+    assert "going on with other flags: --load_size 40 (so far 36)" in capsys.readouterr().out
     state = torch.load(run_dir / "latest_state.pth", weights_only=True)["model"]
     assert state["optimizers"]["G"]["param_groups"][0]["initial_lr"] == 0.001
     assert not torch.equal(before, torch.load(run_dir / "latest_net_G_A.pth", weights_only=True)["model.1.weight"])
@@ -147,7 +169,7 @@ def test_averages_of_an_earlier_run_are_not_taken_for_this_one(tiny_data, tmp_pa
     run_dir = train(tmp_path, "--dataroot", tiny_data)
     assert not list(run_dir.glob("*_ema.pth"))
     places = ["--checkpoints_dir", str(tmp_path), "--name", "run"]
-    assert training.main([*places, "--continue_train", "--n_epochs", "2", "--ema_decay", "0.9"]) == 0
+    assert training.main([*places, "--continue_train", "--n_epochs", "2", "--ema_decay", "0.9", "--override"]) == 0
     assert testing.main([*places, "--results_dir", str(tmp_path / "results")]) == 0
     assert "latest_net_G_A_ema.pth" in capsys.readouterr().out
 

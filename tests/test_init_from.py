@@ -8,8 +8,8 @@ import torch
 import train as training
 from tests.test_cli import train
 from tests.test_models import random_batch, training_model
-from util.checkpoint import save_checkpoint
 from util.init_from import init_from
+from util.saves import save_checkpoint
 
 
 @pytest.fixture

@@ -2,13 +2,14 @@
 
 import json
 import math
+from argparse import ArgumentParser
 from pathlib import Path
 
 import pytest
 
-from options.base_options import read_saved
+from options.base_options import from_portable, read_saved
 from options.test_options import TestOptions
-from options.train_options import TrainOptions
+from options.train_options import TrainOptions, add_display_flags, add_saving_flags, changed_flags
 
 
 def test_options_are_saved_and_read_back(tmp_path):
@@ -82,3 +83,34 @@ def test_another_model_brings_its_own_data_set_and_keeps_the_network():
 def test_flags_of_the_data_set_are_taken_over_too():
     saved = TrainOptions().parse(["--model", "template", "--coarse", "8"]).as_dict()
     assert TestOptions().parse([], saved).coarse == 8
+
+
+def parse_changed(saved: dict, *argv: str) -> list[str]:
+    return changed_flags(TrainOptions().parse(["--continue_train", *argv], saved), saved)
+
+
+def test_a_run_that_goes_on_names_what_makes_another_run_of_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    saved = from_portable(TrainOptions().parse(["--model", "cycle_gan", "--dataroot", "my", "--lr", "0.1"]).portable())
+    assert parse_changed(saved, "--dataroot", "my", "--lr", "0.1", "--n_epochs", "500", "--device", "cpu") == []
+    assert parse_changed(saved, "--lr_G", "0.2", "--no_flip") == [
+        "--no_flip True (so far False)",
+        "--lr_G 0.2 (so far 0.1)",
+    ]
+    assert parse_changed(saved, "--dataroot", "other") == [f"--dataroot {tmp_path}/other (so far {tmp_path}/my)"]
+    assert parse_changed(saved, "--model", "cycle_gan_attn", "--attn_G", "up1") == []
+    assert "--model pix2pix (so far cycle_gan)" in parse_changed(saved, "--model", "pix2pix")
+
+
+def test_what_is_saved_and_shown_is_free():
+    parser = ArgumentParser()
+    for add_flags in (add_saving_flags, add_display_flags):
+        add_flags(parser)
+    assert {action.dest for action in parser._actions} - {"help"} <= TrainOptions.free_flags
+    assert TrainOptions().parse([]).as_dict().keys() >= TrainOptions.free_flags | TrainOptions.own_flags
+
+
+def test_override_is_for_runs_that_go_on(capsys):
+    with pytest.raises(SystemExit):
+        TrainOptions().parse(["--override"])
+    assert "it needs --continue_train" in capsys.readouterr().err

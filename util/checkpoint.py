@@ -1,36 +1,12 @@
-"""Checkpoints: one file of weights a network, under upstream's names, and one file with the rest of the run's state."""
+"""Weights: reading files of our own and of upstream, loading them into networks, and saying what is wrong with them."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from models.networks.infer import differing_flags
-
-WEIGHTS = "{label}_net_{network}.pth"
-STATE = "{label}_state.pth"
-
-
-def save_checkpoint(model: nn.Module, run_dir: Path, label: str, state: dict[str, Any]) -> None:
-    """Write `{label}_net_{network}.pth` for every child of `model`, and `{label}_state.pth`, into run_dir.
-
-    All are written under temporary names and then renamed, so that none is ever half written. Averaged networks that an
-    earlier run of this name has left are removed: they would be taken for this run's.
-    """
-    files: dict[Path, dict[str, Any]] = {}
-    for name, net in model.named_children():
-        weights = {key: value.cpu() for key, value in net.state_dict().items()}
-        files[run_dir / WEIGHTS.format(label=label, network=name.removeprefix("net"))] = weights
-    files[run_dir / STATE.format(label=label)] = state
-    for path, content in files.items():
-        torch.save(content, _temporary(path))
-    for path in files:
-        _temporary(path).replace(path)
-    for path in run_dir.glob(WEIGHTS.format(label=label, network="*_ema")):
-        if path not in files:
-            path.unlink()
+from util.saves import STATE, WEIGHTS, read_file, temporary, whole_save
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -42,7 +18,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         ValueError: the file is missing, damaged, or holds anything but named tensors.
     """
-    content = _read(path)
+    content = read_file(path)
     for key, value in content.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
             raise ValueError(f"{path} holds no network: {key!r} is a {type(value).__name__}, not a tensor")
@@ -96,9 +72,11 @@ def differences(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -
 def find_weights(run_dir: Path, label: str, networks: Sequence[str]) -> Path:
     """The first of `{label}_net_{network}.pth` that is in run_dir. ValueError, listing the files there, if none is."""
     paths = [run_dir / WEIGHTS.format(label=label, network=network) for network in networks]
+    # a save that was cut off while its files were renamed
+    unnamed = whole_save(run_dir, label) if temporary(run_dir / STATE.format(label=label)).is_file() else {}
     for path in paths:
-        if path.is_file():
-            return path
+        if path.name in unnamed or path.is_file():
+            return unnamed.get(path.name, path)
     wanted = " or ".join(path.name for path in paths)
     if not run_dir.is_dir():
         runs = sorted(path.name for path in run_dir.parent.glob("*/") if path.is_dir())
@@ -108,35 +86,13 @@ def find_weights(run_dir: Path, label: str, networks: Sequence[str]) -> Path:
     raise ValueError(f"{wanted} is not in {run_dir}, which holds {found}: look at --name, --epoch and --model_suffix")
 
 
-def load_checkpoint(model: nn.Module, run_dir: Path, label: str) -> dict[str, Any] | None:
-    """Load every network of `model` from run_dir; return the state saved with them.
+def load_networks(model: nn.Module, run_dir: Path, label: str) -> bool:
+    """Load every network of `model` from run_dir; returns whether that fills them, or they have gained attention.
 
-    None where there is no state, or it does not fit because networks have gained attention. An averaged network that
-    was not kept so far starts from the plain one.
+    An averaged network that was not kept so far starts from the plain one.
     """
     filled = True
     for name, net in model.named_children():
         network = name.removeprefix("net")
         filled &= load_weights(net, find_weights(run_dir, label, [network, network.removesuffix("_ema")]))
-    path = run_dir / STATE.format(label=label)
-    return _read(path) if filled and path.is_file() else None
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise ValueError(f"{path}: there is no such file") from error
-    except Exception as error:  # torch raises anything from EOFError to UnpicklingError for a damaged file
-        cause = error.__context__ or error  # torch wraps its reason in the advice to load the file unsafely
-        reason = str(cause).splitlines()[0] if str(cause) else type(cause).__name__
-        raise ValueError(
-            f"{path} is not a readable checkpoint of plain tensors, so nothing in it was executed: {reason}"
-        ) from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} is no checkpoint: it holds a {type(content).__name__}, not a dict of tensors")
-    return content
-
-
-def _temporary(path: Path) -> Path:
-    return path.with_name(path.name + ".tmp")
+    return filled

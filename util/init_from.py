@@ -6,7 +6,8 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from models.networks.infer import differing_flags
-from util.checkpoint import WEIGHTS, differences, read_weights
+from util.checkpoint import differences, read_weights
+from util.saves import WEIGHTS
 
 
 def init_from(model: nn.Module, source: Path, label: str, *, reverse: bool = False) -> str:

@@ -80,7 +80,7 @@ class Display:
         self.last = at
 
     def close(self, reason: str) -> None:
-        """To call when training has `finished` or `stopped`."""
+        """To call when training has `finished`, `stopped` or `failed`."""
         self._show(End.at(self.last, reason=reason))
         for sink in self.sinks:
             sink.close()

@@ -81,7 +81,7 @@ class Images(Event):
 class End(Event):
     """Training ends."""
 
-    reason: str  # finished or stopped
+    reason: str  # finished, stopped or failed
 
 
 KINDS: dict[str, type[Event]] = {"start": Start, "losses": Losses, "images": Images, "end": End}

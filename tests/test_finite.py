@@ -1,0 +1,90 @@
+"""Losses that are nan or infinite: the run stops, or goes back with a lower learning rate, and nothing bad is saved."""
+
+import re
+
+import pytest
+import torch
+from torch import nn
+
+import train as training
+from models.cycle_gan_model import CycleGANModel
+from tests.test_cli import TINY, logged_losses, script, train
+from util.finite import LossGuard, NotFiniteError
+from util.saves import read_state, save_checkpoint
+
+
+def test_the_losses_and_files_of_a_step_are_named():
+    guard = LossGuard()
+    guard.check({"G": torch.tensor(1.0), "D": torch.tensor(2.0)}, ["a.png"])
+    losses = {"G": torch.tensor(torch.inf), "D": torch.tensor(1.0), "idt": torch.tensor(torch.nan)}
+    with pytest.raises(NotFiniteError, match=r"^G is inf, idt is nan in the step on a.png, b.png$"):
+        guard.check(losses, ["a.png", "b.png"])
+    guard.settle()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_gpu_is_not_waited_for():
+    guard = LossGuard()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        guard.check({"G": torch.full((), torch.nan, device="cuda")}, ["a.png"])
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    with pytest.raises(NotFiniteError, match=r"^G is nan in the step on a.png$"):
+        guard.check({"G": torch.ones((), device="cuda")}, ["b.png"])
+    guard.settle()
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path):
+    model = nn.Sequential(nn.Linear(1, 1))
+    save_checkpoint(model, tmp_path, "latest", {"good": True})
+    nn.init.constant_(model[0].weight, torch.nan)
+    with pytest.raises(NotFiniteError, match=r"^0 has weights that are not finite"):
+        save_checkpoint(model, tmp_path, "latest", {"good": False})
+    state = read_state(tmp_path, "latest")
+    assert state and state["good"]
+
+
+EXPLODE = ["--lr", "1e30", "--save_latest_freq", "1", "--serial_batches", "--no_html"]  # the second step cannot do well
+
+
+def test_a_run_stops_at_a_loss_that_is_not_finite(tiny_data, tmp_path):
+    done = script("train.py", "--dataroot", tiny_data, *TINY, *EXPLODE, "--name", "run", cwd=tmp_path)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    files = f"{tiny_data}/trainA/1.png, {tiny_data}/trainB/1.png"
+    assert re.fullmatch(rf"train.py: error: G_A is nan, .* in the step on {files}\. .*rollback\n", done.stderr)
+    run_dir = tmp_path / "checkpoints" / "run"
+    state = read_state(run_dir, "latest")
+    assert state and state["total_images"] == 1
+    assert len(logged_losses(run_dir)) == 1
+
+
+def test_a_run_goes_back_three_times(tiny_data, tmp_path, capsys):
+    with pytest.raises(NotFiniteError, match=r"G_A is nan.*1\.png.* 3 times half the learning rate was not enough"):
+        train(tmp_path, "--dataroot", tiny_data, *EXPLODE, "--on_nan", "rollback", "--num_threads", "1")
+    shown = capsys.readouterr().out
+    assert [f"learning rates halved ({times} of 3)" in shown for times in (1, 2, 3, 4)] == [True, True, True, False]
+    state = read_state(tmp_path / "run", "latest")
+    assert state and state["total_images"] == 1 and state["model"]["halvings"] == 3
+
+
+@pytest.mark.parametrize("policy", ["step", "plateau"])
+def test_a_run_that_went_back_goes_on_with_half_the_learning_rate(policy, tiny_data, tmp_path, monkeypatch, capsys):
+    """One step of a run goes wrong, once; the run is stopped later, and continued."""
+    step, seen = CycleGANModel.step, []
+
+    def go_wrong(model, batch):
+        losses, images = step(model, batch)
+        seen.append(batch["A_paths"])
+        return (losses | {"G_A": losses["G_A"] * torch.nan} if len(seen) == 3 else losses), images
+
+    monkeypatch.setattr(CycleGANModel, "step", go_wrong)
+    flags = ["--dataroot", tiny_data, "--save_latest_freq", "1", "--lr_policy", policy, "--on_nan", "rollback"]
+    run_dir = train(tmp_path, *flags, "--n_epochs", "0")
+    places = ["--checkpoints_dir", str(tmp_path), "--name", "run", "--continue_train", "--n_epochs", "1"]
+    assert training.main(places) == 0
+    assert seen[2] == seen[3], "the step is done again"
+    assert len(seen) == 11 and "learning rates halved (1 of 3)" in capsys.readouterr().out
+    state = torch.load(run_dir / "latest_state.pth")["model"]
+    rates = {group["lr"] for optimizer in state["optimizers"].values() for group in optimizer["param_groups"]}
+    assert rates == {0.0001}

@@ -1,0 +1,228 @@
+"""Runs that are killed (SIGKILL) at any moment, also while they save, and runs whose disk is full."""
+
+import multiprocessing
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import train as training
+from tests.test_cli import TINY, logged_losses, train
+from tests.test_continue import assert_equal_checkpoints
+from util.checkpoint import find_weights, load_networks
+from util.saves import read_state, save_checkpoint, whole_save
+
+# The server that new processes are forked from imports torch once for all of them, and has no threads.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["tests.test_kills"])
+
+
+def run_quietly(function: Callable[..., int | None], log: Path, *arguments: object) -> None:
+    """What a new process does: `function`, with its output in `log`."""
+    torch.set_num_threads(1)
+    with log.open("a") as sys.stdout:
+        sys.stderr = sys.stdout
+        sys.exit(function(*arguments))
+
+
+def start(function: Callable[..., int | None], log: Path, *arguments: object) -> multiprocessing.process.BaseProcess:
+    """`function(*arguments)` in a process of its own."""
+    process = PROCESSES.Process(target=run_quietly, args=(function, log, *arguments))
+    process.start()
+    return process
+
+
+# ---- one save, killed before each of its operations on files
+
+
+def model_with(value: float, *names: str) -> nn.Module:
+    model = nn.Module()
+    for name in names:
+        model.add_module(name, nn.Linear(2, 2))
+    for parameter in model.parameters():
+        nn.init.constant_(parameter, value)
+    return model
+
+
+def save_and_die(run_dir: Path, operation: int) -> None:
+    """Save a model of twos; die just before the given opening, renaming or removing of a file in run_dir."""
+    model, left = model_with(2.0, "netG_A", "netG_B", "netD"), operation
+
+    def count(event: str, arguments: tuple) -> None:
+        nonlocal left
+        if event in ("open", "os.rename", "os.remove") and str(run_dir) in str(arguments[0]):
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            left -= 1
+
+    sys.addaudithook(count)
+    save_checkpoint(model, run_dir, "latest", {"value": 2.0})
+
+
+def test_a_save_that_is_killed_anywhere_leaves_the_old_one_or_the_new_one(tmp_path):
+    found = []
+    for operation in range(100):
+        run_dir = tmp_path / str(operation)
+        run_dir.mkdir()
+        save_checkpoint(model_with(1.0, "netG_A", "netG_A_ema", "netG_B", "netD"), run_dir, "latest", {"value": 1.0})
+        process = start(save_and_die, tmp_path / "log.txt", run_dir, operation)
+        process.join()
+        if process.exitcode == 0:
+            break
+        assert process.exitcode == -signal.SIGKILL, (tmp_path / "log.txt").read_text()
+        testing, continuing = (model_with(0.0, "netG_A", "netG_B", "netD") for _ in range(2))
+        assert load_networks(testing, run_dir, "latest")
+        state = read_state(run_dir, "latest")
+        assert load_networks(continuing, run_dir, "latest")
+        assert state
+        for model in (testing, continuing):
+            assert {value.item() for weight in model.parameters() for value in weight.flatten()} == {state["value"]}
+        assert set(whole_save(run_dir, "latest").values()) <= set(run_dir.glob("*.pth"))
+        averages = find_weights(run_dir, "latest", ["G_A_ema", "G_A"])
+        assert averages.name == ("latest_net_G_A_ema.pth" if state["value"] == 1 else "latest_net_G_A.pth")
+        found.append(state["value"])
+    assert found == sorted(found) and {1.0, 2.0} == set(found) and len(found) >= 9
+    assert not list(run_dir.glob("*.tmp"))
+
+
+def test_files_of_two_saves_are_not_taken_for_one(tmp_path):
+    for value, folder in ((1.0, "a"), (2.0, "b")):
+        (tmp_path / folder).mkdir()
+        save_checkpoint(model_with(value, "netG", "netD"), tmp_path / folder, "latest", {})
+    (tmp_path / "a" / "latest_net_D.pth").replace(tmp_path / "b" / "latest_net_D.pth")
+    with pytest.raises(ValueError, match=r"^latest_net_D.pth in .*b is not what latest_state.pth was saved with"):
+        read_state(tmp_path / "b", "latest")
+
+
+# ---- whole runs
+
+
+def kill_and_continue(
+    folder: Path, flags: list[str], *, kills: int, rng: random.Random, longest: float
+) -> tuple[int, int]:
+    """Train, but kill the process again and again and go on; returns the number of kills, and of those in a save.
+
+    Every other kill waits for files of a save that have no name yet.
+    """
+    places = ["--checkpoints_dir", str(folder), "--name", "run"]
+    run_dir, done, saving = folder / "run", 0, 0
+    while True:
+        saved, left = bool(whole_save(run_dir, "latest")), unnamed(run_dir)
+        process = start(training.main, folder / "log.txt", [*places, *(["--continue_train"] if saved else flags)])
+        if done < kills:
+            process.join(rng.uniform(0, longest))
+            while done % 2 and process.is_alive() and not list(run_dir.glob("latest_*.tmp")):
+                time.sleep(0.001)
+            process.join(rng.uniform(0, 0.01))
+            process.kill()
+        process.join()
+        if process.exitcode == 0:
+            return done, saving
+        assert process.exitcode == -signal.SIGKILL, (folder / "log.txt").read_text()
+        done += 1
+        saving += unnamed(run_dir) != left
+
+
+def unnamed(run_dir: Path) -> dict[str, int]:
+    """The files of a save that was cut off, and when they were written."""
+    return {path.name: path.stat().st_mtime_ns for path in run_dir.glob("latest_*.tmp")}
+
+
+def compare_with_killed(tmp_path: Path, flags: list[str], *, kills: int, seed: int, epochs: int) -> None:
+    """A run that is killed so many times, over and over if need be, ends like one that was never stopped."""
+    common = [*TINY, *flags, "--n_epochs", str(epochs), "--save_latest_freq", "1"]
+    started = time.monotonic()
+    whole = train(tmp_path / "whole", *common)
+    longest = 1 + 2 * (time.monotonic() - started) / kills
+    rng, done, saving, attempt = random.Random(seed), 0, 0, 0
+    while done < kills:
+        folder = tmp_path / str(attempt)
+        folder.mkdir()
+        more, more_saving = kill_and_continue(folder, common, kills=kills - done, rng=rng, longest=longest)
+        done, saving, attempt = done + more, saving + more_saving, attempt + 1
+        assert_equal_checkpoints(whole, folder / "run")
+        assert dict.fromkeys(logged_losses(folder / "run")) == dict.fromkeys(logged_losses(whole))
+    assert saving, "some kills came in the middle of saving"
+
+
+def test_a_run_killed_a_few_times_ends_like_one_that_was_not(tiny_data, tmp_path):
+    flags = ["--dataroot", str(tiny_data), "--model", "cycle_gan_attn", "--pool_size", "2", "--ema_decay", "0.9"]
+    compare_with_killed(tmp_path, [*flags, "--num_threads", "1"], kills=3, seed=1, epochs=2)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    ("kills", "flags"),
+    [
+        (30, "--model cycle_gan_attn --pool_size 2 --num_threads 2 --ema_decay 0.9 --lr_policy plateau"),
+        (6, "--model cycle_gan --pool_size 2 --gan_mode wgangp --lr_policy cosine"),
+        (6, "--model sagan --netG sagan --batch_size 2 --diffaugment color,translation,cutout"),
+        (6, "--model pix2pix --netG resnet_6blocks --pool_size 2 --num_threads 1 --lr_policy step --lr_decay_iters 1"),
+    ],
+    ids=["cycle_gan_attn", "cycle_gan", "sagan", "pix2pix"],
+)
+def test_a_run_killed_at_random_moments_ends_like_one_that_was_not(kills, flags, tiny_data, paired_data, tmp_path):
+    data = paired_data if "pix2pix" in flags else tiny_data
+    compare_with_killed(tmp_path, ["--dataroot", str(data), *flags.split()], kills=kills, seed=kills, epochs=6)
+
+
+# ---- full disks
+
+
+def assert_a_full_disk_costs_nothing(
+    folder: Path, whole: Path, flags: list[str], make_room: Callable[[], None]
+) -> None:
+    """Train where the second save does not fit; the first is left as it was, and with more room the run goes on."""
+    with pytest.raises(OSError, match=r"run cannot be saved to: .+\. The save before is as it was$") as error:
+        train(folder, *flags)
+    assert "\n" not in str(error.value)
+    state = read_state(folder / "run", "latest")
+    assert state and state["total_images"] == 0
+    assert not list((folder / "run").glob("*.pth.tmp")), "room is not kept by what is of no use"
+    make_room()
+    train(folder, *flags, "--continue_train")
+    assert_equal_checkpoints(whole, folder / "run")
+
+
+@pytest.fixture
+def whole_run(tiny_data, tmp_path):
+    """A run of two epochs and its flags."""
+    flags = ["--dataroot", str(tiny_data), "--max_dataset_size", "1", "--no_html"]
+    return train(tmp_path / "whole", *flags), flags
+
+
+def test_a_file_that_cannot_be_written_in_full(whole_run, tmp_path):
+    """A limit on the size of files, which the state exceeds once the optimizers have one, acts like a full disk."""
+    whole, flags = whole_run
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, ((whole / "latest_state.pth").stat().st_size // 2, limits[1]))
+    try:
+        assert_a_full_disk_costs_nothing(
+            tmp_path, whole, flags, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        )
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_full_disk(whole_run, tmp_path):
+    whole, flags = whole_run
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    size = sum(path.stat().st_size for path in whole.glob("latest_*"))
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small disk takes root")
+    try:
+        grow = ["mount", "-o", f"remount,size={3 * size}", str(folder)]
+        assert_a_full_disk_costs_nothing(folder, whole, flags, lambda: subprocess.run(grow, check=True))
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
