@@ -17,7 +17,7 @@ from models.base_model import BaseModel
 from models.translator import find_trained
 from options.base_options import Options
 from util.attention import AttentionMap, watch
-from util.command import run_command
+from util.command import run_command, writing
 from util.device import pick_device
 from util.html import ResultsPage
 from util.metrics import mean_absolute_error, ssim
@@ -50,11 +50,17 @@ def main(argv: list[str] | None = None) -> int:
     for name, path in files.items():
         print(f"{name} is {path}")
 
+    folder = Path(opt.results_dir) / opt.name / f"{opt.phase}_{trained.label}"
+    with writing("--results_dir", folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        opt.save(folder if trained.file else trained.run_dir)
+        return save_results(opt, model, loader, files, folder)
+
+
+def save_results(opt: Options, model: BaseModel, loader: EpochLoader, files: dict[str, Path], folder: Path) -> int:
+    """Translate every image into `folder`. Returns the exit status."""
     a, b = ("B", "A") if opt.direction == "BtoA" else ("A", "B")
     notes = {"run": opt.name, "model": opt.model, "weights": ", ".join(path.name for path in files.values())}
-    folder = Path(opt.results_dir) / opt.name / f"{opt.phase}_{trained.label}"
-    folder.mkdir(parents=True, exist_ok=True)
-    opt.save(folder if trained.file else trained.run_dir)
     title = f"{opt.name}: {model.results_title.format(A=a, B=b)}"
     formats = loader.dataset.formats
     page = ResultsPage(folder, title, names=(a, b), notes=notes, size=opt.display_winsize, formats=formats)

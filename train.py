@@ -14,9 +14,10 @@ from models.base_model import BaseModel
 from options.base_options import Options, read_saved
 from options.train_options import TrainOptions
 from util.checkpoint import load_checkpoint, save_checkpoint
-from util.command import run_command
+from util.command import run_command, writing
 from util.device import pick_device
 from util.display import Progress, create_display, crossed
+from util.dry_run import dry_run
 from util.init_from import init_from
 from util.interrupt import stop_requests
 
@@ -25,7 +26,10 @@ def main(argv: list[str] | None = None) -> int:
     """Parse, build, train. Returns the exit status: 0, or 128 + the number of the signal that ended the run early."""
     flags = TrainOptions().peek(argv)
     run_dir = Path(flags["checkpoints_dir"]) / flags["name"]
-    opt = TrainOptions().parse(argv, read_saved(run_dir) if flags["continue_train"] else {})
+    saved = read_saved(run_dir) if flags["continue_train"] else {}
+    opt = TrainOptions().parse(argv, saved)
+    if opt.dry_run:
+        return dry_run(sys.argv[1:] if argv is None else argv, saved, partial(resume, run_dir=run_dir))
     torch.manual_seed(opt.seed)
     loader = create_dataset(opt)
     model = create_model(opt).to(pick_device(opt.device, opt.gpu_ids))
@@ -37,10 +41,11 @@ def main(argv: list[str] | None = None) -> int:
             f"the run has seen {start['epoch_images']} pictures of an epoch, but now there are {len(loader.dataset)}: "
             "continue with those it was started with, or start a new run"
         )
-    run_dir.mkdir(parents=True, exist_ok=True)
-    opt.save(run_dir)
-    print(model.summary(verbose=opt.verbose))
-    return train(opt, model, loader, run_dir, **start)
+    with writing("--checkpoints_dir", run_dir):
+        run_dir.mkdir(parents=True, exist_ok=True)
+        opt.save(run_dir)
+        print(model.summary(verbose=opt.verbose))
+        return train(opt, model, loader, run_dir, **start)
 
 
 def train(

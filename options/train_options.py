@@ -21,6 +21,7 @@ class TrainOptions(BaseOptions):
     own_flags = frozenset(
         (
             "name", "suffix", "checkpoints_dir", "continue_train", "epoch", "load_iter", "epoch_count", "init_from",
+            "dry_run",
         )
     )  # fmt: skip
 
@@ -59,6 +60,8 @@ def add_training_flags(parser: ArgumentParser) -> None:
     add(
         "--init_from", default="", help="start from older weights, what fits of them: a run's name or folder, or a file"
     )
+    text = "check pictures, networks, memory, time and places, write nothing, end with ready or with a mended command"
+    add("--dry_run", action="store_true", help=text)
     add("--max_minutes", type=values.non_negative_float, default=0.0, help="save and stop after so long; 0 = no limit")
     precision = (
         "what networks compute in; bf16 is faster where the processor has it, and coarser: losses and weights stay fp32"
