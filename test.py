@@ -53,7 +53,10 @@ def main(argv: list[str] | None = None) -> int:
     folder = Path(opt.results_dir) / opt.name / f"{opt.phase}_{trained.label}"
     with writing("--results_dir", folder):
         folder.mkdir(parents=True, exist_ok=True)
-        opt.save(folder if trained.file else trained.run_dir)
+    options, flag = (folder, "--results_dir") if trained.file else (trained.run_dir, "--checkpoints_dir")
+    with writing(flag, options):
+        opt.save(options)
+    with writing("--results_dir", folder):
         return save_results(opt, model, loader, files, folder)
 
 

@@ -98,7 +98,7 @@ def duplicates(train: Sequence[Inspection], test: Sequence[Inspection]) -> list[
     return found
 
 
-def leave_out_bad(paths: list[Path], check: Check) -> list[Path]:
+def leave_out_bad(paths: list[Path], check: Callable[[Path], object]) -> list[Path]:
     """Those of `paths` that `check` finds no fault with; a line on the console counts and names the others.
 
     Raises:
@@ -113,7 +113,7 @@ def leave_out_bad(paths: list[Path], check: Check) -> list[Path]:
     return [path for path, error in zip(paths, errors, strict=True) if not error]
 
 
-def fault(path: Path, check: Check) -> str:
+def fault(path: Path, check: Callable[[Path], object]) -> str:
     """What is wrong with a file, without advice; empty if nothing is."""
     try:
         check(path)
