@@ -110,7 +110,7 @@ def huge(rng: random.Random, path: Path) -> Damaged:
         with path.open("wb") as file:
             np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": (side, side)})
     elif path.suffix == ".tif":
-        with tifffile.TiffFile(path, mode="r+b") as tiff:
+        with tifffile.TiffFile(path, mode="r+") as tiff:
             for tag in ("ImageWidth", "ImageLength"):
                 tiff.pages.first.tags[tag].overwrite(side)
     return Damaged(path, None, False, True)
