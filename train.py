@@ -27,9 +27,10 @@ def main(argv: list[str] | None = None) -> int:
     flags = TrainOptions().peek(argv)
     run_dir = Path(flags["checkpoints_dir"]) / flags["name"]
     saved = read_saved(run_dir) if flags["continue_train"] else {}
-    opt = TrainOptions().parse(argv, saved)
+    parse = partial(TrainOptions().parse, saved=saved)
+    opt = parse(argv)
     if opt.dry_run:
-        return dry_run(sys.argv[1:] if argv is None else argv, saved, partial(resume, run_dir=run_dir))
+        return dry_run(sys.argv[1:] if argv is None else argv, parse, partial(resume, run_dir=run_dir))
     torch.manual_seed(opt.seed)
     loader = create_dataset(opt)
     model = create_model(opt).to(pick_device(opt.device, opt.gpu_ids))

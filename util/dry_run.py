@@ -7,9 +7,9 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 import torch
@@ -20,24 +20,24 @@ from data.image_folder import DataError, list_images, nearest_folder, tree
 from models import create_model
 from models.base_model import BaseModel
 from options.base_options import Options
-from options.train_options import TrainOptions
 from util.device import pick_device
 
 T = TypeVar("T")
+Parse = Callable[[list[str]], Options]
 STRIDES = (4, 8, 16, 32, 64, 128, 256, 512)
 
 
-def dry_run(argv: Sequence[str], saved: Mapping[str, Any], resume: Callable[[Options, BaseModel], object]) -> int:
+def dry_run(argv: Sequence[str], parse: Parse, resume: Callable[[Options, BaseModel], object]) -> int:
     """Check what `argv` asks train.py for, and print what is found, ending with "ready" or with a mended command.
 
     Args:
-        saved: options of the run that is continued, else empty.
+        parse: makes options of a command line.
         resume: loads into a model what it starts from; raises ValueError.
 
     Returns:
         The exit status: 0 if training would start, 2 if not.
     """
-    run = DryRun(argv, saved)
+    run = DryRun(argv, parse)
     print("Options that differ from their defaults:")
     for flag, value in run.opt.changed().items():
         print(f"  --{flag} {value}")
@@ -57,12 +57,12 @@ class DryRun:
 
     Args:
         argv: the words of the command line.
-        saved: options of the run that is continued, else empty.
+        parse: makes options of a command line.
     """
 
-    def __init__(self, argv: Sequence[str], saved: Mapping[str, Any]):
+    def __init__(self, argv: Sequence[str], parse: Parse):
         self.command = [word for word in argv if word != "--dry_run"]
-        self.saved = saved
+        self.parse = parse
         self.problems: list[str] = []
         self.mended = True
         self.loader: EpochLoader | None = None  # for the command as it stands
@@ -70,7 +70,7 @@ class DryRun:
     @property
     def opt(self) -> Options:
         """The options of the command as mended so far."""
-        return TrainOptions().parse(self.command, self.saved)
+        return self.parse(self.command)
 
     def load(self, opt: Options) -> EpochLoader:
         """The data that the command names, looked through once."""
