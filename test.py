@@ -19,7 +19,7 @@ from models.translator import Trained, find_trained
 from options.base_options import Options
 from util.attention import AttentionMap
 from util.checkpoint import find_weights, load_weights
-from util.command import run_command
+from util.command import run_command, writing
 from util.device import pick_device
 from util.html import ResultsPage
 from util.metrics import mean_absolute_error, psnr, ssim
@@ -54,11 +54,20 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{name} is {path}")
     add_judges(trained, model, sizes)
 
+    folder = Path(opt.results_dir) / opt.name / f"{opt.phase}_{trained.label}"
+    with writing("--results_dir", folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    options, flag = (folder, "--results_dir") if trained.file else (trained.run_dir, "--checkpoints_dir")
+    with writing(flag, options):
+        opt.save(options)
+    with writing("--results_dir", folder):
+        return save_results(opt, model, loader, files, folder)
+
+
+def save_results(opt: Options, model: BaseModel, loader: EpochLoader, files: dict[str, Path], folder: Path) -> int:
+    """Translate every image into `folder`. Returns the exit status."""
     a, b = ("B", "A") if opt.direction == "BtoA" else ("A", "B")
     notes = {"run": opt.name, "model": opt.model, "weights": ", ".join(path.name for path in files.values())}
-    folder = Path(opt.results_dir) / opt.name / f"{opt.phase}_{trained.label}"
-    folder.mkdir(parents=True, exist_ok=True)
-    opt.save(folder if trained.file else trained.run_dir)
     title = f"{opt.name}: {model.results_title.format(A=a, B=b)}"
     formats = loader.dataset.formats
     page = ResultsPage(folder, title, names=(a, b), notes=notes, size=opt.display_winsize, formats=formats)

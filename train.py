@@ -4,7 +4,7 @@ import math
 import shlex
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -18,9 +18,10 @@ from models.base_model import BaseModel
 from options.base_options import Options, from_portable, read_saved
 from options.train_options import TrainOptions, changed_flags
 from util.checkpoint import load_networks
-from util.command import run_command
+from util.command import run_command, writing
 from util.device import pick_device
 from util.display import Display, Progress, create_display
+from util.dry_run import dry_run
 from util.finite import LossGuard, NotFiniteError
 from util.init_from import init_from
 from util.interrupt import stop_requests
@@ -35,7 +36,12 @@ def main(argv: list[str] | None = None) -> int:
     flags = TrainOptions().peek(argv)
     run_dir = Path(flags["checkpoints_dir"]) / flags["name"]
     state = read_state(run_dir, save_label(flags["epoch"], flags["load_iter"])) if flags["continue_train"] else None
-    opt = parse_options(argv, run_dir, state) if flags["continue_train"] else TrainOptions().parse(argv)
+    going_on = partial(parse_options, run_dir=run_dir, state=state)
+    parse = going_on if flags["continue_train"] else TrainOptions().parse
+    opt = parse(argv)
+    if opt.dry_run:
+        words = sys.argv[1:] if argv is None else argv
+        return dry_run(words, parse, partial(resume, run_dir=run_dir, state=state))
     torch.manual_seed(opt.seed)
     loader = create_dataset(opt)
     model = create_model(opt).to(pick_device(opt.device, opt.gpu_ids))
@@ -47,9 +53,15 @@ def main(argv: list[str] | None = None) -> int:
             f"the run has seen {start['epoch_images']} pictures of an epoch, but now there are {len(loader.dataset)}: "
             "continue with those it was started with, or start a new run"
         )
-    run_dir.mkdir(parents=True, exist_ok=True)
-    opt.save(run_dir)
-    print(model.summary(verbose=opt.verbose))
+    with writing("--checkpoints_dir", run_dir):
+        run_dir.mkdir(parents=True, exist_ok=True)
+        opt.save(run_dir)
+        print(model.summary(verbose=opt.verbose))
+        return train_until_done(opt, model, loader, run_dir, start)
+
+
+def train_until_done(opt: Options, model: BaseModel, loader: EpochLoader, run_dir: Path, start: dict[str, int]) -> int:
+    """Train from `start`, and again from the last save where --on_nan says so. Returns the exit status."""
     deadline = time.monotonic() + 60 * opt.max_minutes if opt.max_minutes else math.inf
     while True:
         try:
@@ -68,7 +80,7 @@ def advice(on_nan: str, run_dir: Path) -> str:
     return f"{run_dir} holds the last good state, but {ROLLBACKS} times half the learning rate was not enough"
 
 
-def parse_options(argv: list[str] | None, run_dir: Path, state: dict[str, Any] | None) -> Options:
+def parse_options(argv: Sequence[str] | None, run_dir: Path, state: dict[str, Any] | None) -> Options:
     """The options of a run that goes on: those of its state, and what the command line changes, if it may."""
     saved = from_portable(state["options"]) if state and "options" in state else read_saved(run_dir)
     opt = TrainOptions().parse(argv, saved)

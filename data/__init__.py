@@ -101,5 +101,6 @@ def check_same_size(dataset: BaseDataset, batch_size: int) -> None:
             (size, path), (other, other_path), *_ = sizes.items()
             raise DataError(
                 f"--batch_size {batch_size} needs images of one size, but {path} comes out as {size[0]}x{size[1]} and"
-                f" {other_path} as {other[0]}x{other[1]} pixels: use --batch_size 1 or --preprocess resize_and_crop."
+                f" {other_path} as {other[0]}x{other[1]} pixels: use --batch_size 1 or --preprocess resize_and_crop.",
+                mend=["--batch_size", "1"],
             )

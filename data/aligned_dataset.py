@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from data.base_dataset import BaseDataset, Sample, create_reader, create_transform
-from data.image_file import image_sizes
+from data.check import Check
 from data.image_folder import DataError, domain_images, nearest_fix, nearest_folder, tree
 
 MAKE_PAIRS = "python datasets/combine_A_and_B.py --fold_A {A} --fold_B {B} --fold_AB {AB}"
@@ -23,13 +23,14 @@ class AlignedDataset(BaseDataset):
     def __init__(self, opt: Any):
         super().__init__(opt)
         if not Path(opt.dataroot, opt.phase).is_dir():
-            raise DataError(missing_pairs(Path(opt.dataroot), opt.phase))
-        self.A_paths = self.B_paths = domain_images(opt.dataroot, opt.phase, "", opt.max_dataset_size)
+            raise missing_pairs(Path(opt.dataroot), opt.phase)
+        paths = domain_images(opt.dataroot, opt.phase, "", opt.max_dataset_size)
         self.read = create_reader(opt, max(opt.input_nc, opt.output_nc), "the larger of --input_nc and --output_nc")
-        self.formats = dict.fromkeys("AB", self.read.format(self.A_paths[0]))
         self.transform_A = create_transform(opt, opt.input_nc)
         self.transform_B = create_transform(opt, opt.output_nc)
-        self.sizes = {"A": self.transform_A.output_sizes(self.A_paths, half_sizes)}
+        self.A_paths = self.B_paths = self.usable(paths, Check(self.read, self.transform_A, half_size))
+        self.formats = dict.fromkeys("AB", self.read.format(self.A_paths[0]))
+        self.sizes = {"A": self.transform_A.output_sizes(self.A_paths, half_size)}
         self.reverse: bool = opt.direction == "BtoA"
 
     def __len__(self) -> int:
@@ -65,18 +66,14 @@ def half_size(size: tuple[int, int], path: Path) -> tuple[int, int]:
     if width % 2:
         raise DataError(
             f"{path} is {width} pixels wide, an odd number, so it does not hold A and B side by side: make it anew, as "
-            "datasets/combine_A_and_B.py does, or remove it."
+            "datasets/combine_A_and_B.py does, remove it, or add --skip_bad_images.",
+            mend=["--skip_bad_images"],
         )
     return width // 2, height
 
 
-def half_sizes(paths: list[Path]) -> dict[tuple[int, int], Path]:
-    """Every size of a half that occurs, (width, height) in pixels, with the first file that has it."""
-    return {half_size(size, path): path for size, path in image_sizes(paths).items()}
-
-
-def missing_pairs(dataroot: Path, phase: str) -> str:
-    """The message for a missing `dataroot/{phase}`: expected tree, found tree, and the way from one to the other."""
+def missing_pairs(dataroot: Path, phase: str) -> DataError:
+    """The error for a missing `dataroot/{phase}`: expected tree, found tree, and the way from one to the other."""
     lines = [
         f"--dataroot {dataroot}: there is no folder {phase} in it.",
         "Expected:",
@@ -85,6 +82,7 @@ def missing_pairs(dataroot: Path, phase: str) -> str:
         "Found:",
         tree(nearest_folder(dataroot)),
     ]
+    mend: tuple[str, ...] = ()
     A, B = dataroot / f"{phase}A", dataroot / f"{phase}B"
     if A.is_dir() and B.is_dir():
         lines += [
@@ -93,5 +91,6 @@ def missing_pairs(dataroot: Path, phase: str) -> str:
             "If there are no pairs, use --model cycle_gan.",
         ]
     else:
-        lines += [hint for hint in [nearest_fix(dataroot, phase)] if hint]
-    return "\n".join(lines)
+        hint, mend = nearest_fix(dataroot, phase)
+        lines.append(hint)
+    return DataError("\n".join(lines), mend=mend)

@@ -1,5 +1,7 @@
 """Image files that take more than Pillow: 16 bits, floats, any number of channels; PNG, TIFF and .npy as arrays."""
 
+import logging
+import stat
 from itertools import islice
 from pathlib import Path
 from typing import Literal
@@ -7,17 +9,25 @@ from typing import Literal
 import numpy as np
 from imagecodecs import png_decode
 from PIL import Image, ImageOps
+from PIL.ImageFile import ImageFile
 from tifffile import EXTRASAMPLE, PHOTOMETRIC, TiffFile, TiffPage
 
 MAX_CHANNELS = 16
 EXIF_ORIENTATION = 0x0112
+MAX_BYTES = 2**30  # of one image in memory
+# Those that Pillow reads by itself, whatever a file's name ends in: EPS, for one, would start a program.
+FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF", "JPEG2000", "AVIF")
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 COLOURS: dict[int, int] = {PHOTOMETRIC.RGB: 3, PHOTOMETRIC.YCBCR: 3, PHOTOMETRIC.CIELAB: 3, PHOTOMETRIC.SEPARATED: 4}
 ALPHA = (EXTRASAMPLE.ASSOCALPHA, EXTRASAMPLE.UNASSALPHA)
 
+logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what is wrong with a file is in the error, once
+
 
 def array_kind(path: Path) -> Literal["", "npy", "png", "tiff"]:
     """What to read the file as, by its content: "" for 8-bit grey and colour pictures, which Pillow reads in full."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise ValueError("it is no file, but a folder, a device or a pipe")
     with path.open("rb", buffering=0) as file:
         start = file.read(25)
     if start.startswith(b"\x93NUMPY"):
@@ -37,6 +47,39 @@ def is_plain(pages: list[TiffPage]) -> bool:
     transparency = [sample in ALPHA for sample in page.extrasamples]
     first = [page.index for page in pages] == [0]
     return first and page.dtype in (np.bool_, np.uint8) and extra == len(transparency) <= 1 and all(transparency)
+
+
+def open_image(path: Path, *, verify: bool = False) -> ImageFile:
+    """The image in a file, opened by Pillow and not read yet; `verify` compares the checksums of a PNG first.
+
+    Raises:
+        ValueError: it has too many pixels, or more than its bytes can hold.
+        OSError: it is no image.
+        SyntaxError: a checksum is wrong; Pillow alone would read such a file as other pixels.
+    """
+    file = Image.open(path, formats=FORMATS)
+    try:
+        check_size(file.width, file.height, len(file.getbands()))
+        # A JPEG whose data end early is filled up with grey; at best a bit stands for the 64 pixels of a block.
+        if file.format in ("JPEG", "MPO") and file.width * file.height > 64 * 8 * 2 * path.stat().st_size:
+            raise ValueError(f"it has {file.width}x{file.height} pixels, more than its bytes can hold")
+        if verify and file.format == "PNG":
+            with Image.open(path, formats=["PNG"]) as again:
+                again.verify()
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def array_format(path: Path, kind: Literal["npy", "tiff"]) -> tuple[str, int]:
+    """The type of the values and the number of channels, from the header alone."""
+    if kind == "npy":
+        array = map_npy(path)
+        return array.dtype.name, array.shape[2]
+    with TiffFile(path) as tiff:
+        pages = channel_pages(tiff)
+        return str(pages[0].dtype), len(pages) * pages[0].samplesperpixel
 
 
 def array_size(path: Path, kind: Literal["npy", "tiff"]) -> tuple[int, int]:
@@ -68,7 +111,7 @@ def read_array(path: Path) -> np.ndarray:
     elif kind == "tiff":
         array = read_tiff(path)
     else:
-        with Image.open(path) as file:  # refuses too many pixels
+        with open_image(path, verify=not kind) as file:
             if kind == "png":
                 array = np.atleast_3d(png_decode(path.read_bytes()))
                 array = upright(array, file.getexif().get(EXIF_ORIENTATION, 1))
@@ -106,7 +149,7 @@ def map_npy(path: Path) -> np.ndarray:
         raise ValueError(f"its shape {shape} is none of {wanted}")
     elif shape[0] <= MAX_CHANNELS:
         array = array.transpose(1, 2, 0)
-    check_size(array.shape[1], array.shape[0])
+    check_size(array.shape[1], array.shape[0], array.shape[2] * array.itemsize)
     return array
 
 
@@ -136,7 +179,8 @@ def channel_pages(tiff: TiffFile) -> list[TiffPage]:
     if not pages or len(pages) > MAX_CHANNELS:
         raise ValueError(f"it has {'no page' if not pages else f'more than {MAX_CHANNELS} pages'}")
     first = pages[0]
-    check_size(first.imagewidth, first.imagelength)
+    samples = len(pages) * first.samplesperpixel
+    check_size(first.imagewidth, first.imagelength, samples * (first.dtype.itemsize if first.dtype else 1))
     alike = all((page.shape, page.dtype) == (first.shape, first.dtype) for page in pages)
     if len(pages) > 1 and not (alike and first.samplesperpixel == 1 and first.photometric != PHOTOMETRIC.PALETTE):
         raise ValueError("its pages are no channels: several pages have to be grey, of one size and one depth")
@@ -145,11 +189,13 @@ def channel_pages(tiff: TiffFile) -> list[TiffPage]:
     return pages
 
 
-def check_size(width: int, height: int) -> None:
+def check_size(width: int, height: int, pixel_bytes: int) -> None:
     """Refuse what has no pixels, or more than Pillow reads without a warning: a few bytes can declare any number."""
     most = Image.MAX_IMAGE_PIXELS
     if min(width, height) < 1 or (most and width * height > most):
         raise ValueError(f"it has {width}x{height} pixels, and from 1 to {most:,} can be read")
+    if width * height * pixel_bytes > MAX_BYTES:
+        raise ValueError(f"its {width}x{height} pixels of {pixel_bytes} bytes take more than {MAX_BYTES / 2**30:g} GiB")
 
 
 def upright(array: np.ndarray, orientation: int) -> np.ndarray:

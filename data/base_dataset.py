@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
+from data.check import Check, leave_out_bad
 from data.image_file import ImageReader
 from data.transforms import Transform
 from util.images import PixelFormat
@@ -31,6 +32,8 @@ class BaseDataset(Dataset[Sample], ABC):
         self.sizes: dict[str, dict[tuple[int, int], Path]] = {}
         # For each of "A", "B": the depth and range of its first file, which results are written with.
         self.formats: dict[str, PixelFormat] = {}
+        self.skip_bad_images: bool = opt.skip_bad_images
+        self.checks: list[tuple[list[Path], Check]] = []  # all files, good or bad, and how each is checked
 
     @staticmethod
     def modify_commandline_options(parser: ArgumentParser, is_train: bool) -> ArgumentParser:
@@ -42,6 +45,11 @@ class BaseDataset(Dataset[Sample], ABC):
 
     @abstractmethod
     def __getitem__(self, at: tuple[int, int]) -> Sample: ...
+
+    def usable(self, paths: list[Path], check: Check) -> list[Path]:
+        """`paths`, with --skip_bad_images without those that `check` finds fault with. To call for every file."""
+        self.checks.append((paths, check))
+        return leave_out_bad(paths, check) if self.skip_bad_images else paths
 
     def generator(self, epoch: int, index: int) -> torch.Generator:
         """Random numbers for one sample: always the same for the same (seed, epoch, index), in whichever process."""

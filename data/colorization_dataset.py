@@ -4,6 +4,7 @@ from argparse import ArgumentParser
 from typing import Any
 
 from data.base_dataset import BaseDataset, Sample, create_transform
+from data.check import Check
 from data.image_file import read_image
 from data.image_folder import DataError, any_images
 from util.colour import split_lab
@@ -30,8 +31,9 @@ class ColorizationDataset(BaseDataset):
                 f"--dataset_mode colorization has 1 channel in A, L, and 2 in B, ab, not --input_nc {opt.input_nc} "
                 f"and --output_nc {opt.output_nc}: leave these flags out."
             )
-        self.A_paths = self.B_paths = any_images(opt.dataroot, opt.phase, "", opt.max_dataset_size)
         self.transform = create_transform(opt, 3)
+        paths = any_images(opt.dataroot, opt.phase, "", opt.max_dataset_size)
+        self.A_paths = self.B_paths = self.usable(paths, Check(read_image, self.transform))
         self.sizes = {"A": self.transform.output_sizes(self.A_paths)}
 
     def __len__(self) -> int:

@@ -1,31 +1,40 @@
 """Read images and their sizes; every error names the file and what to do about it."""
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps
 from torch import Tensor
+from tqdm import tqdm
 
-from data.arrays import EXIF_ORIENTATION, array_kind, array_size, read_array
+from data.arrays import EXIF_ORIENTATION, array_format, array_kind, array_size, open_image, read_array
 from data.image_folder import DataError
 from util.images import PixelFormat
+
+# open_image refuses what Pillow only warns of. Set once: a filter that comes and goes is not safe in threads.
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+
+T = TypeVar("T")
 
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
     """Turn whatever goes wrong inside into a DataError that names the file."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            yield
+        yield
     except DataError:
         raise
     except Exception as error:  # the decoders raise a dozen unrelated types for a broken file
-        raise DataError(f"Cannot read the image {path} ({error}): replace or remove this file.") from error
+        raise DataError(
+            f"Cannot read the image {path} ({error}): replace or remove this file, or add --skip_bad_images.",
+            mend=["--skip_bad_images"],
+        ) from error
 
 
 def read_image(path: Path) -> Image.Image:
@@ -42,7 +51,7 @@ def read_image(path: Path) -> Image.Image:
 
 def read_rgb(path: Path) -> Image.Image:
     """As `read_image`, for a file that Pillow reads in full; raises what Pillow raises."""
-    with Image.open(path) as file:
+    with open_image(path, verify=True) as file:
         # Pillow scales the 16 bits of a colour PPM to 8 as it reads.
         deep = file.format == "PPM" and isinstance(file.tile[0].args, tuple) and file.tile[0].args[1] > 255
         image = ImageOps.exif_transpose(file)
@@ -65,17 +74,46 @@ def image_size(path: Path) -> tuple[int, int]:
         kind = array_kind(path)
         if kind in ("npy", "tiff"):
             return array_size(path, kind)
-        with Image.open(path) as file:
+        with open_image(path) as file:
             width, height = file.size
             return (height, width) if file.getexif().get(EXIF_ORIENTATION, 1) >= 5 else (width, height)
 
 
-def image_sizes(paths: Iterable[Path]) -> dict[tuple[int, int], Path]:
+def image_sizes(paths: Sequence[Path]) -> dict[tuple[int, int], Path]:
     """Every size that occurs, (width, height) in pixels, with the first file that has it."""
     sizes: dict[tuple[int, int], Path] = {}
-    for path in paths:
-        sizes.setdefault(image_size(path), path)
+    for path, size in zip(paths, for_each(image_size, paths, "reading sizes"), strict=True):
+        sizes.setdefault(size, path)
     return sizes
+
+
+def describe(path: Path) -> str:
+    """Format, mode and depth of a file, such as "PNG RGB" or "TIFF uint16, 4 channels", from its header.
+
+    Raises:
+        DataError: the header cannot be read.
+    """
+    with reading(path):
+        kind = array_kind(path)
+        if kind in ("npy", "tiff"):
+            dtype, channels = array_format(path, kind)
+            return f"{kind.upper()} {dtype}, {channels} channel{'' if channels == 1 else 's'}"
+        with open_image(path) as file:
+            return f"{file.format} {file.mode}{', 16 bits' if kind == 'png' else ''}"
+
+
+def for_each(function: Callable[[Path], T], paths: Sequence[Path], title: str) -> list[T]:
+    """`function` of every path, in their order, several at a time; a bar shows the progress of what takes long."""
+    results: list[T] = []
+    with (
+        ThreadPoolExecutor() as pool,  # the decoders run side by side: they do without Python's lock
+        tqdm(total=len(paths), desc=title, unit="file", delay=1, disable=None) as bar,
+    ):
+        for start in range(0, len(paths), 1000):  # an error waits for no more than these
+            for result in pool.map(function, paths[start : start + 1000]):
+                results.append(result)
+                bar.update()
+    return results
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +154,8 @@ class ImageReader:
         array = read_array(path)
         found = array.shape[2]
         if found != self.channels and {found, self.channels} != {1, 3}:
-            raise DataError(f"{path} has {found} channels, but {self.flag} is {self.channels}.")
+            mend = [self.flag, str(found)] if self.flag.startswith("--") else []
+            raise DataError(f"{path} has {found} channels, but {self.flag} is {self.channels}.", mend=mend)
         return array
 
     def _format(self, array: np.ndarray, path: Path) -> PixelFormat:

@@ -3,17 +3,22 @@
 import difflib
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".tif", ".tiff", ".npy")
 
 
 class DataError(ValueError):
-    """A mistake in the user's data, or in a flag about it; the message is complete and meant for the user."""
+    """A mistake in the user's data, or in a flag about it; the message is complete and meant for the user.
 
-    def __init__(self, message: str):
+    mend: the flag that mends it, with its value if it takes one, where there is such a flag.
+    """
+
+    def __init__(self, message: str, *, mend: Sequence[str] = ()):
         # A DataLoader worker re-raises with its whole traceback as the message: keep only the part for people.
         super().__init__(message.rpartition(f"{type(self).__name__}: ")[2].rstrip())
+        self.mend = tuple(mend)
 
     @property
     def message(self) -> str:
@@ -46,7 +51,7 @@ def domain_images(dataroot: str | Path, phase: str, domain: str, limit: float = 
     """
     folder = Path(dataroot, f"{phase}{domain}")
     if not folder.is_dir():
-        raise DataError(missing_domain(Path(dataroot), phase, domain))
+        raise missing_domain(Path(dataroot), phase, domain)
     return _not_empty(folder, list_images(folder, limit))
 
 
@@ -75,8 +80,8 @@ def _not_empty(folder: Path, paths: list[Path]) -> list[Path]:
     return paths
 
 
-def missing_domain(dataroot: Path, phase: str, domain: str) -> str:
-    """The message for a missing `dataroot/{phase}{domain}`: expected tree, found tree, likely mistake."""
+def missing_domain(dataroot: Path, phase: str, domain: str) -> DataError:
+    """The error for a missing `dataroot/{phase}{domain}`: expected tree, found tree, likely mistake."""
     expected = [f"{dataroot}{os.sep}"] + [f"  {phase}{letter}{os.sep}  images of domain {letter}" for letter in "AB"]
     lines = [
         f"--dataroot {dataroot}: there is no folder {phase}{domain} in it.",
@@ -85,7 +90,8 @@ def missing_domain(dataroot: Path, phase: str, domain: str) -> str:
         "Found:",
         tree(nearest_folder(dataroot)),
     ]
-    return "\n".join(lines + [hint for hint in [nearest_fix(dataroot, phase + domain)] if hint])
+    hint, mend = nearest_fix(dataroot, phase + domain)
+    return DataError("\n".join([*lines, hint]), mend=mend)
 
 
 def nearest_folder(path: Path) -> Path:
@@ -93,8 +99,11 @@ def nearest_folder(path: Path) -> Path:
     return next((folder for folder in (path, *path.parents) if folder.is_dir()), Path.cwd())
 
 
-def nearest_fix(dataroot: Path, name: str) -> str:
-    """Where a folder like `name` lies instead (one level up, nested, in other letters, as train/A), or ''."""
+def nearest_fix(dataroot: Path, name: str) -> tuple[str, tuple[str, ...]]:
+    """Where a folder like `name` lies instead (one level up, nested, in other letters, as train/A), or ''.
+
+    And the flag that leads there, unless the folder has to be renamed.
+    """
     phase, domain = name[:-1], name[-1]
     around = nearest_folder(dataroot)
     if around == dataroot:
@@ -104,13 +113,13 @@ def nearest_fix(dataroot: Path, name: str) -> str:
         candidates = [around, *(beside[near] for near in difflib.get_close_matches(dataroot.name, beside))]
     for folder in candidates:
         if (folder / name).is_dir():
-            return f"Did you mean --dataroot {folder}?"
+            return f"Did you mean --dataroot {folder}?", ("--dataroot", str(folder))
     for folder in candidates:
         for child in subfolders(folder, 2):
             spelled = "".join(child.relative_to(folder).parts)
             if spelled.lower() in (name.lower(), f"{phase}_{domain}".lower(), f"{phase}-{domain}".lower()):
-                return f"Rename {child} to {folder / name}, then use --dataroot {folder}."
-    return ""
+                return f"Rename {child} to {folder / name}, then use --dataroot {folder}.", ()
+    return "", ()
 
 
 def subfolders(folder: Path, depth: int, most: int = 100) -> list[Path]:

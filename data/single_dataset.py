@@ -3,6 +3,7 @@
 from typing import Any
 
 from data.base_dataset import BaseDataset, Sample, create_reader, create_transform
+from data.check import Check
 from data.image_folder import any_images
 
 
@@ -12,9 +13,10 @@ class SingleDataset(BaseDataset):
     def __init__(self, opt: Any):
         super().__init__(opt)
         domain = "B" if opt.direction == "BtoA" else "A"
-        self.A_paths = any_images(opt.dataroot, opt.phase, domain, opt.max_dataset_size)
+        paths = any_images(opt.dataroot, opt.phase, domain, opt.max_dataset_size)
         self.read = create_reader(opt, opt.input_nc, "--input_nc")
         self.transform = create_transform(opt, opt.input_nc)
+        self.A_paths = self.usable(paths, Check(self.read, self.transform))
         self.formats = {"A": self.read.format(self.A_paths[0])}
         self.sizes = {"A": self.transform.output_sizes(self.A_paths)}
 

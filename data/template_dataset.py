@@ -10,6 +10,7 @@ from typing import Any
 from PIL import Image
 
 from data.base_dataset import BaseDataset, Sample, create_transform
+from data.check import Check
 from data.image_file import read_image
 from data.image_folder import any_images
 from options import values
@@ -28,9 +29,11 @@ class TemplateDataset(BaseDataset):
         """Find the files, keep what __getitem__ needs: this is the only place that reads `opt`."""
         super().__init__(opt)
         self.coarse: int = opt.coarse
-        self.A_paths = self.B_paths = any_images(opt.dataroot, opt.phase, "A", opt.max_dataset_size)
         self.transform_A = create_transform(opt, opt.input_nc)
         self.transform_B = create_transform(opt, opt.output_nc)
+        paths = any_images(opt.dataroot, opt.phase, "A", opt.max_dataset_size)
+        # Those that the flags --skip_bad_images and --dry_run find no fault with.
+        self.A_paths = self.B_paths = self.usable(paths, Check(read_image, self.transform_B))
         # Reads the headers where the flags call for it: an image that is too small is reported before training starts.
         self.sizes = {"A": self.transform_A.output_sizes(self.A_paths)}
 

@@ -16,6 +16,11 @@ PREPROCESS = ("resize_and_crop", "crop", "scale_width", "scale_width_and_crop", 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow makes grey of colours
 
 
+def whole(size: tuple[int, int], path: Path) -> tuple[int, int]:
+    """The size of the file is that of the image."""
+    return size
+
+
 @dataclass(frozen=True, kw_only=True)
 class Transform:
     """8-bit RGB image, or tensor (C, H, W) in [-1, 1] -> float32 tensor (channels, H, W) in [-1, 1].
@@ -121,11 +126,11 @@ class Transform:
         return left, top
 
     def output_sizes(
-        self, paths: list[Path], input_sizes: Callable[[list[Path]], dict[tuple[int, int], Path]] = image_sizes
+        self, paths: list[Path], part: Callable[[tuple[int, int], Path], tuple[int, int]] = whole
     ) -> dict[tuple[int, int], Path]:
         """Every (width, height) that the files come out with, each with a file that does; reads headers at most.
 
-        `input_sizes` finds the sizes of what the files hold, where that is not the whole file.
+        `part` makes the size of what is transformed from that of a file, where it is not the whole file.
 
         Raises:
             DataError: an image is too small for this transform; names the file, its size and the flag.
@@ -134,19 +139,25 @@ class Transform:
         if always_fits:
             return {(self.crop_size, self.crop_size): paths[0]}
         outputs: dict[tuple[int, int], Path] = {}
-        for size, path in input_sizes(paths).items():
-            if self.center_crop:
-                if min(size) < self.centre(size):
-                    raise DataError(
-                        f"{path} is {size[0]}x{size[1]} pixels, too small for --center_crop {self.center_crop}: use a "
-                        "smaller one, --center_crop max, or remove the file."
-                    )
-                size = self.centre(size), self.centre(size)
-            if min(self.resized(size)) < (self.crop_size if self.crops else 1):
-                raise DataError(
-                    f"{path} is {size[0]}x{size[1]} pixels, too small for --preprocess {self.preprocess}"
-                    f"{f' with --crop_size {self.crop_size}' if self.crops else ''}: use a smaller --crop_size,"
-                    " --preprocess resize_and_crop, or remove the file."
-                )
-            outputs.setdefault((self.crop_size, self.crop_size) if self.crops else self.resized(size), path)
+        for size, path in image_sizes(paths).items():
+            outputs.setdefault(self.output_size(part(size, path), path), path)
         return outputs
+
+    def output_size(self, size: tuple[int, int], path: Path) -> tuple[int, int]:
+        """(width, height) that an image of `size` comes out with. DataError, naming `path`, if it is too small."""
+        if self.center_crop:
+            if min(size) < self.centre(size):
+                raise DataError(
+                    f"{path} is {size[0]}x{size[1]} pixels, too small for --center_crop {self.center_crop}: use a "
+                    "smaller one, --center_crop max, remove the file, or add --skip_bad_images.",
+                    mend=["--center_crop", "max"],
+                )
+            size = self.centre(size), self.centre(size)
+        if min(self.resized(size)) < (self.crop_size if self.crops else 1):
+            raise DataError(
+                f"{path} is {size[0]}x{size[1]} pixels, too small for --preprocess {self.preprocess}"
+                f"{f' with --crop_size {self.crop_size}' if self.crops else ''}: use a smaller --crop_size,"
+                " --preprocess resize_and_crop, remove the file, or add --skip_bad_images.",
+                mend=["--preprocess", "resize_and_crop"],
+            )
+        return (self.crop_size, self.crop_size) if self.crops else self.resized(size)

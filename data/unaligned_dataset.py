@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from data.base_dataset import BaseDataset, Sample, create_reader, create_transform
+from data.check import Check
 from data.image_folder import domain_images
 
 
@@ -18,18 +19,24 @@ class UnalignedDataset(BaseDataset):
     def __init__(self, opt: Any):
         super().__init__(opt)
         first, second = ("B", "A") if opt.direction == "BtoA" else ("A", "B")
-        self.A_paths = domain_images(opt.dataroot, opt.phase, first, opt.max_dataset_size)
-        self.B_paths = domain_images(opt.dataroot, opt.phase, second, opt.max_dataset_size)
+        A_paths = domain_images(opt.dataroot, opt.phase, first, opt.max_dataset_size)
+        B_paths = domain_images(opt.dataroot, opt.phase, second, opt.max_dataset_size)
         self.read_A = create_reader(opt, opt.input_nc, "--input_nc")
         self.read_B = create_reader(opt, opt.output_nc, "--output_nc")
         self.transform_A = create_transform(opt, opt.input_nc)
         self.transform_B = create_transform(opt, opt.output_nc)
+        self.A_paths = self.usable(A_paths, Check(self.read_A, self.transform_A))
+        self.B_paths = self.usable(B_paths, Check(self.read_B, self.transform_B))
+        self.serial: bool = opt.serial_batches
+        if self.serial and [path.name for path in A_paths] == [path.name for path in B_paths]:
+            good = {*self.A_paths, *self.B_paths}
+            pairs = [pair for pair in zip(A_paths, B_paths, strict=True) if good.issuperset(pair)]
+            self.A_paths, self.B_paths = [A for A, _ in pairs], [B for _, B in pairs]
         self.formats = {"A": self.read_A.format(self.A_paths[0]), "B": self.read_B.format(self.B_paths[0])}
         self.sizes = {
             "A": self.transform_A.output_sizes(self.A_paths),
             "B": self.transform_B.output_sizes(self.B_paths),
         }
-        self.serial: bool = opt.serial_batches
 
     def __len__(self) -> int:
         return max(len(self.A_paths), len(self.B_paths))

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script's own folder is all that Python looks in
 
+from data.arrays import open_image
 from data.image_folder import DataError, list_images, nearest_folder, tree
 from options import values
 from util.command import run_command
@@ -103,7 +104,7 @@ def join(path_A: Path, path_B: Path, path_AB: Path) -> None:
 def read(path: Path) -> Image.Image:
     """The upright picture in a file: RGB, or of one channel where that has more than 8 bits."""
     try:
-        with Image.open(path) as file:
+        with open_image(path, verify=True) as file:
             image = ImageOps.exif_transpose(file)
             return image.copy() if image.mode.startswith(("I", "F")) else image.convert("RGB")
     except Exception as error:  # Pillow's decoders raise a dozen unrelated types for a broken file

@@ -68,6 +68,14 @@ class Options:
         bundled = root.is_relative_to(BUNDLED)
         return self.as_dict() | {"dataroot": f"{BUNDLED_MARK}{root.relative_to(BUNDLED)}" if bundled else str(root)}
 
+    def changed(self) -> dict[str, Any]:
+        """The flags whose value is not the default: flag -> value. Without those that follow from others."""
+        return {
+            flag: value
+            for flag, value in self._values.items()
+            if value != self._defaults[flag] and (flag in self._given or self._defaults[flag] is not None)
+        }
+
     def save(self, run_dir: Path) -> None:
         """Write train_opt.txt (upstream's layout) and train_opt.json, or test_opt, into the folder `run_dir`."""
         # 1e999 is how JSON can say infinity; Python's own `Infinity` is not JSON.
@@ -231,6 +239,8 @@ def add_data_flags(parser: ArgumentParser) -> None:
     text = "values that become -1 and 1, in files of more than 8 bits (=LOW,HIGH if below 0); left out: by their type"
     add("--value_range", type=values.value_range, default="", metavar="LOW,HIGH", help=text)
     add("--max_dataset_size", type=values.count, default=math.inf, help="use the first so many pictures; inf = all")
+    text = "leave out the pictures that cannot be used; all are read once at the start to find them"
+    add("--skip_bad_images", action="store_true", help=text)
     add("--batch_size", type=values.positive_int, default=1, help="pictures per step")
     add("--num_threads", type=values.non_negative_int, default=4, help="loading processes; on a CPU none unless given")
 

@@ -22,7 +22,7 @@ class TrainOptions(BaseOptions):
     own_flags = frozenset(
         (
             "name", "suffix", "checkpoints_dir", "continue_train", "epoch", "load_iter", "epoch_count", "init_from",
-            "override",
+            "override", "dry_run",
         )
     )  # fmt: skip
     # These may change while a run goes on: how long it is, what is saved and shown, and where it computes.
@@ -30,8 +30,8 @@ class TrainOptions(BaseOptions):
         (
             "n_epochs", "n_epochs_decay", "max_minutes", "on_nan", "save_latest_freq", "save_epoch_freq",
             "save_by_iter", "print_freq", "update_html_freq", "no_html", "display_freq", "display_id", "display_ncols",
-            "display_server", "display_port", "display_env", "display_winsize", "use_wandb", "wandb_project_name",
-            "verbose", "num_threads", "device", "gpu_ids",
+            "display_server", "display_port", "display_env", "display_winsize", "use_tensorboard", "use_wandb",
+            "wandb_project_name", "verbose", "num_threads", "device", "gpu_ids",
         )
     )  # fmt: skip
 
@@ -89,6 +89,8 @@ def add_training_flags(parser: ArgumentParser) -> None:
     add(
         "--init_from", default="", help="start from older weights, what fits of them: a run's name or folder, or a file"
     )
+    text = "check pictures, networks, memory, time and places, write nothing, end with ready or with a mended command"
+    add("--dry_run", action="store_true", help=text)
     add("--max_minutes", type=values.non_negative_float, default=0.0, help="save and stop after so long; 0 = no limit")
     nan = "when a loss is not finite: stop, or go back to the last save with half the learning rate, 3 times at most"
     add("--on_nan", default="stop", choices=("stop", "rollback"), help=nan)

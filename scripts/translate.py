@@ -6,6 +6,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from data.check import leave_out_bad
 from data.image_file import ImageReader
 from data.image_folder import EXTENSIONS, is_image, list_images
 from models.translator import Translator, as_tensor
@@ -30,6 +31,9 @@ def main(argv: list[str] | None = None) -> int:
     )
     bounds = [float(bound) for bound in args.value_range.split(",")] if args.value_range else []
     reader = ImageReader(channels=translator.input_nc, value_range=(bounds[0], bounds[1]) if bounds else None)
+    if args.skip_bad_images:
+        good = set(leave_out_bad([path for path, _ in pairs], reader))
+        pairs = [pair for pair in pairs if pair[0] in good]
     for path, target in tqdm(pairs, unit="image", disable=None if len(pairs) > 1 else True):
         made, fmt = translator(as_tensor(reader(path), channels=translator.input_nc)), reader.format(path)
         if args.source.is_dir() and not is_viewable(made, fmt):
@@ -45,13 +49,19 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("source", type=Path, metavar="IN", help="a picture, or a folder of them with its sub-folders")
     add("target", type=Path, metavar="OUT", help="a picture, or a folder, for the results; made if it is not there")
-    add("--name", help="of the run whose generator translates")
+    add("--name", type=values.plain_name, help="of the run whose generator translates")
     add("--weights", type=Path, help="one .pth file of a generator, instead of a run")
     add("--checkpoints_dir", type=Path, default=Path("checkpoints"), help="folder of all runs (default: checkpoints)")
     add("--direction", choices=("AtoB", "BtoA"), help="which domain is translated to which (default: as trained)")
-    add("--epoch", default="latest", help="which weights of the run: latest, or the number of an epoch")
+    add(
+        "--epoch",
+        type=values.plain_name,
+        default="latest",
+        help="which weights of the run: latest, or the number of an epoch",
+    )
     add("--no_ema", action="store_true", help="plain weights, where the run kept their average too")
     add("--eval", action="store_true", help="running statistics in batch norm, no dropout")
+    add("--skip_bad_images", action="store_true", help="leave out the pictures that cannot be read")
     text = "values of files with more than 8 bits that become -1 and 1 (default: as their type tells)"
     add("--value_range", type=values.value_range, default="", metavar="LOW,HIGH", help=text)
     add("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="auto = a GPU if there is one")

@@ -1,8 +1,11 @@
-"""How the scripts meet their users' mistakes."""
+"""How the scripts meet their users' mistakes, and disks that are full or cannot be written."""
 
+import io
+import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -11,6 +14,8 @@ def run_command(main: Callable[[], int]) -> int:
 
     With --verbose the traceback is shown.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files need not be text
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return main()
     except KeyboardInterrupt:
@@ -20,3 +25,21 @@ def run_command(main: Callable[[], int]) -> int:
             raise
         print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
         return 2
+
+
+@contextmanager
+def writing(flag: str, folder: Path) -> Iterator[None]:
+    """Let OSErrors of writing into `folder` name it, and `flag`, which chose it: that of a full disk names nothing.
+
+    Those of other places, and of servers (ConnectionError), stay as they are.
+    """
+    try:
+        yield
+    except ConnectionError:
+        raise
+    except OSError as error:
+        place = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else folder
+        if not (place.is_relative_to(folder) or folder.is_relative_to(place)):
+            raise
+        reason = error.strerror or error
+        raise OSError(f"Cannot write {place} ({reason}): make that possible, or choose another {flag}.") from error

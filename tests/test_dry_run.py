@@ -1,0 +1,166 @@
+"""train.py --dry_run: what it finds, that its mended command is right, and that it leaves no trace."""
+
+import shlex
+import shutil
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import train as training
+from models.cycle_gan_model import CycleGANModel
+from tests.conftest import draw_shapes
+from tests.test_cli import TINY, script
+from util.dry_run import duration, replaced
+
+
+def dry_run(capsys, *flags, status=0):
+    """What a dry run with these flags prints."""
+    assert training.main(["--dry_run", *TINY, *map(str, flags)]) == status
+    return capsys.readouterr().out
+
+
+def mended(output):
+    """The flags of the command that the last line of a dry run names."""
+    assert output.splitlines()[-2] == "The mended command:"
+    words = shlex.split(output.splitlines()[-1])
+    assert words[:2] == ["python", "train.py"] and "--dry_run" not in words
+    return words[2:]
+
+
+def test_a_run_that_can_start_is_ready_and_nothing_is_written(tiny_data, tmp_path):
+    before = sorted(tiny_data.rglob("*"))
+    done = script("train.py", "--dry_run", "--dataroot", tiny_data, "--name", "x", *TINY, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "ready"
+    assert list(tmp_path.iterdir()) == [] and sorted(tiny_data.rglob("*")) == before
+    for part in (
+        "  --netG resnet_6blocks\n",
+        "  trainA/  5 images\n",
+        "trainA: 5 of 5 pictures can be used: 3 PNG RGB, 2 JPEG RGB; 40x36 pixels\n",
+        "netG_A: ",
+        "One step of 1 pictures: ",
+        "An epoch of 5 steps: ",
+        f"in {Path('checkpoints') / 'x'}, where ",
+    ):
+        assert part in done.stdout
+    assert "--lr_G" not in done.stdout, "follows from --lr"
+
+
+def test_bad_flat_and_double_pictures_are_found(tiny_data, tmp_path, capsys):
+    shutil.copytree(tiny_data, tmp_path / "data")
+    data = tmp_path / "data"
+    Image.new("RGB", (40, 36), "red").save(data / "trainA" / "flat.png")
+    (data / "trainB" / "bad.png").write_bytes(b"nothing")
+    shutil.copy(data / "trainA" / "0.png", data / "testA" / "copy.png")
+    Image.open(data / "trainB" / "1.png").save(data / "testB" / "again.bmp")
+    output = dry_run(capsys, "--dataroot", data, status=2)
+    assert "Look at 1 pictures of one colour:\n" in output and "flat.png" in output
+    assert f"{data}/testA/copy.png has the bytes of {data}/trainA/0.png" in output
+    assert f"{data}/testB/again.bmp has the pixels of {data}/trainB/1.png" in output
+    assert "trainB: 5 of 6 pictures can be used" in output
+    flags = mended(output)
+    assert flags == [*TINY, "--dataroot", str(data), "--skip_bad_images"]
+    assert training.main(["--dry_run", *flags]) == 0
+
+
+def uneven(folder):
+    """Pictures of two sizes."""
+    for domain in ("trainA", "trainB"):
+        (folder / domain).mkdir(parents=True)
+        for name, size in (("a.png", (40, 36)), ("b.png", (44, 36))):
+            draw_shapes(name, size).save(folder / domain / name)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("flags", "problems", "change"),
+    [
+        (["--crop_size", "30"], ["cannot take|makes .* of 30x30"], ["--crop_size", "28"]),
+        (["--preprocess", "none", "--batch_size", "2"], ["needs images of one size"], ["--batch_size", "1"]),
+        (["--preprocess", "crop", "--crop_size", "40"], ["too small"], ["--preprocess", "resize_and_crop"]),
+        (["--netG", "unet_128", "--load_size", "100", "--crop_size", "100"], ["100x100"], ["--crop_size", "128"]),
+    ],
+)  # fmt: skip
+def test_flags_that_do_not_fit_are_mended(flags, problems, change, tmp_path, capsys):
+    data = uneven(tmp_path / "data")
+    load = ["--load_size", "40"] if "--load_size" not in flags else []
+    output = dry_run(capsys, "--dataroot", data, *load, *flags, status=2)
+    command = mended(output)
+    at = command.index(change[0])
+    assert command[at : at + 2] == change
+    assert training.main(["--dry_run", *command]) == 0
+
+
+def test_several_problems_are_mended_at_once(tmp_path, capsys):
+    data = uneven(tmp_path / "data" / "data")
+    (data / "trainA" / "0.png").touch()
+    output = dry_run(capsys, "--dataroot", tmp_path / "data", "--crop_size", "30", status=2)
+    flags = mended(output)
+    assert "there is no folder trainA" in output and "0.png" in output and "30x30" in output
+    assert training.main(["--dry_run", *flags]) == 0
+
+
+def test_what_no_flag_mends_is_said(tmp_path, capsys):
+    output = dry_run(capsys, "--dataroot", tmp_path / "missing", status=2)
+    assert "there is no folder trainA" in output
+    assert output.splitlines()[-1] == "No flag mends this."
+
+
+def test_a_loss_that_is_not_finite(tiny_data, capsys):
+    output = dry_run(capsys, "--dataroot", tiny_data, "--lr", "1e30", status=2)
+    assert "not finite" in output
+
+
+def test_too_little_memory_asks_for_smaller_batches(tiny_data, monkeypatch, capsys):
+    step = CycleGANModel.step
+
+    def limited(self, batch):
+        if len(batch["A"]) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return step(self, batch)
+
+    monkeypatch.setattr(CycleGANModel, "step", limited)
+    output = dry_run(capsys, "--dataroot", tiny_data, "--batch_size", "5", status=2)
+    assert mended(output)[-2:] == ["--batch_size", "2"]
+
+
+def test_a_place_that_cannot_be_written(tiny_data, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    output = dry_run(capsys, "--dataroot", tiny_data, "--checkpoints_dir", tmp_path / "file", status=2)
+    assert f"{tmp_path / 'file'} cannot be written into" in output
+
+
+def test_visdom_is_looked_for(tiny_data, capsys):
+    with socket.create_server(("localhost", 0)) as server:
+        port = server.getsockname()[1]
+        flags = ["--dataroot", tiny_data, "--display_id", "1", "--display_port", port]
+        assert f"visdom: reachable at http://localhost:{port}\n" in dry_run(capsys, *flags)
+    assert "visdom: not reachable" in dry_run(capsys, *flags)
+
+
+def test_a_continued_run_is_checked_with_its_weights(tiny_data, tmp_path, capsys):
+    flags = ["--checkpoints_dir", str(tmp_path), "--name", "run"]
+    assert training.main([*flags, *TINY, "--dataroot", str(tiny_data), "--max_minutes", "0.0001"]) == 0
+    files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    assert training.main([*flags, "--dry_run", "--continue_train", "--display_id", "0"]) == 0
+    assert "continuing run" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == files
+    (tmp_path / "run" / "latest_net_G_A.pth").write_bytes(b"damaged")
+    assert training.main([*flags, "--dry_run", "--continue_train", "--display_id", "0"]) == 2
+    assert "latest_net_G_A.pth is not a readable checkpoint" in capsys.readouterr().out
+
+
+def test_flags_are_replaced_with_their_values():
+    command = ["--a", "1", "--b", "2", "@file", "--a=3", "--c"]
+    assert replaced(command, ["--a", "4"]) == ["--b", "2", "@file", "--c", "--a", "4"]
+    assert replaced(command, ["--c"]) == [*command[:-1], "--c"]
+    assert replaced(command, []) == command
+
+
+def test_durations():
+    assert [duration(seconds) for seconds in (5, 300, 8000, 900000)] == [
+        "5.0 seconds", "5.0 minutes", "2.2 hours", "10.4 days",
+    ]  # fmt: skip
