@@ -16,6 +16,7 @@ from data import EpochLoader, create_dataset
 from models.base_model import BaseModel
 from models.translator import find_trained
 from options.base_options import Options
+from util import distributed
 from util.attention import AttentionMap, watch
 from util.command import run_command
 from util.device import pick_device
@@ -37,7 +38,9 @@ class Translation:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Parse, load, translate every image, write the page. Returns the exit status."""
+    """Parse, load, translate every image, write the page. Returns the exit status. Of several processes, one works."""
+    if not distributed.is_main():
+        return 0
     trained = find_trained(argv)
     opt = trained.opt
     if trained.inferred:

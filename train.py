@@ -13,10 +13,11 @@ from models import create_model
 from models.base_model import BaseModel
 from options.base_options import Options, read_saved
 from options.train_options import TrainOptions
+from util import distributed
 from util.checkpoint import load_checkpoint, save_checkpoint
 from util.command import run_command
 from util.device import pick_device
-from util.display import Progress, create_display, crossed
+from util.display import Display, Progress, create_display, crossed
 from util.init_from import init_from
 from util.interrupt import stop_requests
 
@@ -28,19 +29,33 @@ def main(argv: list[str] | None = None) -> int:
     opt = TrainOptions().parse(argv, read_saved(run_dir) if flags["continue_train"] else {})
     torch.manual_seed(opt.seed)
     loader = create_dataset(opt)
-    model = create_model(opt).to(pick_device(opt.device, opt.gpu_ids))
+    device = pick_device(opt.device, opt.gpu_ids)
+    model = create_model(opt).to(device)
     model.prepare_training(opt)
     model.check_sizes({size for sizes in loader.dataset.sizes.values() for size in sizes})
+    if rank := distributed.rank():
+        torch.manual_seed(opt.seed + rank)  # weights are made, and the same in all processes; noise should not be
+    distributed.setup(device)
     start = resume(opt, model, run_dir)
+    distributed.broadcast(model)
     if start["epoch_images"] >= len(loader.dataset):
         raise ValueError(
             f"the run has seen {start['epoch_images']} pictures of an epoch, but now there are {len(loader.dataset)}: "
             "continue with those it was started with, or start a new run"
         )
-    run_dir.mkdir(parents=True, exist_ok=True)
-    opt.save(run_dir)
+    if len(loader.dataset) < (most := distributed.largest(len(loader.dataset))):
+        raise ValueError(
+            f"--dataroot {opt.dataroot}: {len(loader.dataset)} pictures here, but {most} on another machine"
+        )
+    if distributed.is_main():
+        run_dir.mkdir(parents=True, exist_ok=True)
+        opt.save(run_dir)
     print(model.summary(verbose=opt.verbose))
-    return train(opt, model, loader, run_dir, **start)
+    if distributed.count() > 1:
+        print(f"{distributed.count()} processes, {loader.sampler.step_size(0)} pictures a step")
+    status = train(opt, model, loader, run_dir, **start)
+    distributed.shutdown()
+    return status
 
 
 def train(
@@ -57,21 +72,25 @@ def train(
 
     def save(label: str) -> None:
         position = {"epoch": epoch, "epoch_images": epoch_images, "total_images": total_images}
-        save_checkpoint(model, run_dir, label, position | {"model": model.training_state(), "random": random_state()})
+        state = {"model": model.training_state(), "random": random_state()}
+        processes = distributed.gather({"pools": state["model"]["pools"], "random": state["random"]})
+        if distributed.is_main():
+            save_checkpoint(model, run_dir, label, position | state | {"other_processes": processes[1:]})
 
     test = f"python test.py --name {shlex.quote(opt.name)}"
     if opt.given("checkpoints_dir"):
         test += f" --checkpoints_dir {shlex.quote(opt.checkpoints_dir)}"
     epochs, epoch_size, started = opt.n_epochs + opt.n_epochs_decay, len(loader.dataset), time.monotonic()
-    display = create_display(opt, run_dir)
+    display = create_display(opt, run_dir) if distributed.is_main() else Display([])
     with stop_requests() as signals:
         for running in range(epoch, epochs + 1):
             loader.sampler.set_epoch(running, skip=epoch_images)
             waiting_since = time.perf_counter()
             for batch in loader:
                 stepping_since = time.perf_counter()
+                size, model.share = loader.sampler.step_size(epoch_images), loader.sampler.share(epoch_images)
                 losses, images = model.step(batch)
-                now, size = time.perf_counter(), len(batch["A"])
+                now = time.perf_counter()
                 epoch_images, total_images = epoch_images + size, total_images + size
                 progress = Progress(
                     epoch=epoch, epochs=epochs, epoch_images=epoch_images, epoch_size=epoch_size,
@@ -79,6 +98,8 @@ def train(
                     data_seconds=(stepping_since - waiting_since) / size,
                 )  # fmt: skip
                 pictures = partial(model.preview, images)
+                if crossed(opt.print_freq, total_images - size, total_images):
+                    losses = distributed.average(losses, model.share)
                 display.update(progress, losses, pictures)
                 if ended := epoch_images == epoch_size:
                     model.end_epoch()
@@ -89,7 +110,8 @@ def train(
                 due = crossed(opt.save_latest_freq, total_images - size, total_images)
                 if due and opt.save_by_iter:
                     save(f"iter_{total_images}")
-                stop = signals or (opt.max_minutes and time.monotonic() - started > 60 * opt.max_minutes)
+                over = opt.max_minutes and time.monotonic() - started > 60 * opt.max_minutes
+                stop = distributed.largest(bool(signals or over))
                 if due or ended or stop:
                     save("latest")
                 if stop and epoch <= epochs:
@@ -118,10 +140,13 @@ def resume(opt: Options, model: BaseModel, run_dir: Path) -> dict[str, int]:
         return start
     try:
         start = {name: state[name] for name in start}
-        model.load_training_state(state["model"], epoch=start["epoch"])
-        torch.set_rng_state(state["random"]["cpu"])
-        if "cuda" in state["random"] and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(state["random"]["cuda"])
+        saved = [{"pools": state["model"]["pools"], "random": state["random"]}, *state.get("other_processes", [])]
+        new = {"pools": {name: [] for name in model.pools}, "random": random_state()}  # of a process that joins
+        own = [*saved, new][min(distributed.rank(), len(saved))]
+        model.load_training_state(state["model"] | {"pools": own["pools"]}, epoch=start["epoch"])
+        torch.set_rng_state(own["random"]["cpu"])
+        if "cuda" in own["random"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(own["random"]["cuda"][: torch.cuda.device_count()])
     except (KeyError, ValueError, TypeError, RuntimeError) as error:
         raise ValueError(f"{label}_state.pth in {run_dir} does not belong to this model: {error}") from error
     if opt.given("epoch_count") and opt.epoch_count != start["epoch"]:
@@ -129,6 +154,8 @@ def resume(opt: Options, model: BaseModel, run_dir: Path) -> dict[str, int]:
             f"--epoch_count {opt.epoch_count}: the saved state goes on in epoch {start['epoch']}; leave it out"
         )
     print(f"continuing {opt.name} in epoch {start['epoch']} after {start['total_images']} images")
+    if len(saved) != distributed.count():
+        print(f"saved by {len(saved)} processes, continued by {distributed.count()}: not exactly the same run any more")
     return start
 
 

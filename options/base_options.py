@@ -221,7 +221,7 @@ def add_data_flags(parser: ArgumentParser) -> None:
     text = "values that become -1 and 1, in files of more than 8 bits (=LOW,HIGH if below 0); left out: by their type"
     add("--value_range", type=values.value_range, default="", metavar="LOW,HIGH", help=text)
     add("--max_dataset_size", type=values.count, default=math.inf, help="use the first so many pictures; inf = all")
-    add("--batch_size", type=values.positive_int, default=1, help="pictures per step")
+    add("--batch_size", type=values.positive_int, default=1, help="pictures per step, in each process")
     add("--num_threads", type=values.non_negative_int, default=4, help="loading processes; on a CPU none unless given")
 
 
