@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.data import TensorDataset
 
 import train as training
 from data import EpochSampler, create_dataset
@@ -200,8 +201,10 @@ def rank_of(pid: str) -> int:
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 8, 11, 12])
 @pytest.mark.parametrize(("processes", "batch_size", "skip"), [(2, 2, 0), (3, 1, 0), (4, 3, 0), (2, 2, 4)])
 def test_a_step_of_all_processes_has_the_pictures_of_one_process(size, processes, batch_size, skip):
+    dataset = TensorDataset(torch.zeros(size))
+
     def steps(**kwargs) -> list[list[tuple[int, int]]]:
-        sampler = EpochSampler(range(size), shuffle=True, seed=1, **kwargs)
+        sampler = EpochSampler(dataset, shuffle=True, seed=1, **kwargs)
         sampler.set_epoch(3, skip=skip)
         order = list(sampler)
         assert len(order) == len(sampler)
@@ -210,7 +213,7 @@ def test_a_step_of_all_processes_has_the_pictures_of_one_process(size, processes
     whole = steps(batch_size=batch_size * processes)
     parts = [steps(batch_size=batch_size, process=rank, processes=processes) for rank in range(processes)]
     samplers = [
-        EpochSampler(range(size), shuffle=True, seed=1, batch_size=batch_size, process=rank, processes=processes)
+        EpochSampler(dataset, shuffle=True, seed=1, batch_size=batch_size, process=rank, processes=processes)
         for rank in range(processes)
     ]
     seen = skip

@@ -23,7 +23,7 @@ def pick_device(device: str = "auto", gpu_ids: str = "0") -> torch.device:
         processes = distributed.local_count()
         numbers = [int(first), *map(int, others)] if gpu_ids != "0" else list(range(processes))
         if len(numbers) < processes:
-            raise ValueError(f"--gpu_ids {gpu_ids}: {processes} processes need a GPU each; leave it out for the first")
+            raise ValueError(f"--gpu_ids {gpu_ids}: {processes} processes need a GPU each: name all, or leave it out")
         index = numbers[distributed.local_rank()]
         if index >= torch.cuda.device_count():
             raise ValueError(

@@ -10,7 +10,10 @@ from util import distributed
 
 
 class SyncBatchNorm(nn.SyncBatchNorm):
-    """PyTorch's own, Ioffe and Szegedy 2015, arXiv:1502.03167, over the pictures of all processes; on CPUs too."""
+    """Batch norm (Ioffe and Szegedy 2015, arXiv:1502.03167) over the pictures of all processes.
+
+    PyTorch's own, which refuses CPUs, and the same for them.
+    """
 
     def forward(self, input: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W), of the same dtype."""
