@@ -17,6 +17,7 @@ from models.base_model import BaseModel
 from models.networks.attention import attention_blocks
 from models.translator import Trained, find_trained
 from options.base_options import Options
+from util import distributed
 from util.attention import AttentionMap
 from util.checkpoint import find_weights, load_weights
 from util.command import run_command, writing
@@ -39,7 +40,9 @@ class Translation:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Parse, load, translate every image, write the page. Returns the exit status."""
+    """Parse, load, translate every image, write the page. Returns the exit status. Of several processes, one works."""
+    if not distributed.is_main():
+        return 0
     trained = find_trained(argv)
     opt = trained.opt
     if trained.inferred:

@@ -17,10 +17,11 @@ from models import create_model
 from models.base_model import BaseModel
 from options.base_options import Options, from_portable, read_saved
 from options.train_options import TrainOptions, changed_flags
+from util import distributed
 from util.checkpoint import load_networks
 from util.command import run_command, writing
 from util.device import pick_device
-from util.display import Display, Progress, create_display
+from util.display import Display, NoDisplay, Progress, create_display
 from util.dry_run import dry_run
 from util.finite import LossGuard, NotFiniteError
 from util.init_from import init_from
@@ -44,20 +45,36 @@ def main(argv: list[str] | None = None) -> int:
         return dry_run(words, parse, partial(resume, run_dir=run_dir, state=state))
     torch.manual_seed(opt.seed)
     loader = create_dataset(opt)
-    model = create_model(opt).to(pick_device(opt.device, opt.gpu_ids))
+    device = pick_device(opt.device, opt.gpu_ids)
+    model = create_model(opt).to(device)
     model.prepare_training(opt)
     model.check_sizes({size for sizes in loader.dataset.sizes.values() for size in sizes})
+    if rank := distributed.rank():
+        torch.manual_seed(opt.seed + rank)  # weights are made, and the same in all processes; noise should not be
+    distributed.setup(device)
     start = resume(opt, model, run_dir, state)
+    distributed.broadcast(model)
     if start["epoch_images"] >= len(loader.dataset):
         raise ValueError(
             f"the run has seen {start['epoch_images']} pictures of an epoch, but now there are {len(loader.dataset)}: "
             "continue with those it was started with, or start a new run"
         )
+    if len(loader.dataset) < (most := distributed.largest(len(loader.dataset))):
+        raise ValueError(
+            f"--dataroot {opt.dataroot}: {len(loader.dataset)} pictures here, but {most} on another machine"
+        )
+    if distributed.count() > 1:
+        if opt.on_nan == "rollback":
+            raise ValueError("--on_nan rollback is for one process: use --on_nan stop with several")
+        print(f"{distributed.count()} processes, {loader.sampler.step_size(0)} pictures a step")
     with writing("--checkpoints_dir", run_dir):
-        run_dir.mkdir(parents=True, exist_ok=True)
-        opt.save(run_dir)
+        if distributed.is_main():
+            run_dir.mkdir(parents=True, exist_ok=True)
+            opt.save(run_dir)
         print(model.summary(verbose=opt.verbose))
-        return train_until_done(opt, model, loader, run_dir, start)
+        status = train_until_done(opt, model, loader, run_dir, start)
+    distributed.shutdown()
+    return status
 
 
 def train_until_done(opt: Options, model: BaseModel, loader: EpochLoader, run_dir: Path, start: dict[str, int]) -> int:
@@ -124,7 +141,9 @@ def train(
         guard.settle()
         position = {"epoch": epoch, "epoch_images": epoch_images, "total_images": total_images, "steps": steps}
         state = {"options": opt.portable(), "model": model.training_state(), "random": random_state()}
-        save_checkpoint(model, run_dir, label, position | state)
+        processes = distributed.gather({"pools": state["model"]["pools"], "random": state["random"]})
+        if distributed.is_main():
+            save_checkpoint(model, run_dir, label, position | state | {"other_processes": processes[1:]})
 
     save("latest")  # there is something to go on with from the first step, and the disk has room
 
@@ -132,18 +151,22 @@ def train(
     if opt.given("checkpoints_dir"):
         test += f" --checkpoints_dir {shlex.quote(opt.checkpoints_dir)}"
     page = "" if opt.no_html else f"; the page of the run is {run_dir / 'web' / 'index.html'}"
-    display = create_display(opt, run_dir, progress(), model.attention)
+    shown = distributed.is_main()
+    display = create_display(opt, run_dir, progress(), model.attention) if shown else NoDisplay()
     with stop_requests() as signals, closed_on_error(display):
         for running in range(epoch, epochs + 1):
             loader.sampler.set_epoch(running, skip=epoch_images)
             waiting_since = time.perf_counter()
             for batch in loader:
                 stepping_since = time.perf_counter()
+                size, model.share = loader.sampler.step_size(epoch_images), loader.sampler.share(epoch_images)
                 losses, images = model.step(batch)
                 guard.check(losses, [*batch["A_paths"], *batch.get("B_paths", [])])
-                now, size = time.perf_counter(), len(batch["A"])
+                now = time.perf_counter()
                 steps, epoch_images, total_images = steps + 1, epoch_images + size, total_images + size
                 at = progress(size, (now - stepping_since) / size, (stepping_since - waiting_since) / size)
+                if at.crossed(opt.print_freq):
+                    losses = distributed.average(losses, model.share)
                 display.update(at, losses, partial(model.preview, images), model.learning_rates)
                 if at.epoch_ended:
                     model.end_epoch()
@@ -153,7 +176,7 @@ def train(
                 due = at.crossed(opt.save_latest_freq)
                 if due and opt.save_by_iter:
                     save(f"iter_{total_images}")
-                stop = signals or time.monotonic() > deadline
+                stop = distributed.largest(bool(signals or time.monotonic() > deadline))
                 if due or at.epoch_ended or stop:
                     save("latest")
                 if stop and epoch <= epochs:

@@ -3,7 +3,7 @@
 import math
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from data.base_dataset import BaseDataset, Sample
 from data.image_folder import DataError
+from util import distributed
 from util.device import pick_device
 from util.images import PixelFormat
 from util.registry import find_class
@@ -23,10 +24,21 @@ class EpochSampler(DistributedSampler[Any]):
     """Yields (epoch, index) pairs, so that a data set can make every sample a function of both.
 
     The order is a function of (seed, epoch). Call `set_epoch` before each pass over the loader.
+
+    Of several processes, each takes a part of every step: together they see the pictures that one process would see
+    with batches as large as all of theirs. In the last step of an epoch some may have fewer pictures than others, or
+    none, in which case they repeat one: `share` is what the mean over a process's pictures counts in that over all.
+
+    Args:
+        batch_size: pictures a step in each process.
+        process: number of this one, from 0, of all `processes`.
     """
 
-    def __init__(self, dataset: Dataset, *, shuffle: bool, seed: int):
+    def __init__(
+        self, dataset: Dataset, *, shuffle: bool, seed: int, batch_size: int = 1, process: int = 0, processes: int = 1
+    ):
         super().__init__(dataset, num_replicas=1, rank=0, shuffle=shuffle, seed=seed)
+        self.batch_size, self.process, self.processes = batch_size, process, processes
         self.skip = 0
 
     def set_epoch(self, epoch: int, skip: int = 0) -> None:
@@ -35,11 +47,26 @@ class EpochSampler(DistributedSampler[Any]):
         self.skip = skip
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        for index in list(super().__iter__())[self.skip :]:
+        for index in self._part(list(super().__iter__())[self.skip :]):
             yield self.epoch, index
 
     def __len__(self) -> int:
-        return max(super().__len__() - self.skip, 0)
+        return len(self._part(range(self.skip, super().__len__())))
+
+    def step_size(self, seen: int) -> int:
+        """The pictures of all processes in the step after `seen` pictures of an epoch."""
+        return min(self.batch_size * self.processes, super().__len__() - seen)
+
+    def share(self, seen: int) -> float:
+        """Which fraction of the pictures of that step are this process's."""
+        pictures = self.step_size(seen)
+        return len(range(self.process, pictures, self.processes)) / pictures
+
+    def _part(self, order: Sequence[int]) -> Sequence[int]:
+        """What of the order of an epoch is this process's."""
+        part = order[self.process :: self.processes]
+        steps = math.ceil(len(order) / (self.batch_size * self.processes))
+        return part if len(part) > (steps - 1) * self.batch_size else [*part, order[-1]]
 
 
 class EpochLoader(DataLoader[Sample]):
@@ -70,11 +97,16 @@ def create_dataset(opt: Any) -> EpochLoader:
     workers = min(opt.num_threads, math.ceil(len(dataset) / opt.batch_size))
     if not opt.given("num_threads"):
         # On the CPU, workers take the cores from the training itself; a pair at 64 px loads in 1 ms, by a worker in 2.
-        workers = min(workers, cpu_count()) if device.type != "cpu" else 0
+        cores = max(cpu_count() // distributed.local_count(), 1)
+        workers = min(workers, cores) if device.type != "cpu" else 0
+    # testing takes one process
+    processes = {"process": distributed.rank(), "processes": distributed.count()} if opt.is_train else {}
     return EpochLoader(
         dataset,
         batch_size=opt.batch_size,
-        sampler=EpochSampler(dataset, shuffle=not opt.serial_batches, seed=opt.seed),
+        sampler=EpochSampler(
+            dataset, shuffle=not opt.serial_batches, seed=opt.seed, batch_size=opt.batch_size, **processes
+        ),
         num_workers=workers,
         persistent_workers=workers > 0,
         worker_init_fn=leave_signals_to_parent,

@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 from data.base_dataset import BaseDataset
 from models import optim
 from models.networks.attention import attention_blocks
+from util import distributed
 from util.image_pool import ImagePool
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class BaseModel(nn.Module):
         self.halvings = 0  # of the learning rates, beside their schedules
         self.epoch_losses: dict[str, Tensor] = {}
         self.bf16 = False
+        self.share = 1.0  # of this process in the loss of a step over all; set before each step
 
     @staticmethod
     def modify_commandline_options(parser: ArgumentParser, is_train: bool) -> ArgumentParser:
@@ -71,7 +73,10 @@ class BaseModel(nn.Module):
         }
 
     def preview(self, images: Images) -> Images:
-        """The pictures (N, C, H, W) in [-1, 1] to show for a step that returned `images`; draws no random numbers."""
+        """The pictures (N, C, H, W) in [-1, 1] to show for a step that returned `images`.
+
+        Draws no random numbers. Of several processes only the first calls it.
+        """
         return images
 
     def overview(self, dataset: BaseDataset) -> Images:
@@ -109,12 +114,17 @@ class BaseModel(nn.Module):
         )
 
     def update(self, name: str, loss: Tensor) -> None:
-        """One optimizer step down the gradient of `loss`, which is computed for the weights of this optimizer alone."""
+        """One optimizer step down the gradient of `loss`, which is computed for the weights of this optimizer alone.
+
+        Of several processes, each gives the mean over its own pictures; all step down that over the pictures of all.
+        """
         optimizer = self.optimizers[name]
         optimizer.zero_grad()
-        loss.backward(inputs=[parameter for group in optimizer.param_groups for parameter in group["params"]])
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        loss.backward(torch.full_like(loss, self.share), inputs=parameters)
+        loss = loss.detach() * self.share
+        distributed.add_up([loss, *(parameter.grad for parameter in parameters if parameter.grad is not None)])
         optimizer.step()
-        loss = loss.detach()
         self.epoch_losses[name] = self.epoch_losses[name] + loss if name in self.epoch_losses else loss
 
     def end_epoch(self) -> None:
@@ -237,7 +247,7 @@ class BaseModel(nn.Module):
         return {
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
             "schedulers": {name: scheduler.state_dict() for name, scheduler in self.schedulers.items()},
-            "pools": {name: pool.images for name, pool in self.pools.items()},
+            "pools": {name: [image.cpu() for image in pool.images] for name, pool in self.pools.items()},
             "updates": self.updates,
             "halvings": self.halvings,
             "epoch_losses": self.epoch_losses,

@@ -241,7 +241,7 @@ def add_data_flags(parser: ArgumentParser) -> None:
     add("--max_dataset_size", type=values.count, default=math.inf, help="use the first so many pictures; inf = all")
     text = "leave out the pictures that cannot be used; all are read once at the start to find them"
     add("--skip_bad_images", action="store_true", help=text)
-    add("--batch_size", type=values.positive_int, default=1, help="pictures per step")
+    add("--batch_size", type=values.positive_int, default=1, help="pictures per step, in each process")
     add("--num_threads", type=values.non_negative_int, default=4, help="loading processes; on a CPU none unless given")
 
 

@@ -1,33 +1,40 @@
 """How the scripts meet their users' mistakes, and disks that are full or cannot be written."""
 
+import contextlib
 import io
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
+
+from util import distributed
 
 
 def run_command(main: Callable[[], int]) -> int:
     """Run a script's main and return its exit status; a ValueError or OSError becomes one message and status 2.
 
-    With --verbose the traceback is shown.
+    With --verbose the traceback is shown. Of several processes only the first prints, but each its own errors.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):  # names of files need not be text
         sys.stdout.reconfigure(errors="backslashreplace")
+    who = Path(sys.argv[0]).name + (f" (process {distributed.rank()})" if distributed.count() > 1 else "")
     try:
-        return main()
+        with contextlib.ExitStack() as stack:
+            if not distributed.is_main():
+                nothing = stack.enter_context(Path(os.devnull).open("w"))
+                stack.enter_context(contextlib.redirect_stdout(nothing))
+            return main()
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except (ValueError, OSError) as error:
         if "--verbose" in sys.argv:
             raise
-        print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
+        print(f"{who}: error: {error}", file=sys.stderr)
         return 2
 
 
-@contextmanager
+@contextlib.contextmanager
 def writing(flag: str, folder: Path) -> Iterator[None]:
     """Let OSErrors of writing into `folder` name it, and `flag`, which chose it: that of a full disk names nothing.
 

@@ -5,24 +5,33 @@ import sys
 
 import torch
 
+from util import distributed
+
 
 def pick_device(device: str = "auto", gpu_ids: str = "0") -> torch.device:
     """The device that --device and --gpu_ids ask for.
 
-    `auto` takes the first of gpu_ids where CUDA is there, else Apple's mps, else the CPU; gpu_ids -1 is the CPU.
+    `auto` takes the first of gpu_ids where CUDA is there, else Apple's mps, else the CPU; gpu_ids -1 is the CPU. Of
+    several processes, each takes the next of gpu_ids; 0 alone, the default, stands for as many as there are processes.
 
     Raises:
         ValueError: the device asked for is not there, or the two contradict each other.
     """
-    first = gpu_ids.split(",")[0].strip()
+    first, *others = (number.strip() for number in gpu_ids.split(","))
     if device == "cpu" or (device == "auto" and first == "-1"):
         return torch.device("cpu")
     if device in ("auto", "cuda") and torch.cuda.is_available():
         if first == "-1":
             raise ValueError("--gpu_ids -1 is the CPU, but --device cuda asks for a GPU: leave one of them out")
-        index = int(first)
+        processes = distributed.local_count()
+        numbers = [int(first), *map(int, others)] if gpu_ids != "0" else list(range(processes))
+        if len(numbers) < processes:
+            raise ValueError(f"--gpu_ids {gpu_ids}: {processes} processes need a GPU each: name all, or leave it out")
+        index = numbers[distributed.local_rank()]
         if index >= torch.cuda.device_count():
-            raise ValueError(f"--gpu_ids {gpu_ids}: this machine has GPUs 0 to {torch.cuda.device_count() - 1}")
+            raise ValueError(
+                f"--gpu_ids {','.join(map(str, numbers))}: this machine has GPUs 0 to {torch.cuda.device_count() - 1}"
+            )
         return torch.device("cuda", index)
     if device in ("auto", "mps") and torch.backends.mps.is_available():
         return torch.device("mps")

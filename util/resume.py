@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from models.base_model import BaseModel
+from util import distributed
 from util.checkpoint import load_networks
 from util.saves import read_state
 
@@ -27,10 +28,15 @@ def take_over(model: BaseModel, state: dict[str, Any]) -> dict[str, int]:
         KeyError, ValueError, TypeError, RuntimeError: it was saved for another model.
     """
     start = {name: state[name] for name in POSITION}
-    model.load_training_state(state["model"], epoch=start["epoch"])
-    torch.set_rng_state(state["random"]["cpu"])
-    if "cuda" in state["random"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["random"]["cuda"])
+    saved = [{"pools": state["model"]["pools"], "random": state["random"]}, *state["other_processes"]]
+    new = {"pools": {name: [] for name in model.pools}, "random": random_state()}  # of a process that joins
+    own = [*saved, new][min(distributed.rank(), len(saved))]
+    model.load_training_state(state["model"] | {"pools": own["pools"]}, epoch=start["epoch"])
+    torch.set_rng_state(own["random"]["cpu"])
+    if "cuda" in own["random"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(own["random"]["cuda"][: torch.cuda.device_count()])
+    if len(saved) != distributed.count():
+        print(f"saved by {len(saved)} processes, continued by {distributed.count()}: not exactly the same run any more")
     return start
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from util import distributed
 from util.finite import NotFiniteError
 
 WEIGHTS = "{label}_net_{network}.pth"
@@ -91,8 +92,11 @@ def read_state(run_dir: Path, label: str) -> dict[str, Any] | None:
     Raises:
         ValueError: the state is damaged, or the weights beside it are not those that it was saved with.
     """
-    finish_save(run_dir, label)
     path = run_dir / STATE.format(label=label)
+    if distributed.is_main():
+        finish_save(run_dir, label)
+    else:  # the names change under its eyes
+        path = whole_save(run_dir, label).get(path.name, path)
     if not path.is_file():
         return None
     state = read_file(path)

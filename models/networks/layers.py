@@ -2,13 +2,44 @@
 
 from collections.abc import Callable
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.utils import parametrizations
+
+from util import distributed
+
+
+class SyncBatchNorm(nn.SyncBatchNorm):
+    """Batch norm (Ioffe and Szegedy 2015, arXiv:1502.03167) over the pictures of all processes.
+
+    PyTorch's own, which refuses CPUs, and the same for them.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W), of the same dtype."""
+        if not input.is_cpu or not self.training or distributed.count() == 1:
+            return super().forward(input)
+        assert self.num_batches_tracked is not None and self.momentum is not None
+        assert self.running_mean is not None and self.running_var is not None
+        x, dims = input.to(torch.promote_types(input.dtype, torch.float32)), (0, 2, 3)
+        here = x.new_tensor([x.numel() / x.shape[1]])
+        sums = distributed.total(torch.cat([x.sum(dims), here]))
+        number = sums[-1].detach()
+        mean = sums[:-1] / number
+        centred = x - mean[:, None, None]
+        variance = distributed.total(centred.square().sum(dims)) / number
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * number / (number - 1), self.momentum)
+        scale = self.weight * torch.rsqrt(variance + self.eps)
+        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(input.dtype)
+
 
 NORMS: dict[str, Callable[[int], nn.Module]] = {
     "instance": nn.InstanceNorm2d,
     "batch": nn.BatchNorm2d,
-    "syncbatch": nn.SyncBatchNorm,
+    "syncbatch": SyncBatchNorm,
     "none": lambda channels: nn.Identity(),
 }
 BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)

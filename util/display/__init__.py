@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from options.base_options import Options
 from util.display.background import Background
 from util.display.console import ConsoleSink
-from util.display.display import Attention, Display
+from util.display.display import Attention, Display, NoDisplay
 from util.display.event_log import EventLog
 from util.display.events import Progress
 from util.display.html import PageSink
@@ -18,7 +18,7 @@ from util.display.sink import Sink
 if TYPE_CHECKING:
     from util.display.wandb import WandbSink
 
-__all__ = ["Display", "Progress", "Sink", "SinkName", "create_display", "create_sink", "create_wandb"]
+__all__ = ["Display", "NoDisplay", "Progress", "Sink", "SinkName", "create_display", "create_sink", "create_wandb"]
 
 SinkName = Literal["log", "html", "visdom", "tensorboard", "wandb"]
 

@@ -90,3 +90,16 @@ class Display:
         self.log.write(event)
         for sink in self.sinks:
             sink.show([event])
+
+
+class NoDisplay(Display):
+    """Shows and writes nothing: for all of several processes but the first."""
+
+    def __init__(self) -> None:
+        pass
+
+    def update(self, *args: Any, **keywords: Any) -> None:
+        """Nothing."""
+
+    def close(self, reason: str) -> None:
+        """Nothing."""

@@ -1,0 +1,252 @@
+"""Runs of two processes, started by torchrun as a user would: gloo, on the CPU."""
+
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.data import TensorDataset
+
+import train as training
+from data import EpochSampler, create_dataset
+from models import create_model
+from options.train_options import TrainOptions
+from tests.conftest import draw_shapes
+from tests.test_cli import ONE_THREAD, ROOT, TINY, logged_losses
+from tests.test_continue import assert_equal_checkpoints
+from util import distributed
+from util.device import pick_device
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+
+
+@pytest.fixture(scope="module")
+def nine_pictures(tmp_path_factory) -> Path:
+    """trainA and trainB with nine pictures each: with four a step, the last step of an epoch has one."""
+    root = tmp_path_factory.mktemp("nine")
+    for folder in ("trainA", "trainB"):
+        (root / folder).mkdir()
+        for i in range(9):
+            draw_shapes(f"{folder}/{i}").save(root / folder / f"{i}.png")
+    return root
+
+
+@contextmanager
+def started(*flags: str | Path) -> Iterator[subprocess.Popen]:
+    """Two processes of a script, or of -m and a module; their output is one stream. They end with the block."""
+    with subprocess.Popen(
+        [*TORCHRUN, *map(str, flags)], cwd=ROOT, env=ONE_THREAD, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True,
+    ) as process:  # fmt: skip
+        try:
+            yield process
+        finally:
+            process.terminate()
+
+
+def together(*flags: str | Path) -> str:
+    """What two processes of a script print; they have to succeed."""
+    with started(*flags) as process:
+        output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    return output
+
+
+def places(folder: Path, *flags: str | Path) -> list[str]:
+    """The flags of a tiny run in `folder`."""
+    return [*TINY, "--checkpoints_dir", str(folder), "--name", "run", *map(str, flags)]
+
+
+def test_two_processes_equal_one_with_batches_twice_as_large(nine_pictures, tmp_path):
+    flags = ["--dataroot", nine_pictures, "--n_epochs", "2", "--n_epochs_decay", "0"]
+    training.main(places(tmp_path / "one", *flags, "--batch_size", "4"))
+    output = together(ROOT / "train.py", *places(tmp_path / "two", *flags, "--batch_size", "2"))
+    assert "2 processes, 4 pictures a step" in output
+    assert output.count("all 2 epochs are done") == output.count("netG_A: ") == 1
+    one, two = (logged_losses(tmp_path / folder / "run") for folder in ("one", "two"))
+    assert [re.sub(r" [\d.]+", "", line) for line in one] == [re.sub(r" [\d.]+", "", line) for line in two]
+    numbers = [[float(number) for line in lines for number in re.findall(r"\d+\.\d+", line)] for lines in (one, two)]
+    assert len(numbers[0]) == 6 * 8
+    assert numbers[0] == pytest.approx(numbers[1], abs=2e-3)
+
+
+def steps_in_double(file: Path, norm: str, *flags: str) -> None:
+    """Train for two epochs in double precision, in as many processes as there are, and save all that came of it.
+
+    In single precision, Adam makes steps of full size out of the rounding errors of gradients that should be 0.
+    """
+    opt = TrainOptions().parse([*flags, "--norm", norm])
+    torch.manual_seed(0)
+    loader, model = create_dataset(opt), create_model(opt)
+    model.prepare_training(opt)
+    model.double()
+    losses: dict[str, torch.Tensor] = {}
+    for epoch in (1, 2):
+        loader.sampler.set_epoch(epoch)
+        seen = 0
+        for batch in loader:
+            model.share = loader.sampler.share(seen)
+            losses, _ = model.step({key: value.double() if key in "AB" else value for key, value in batch.items()})
+            seen += loader.sampler.step_size(seen)
+        model.end_epoch()
+    losses = distributed.average(losses, model.share)
+    weights = torch.cat([weight.detach().flatten() for weight in model.parameters()])
+    everywhere = distributed.gather(weights)
+    if everywhere:
+        assert all(torch.equal(weights, other) for other in everywhere)
+        torch.save({"weights": model.state_dict(), "losses": losses}, file)
+
+
+@pytest.mark.parametrize(("norm", "pictures"), [("instance", "9"), ("syncbatch", "7")])
+def test_steps_are_the_same_to_the_last_digits(norm, pictures, nine_pictures, tmp_path):
+    """With syncbatch there is no step with a single picture, which both processes would count in their statistics."""
+    flags = places(tmp_path, "--dataroot", nine_pictures, "--max_dataset_size", pictures, "--lr_policy", "plateau")
+    steps_in_double(tmp_path / "one.pth", norm, *flags, "--batch_size", "4")
+    together("-m", __name__, tmp_path / "two.pth", norm, *flags, "--batch_size", "2")
+    one, two = (torch.load(tmp_path / f"{name}.pth", weights_only=True) for name in ("one", "two"))
+    for name, weight in one["weights"].items():
+        assert torch.allclose(weight, two["weights"][name], rtol=0, atol=1e-7), name
+    for name, loss in one["losses"].items():
+        assert loss.item() == pytest.approx(two["losses"][name].item(), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--model", "cycle_gan", "--pool_size", "2", "--norm", "syncbatch", "--max_dataset_size", "7"],
+        [
+            "--model",
+            "sagan",
+            "--netG",
+            "sagan",
+            "--batch_size",
+            "2",
+            "--diffaugment",
+            "color",
+            "--dataset_mode",
+            "unaligned",
+        ],
+    ],
+    ids=lambda flags: flags[1],
+)
+def test_stopped_and_continued_equals_never_stopped(flags, nine_pictures, tmp_path, capsys):
+    flags = ["--dataroot", nine_pictures, "--n_epochs", "4", "--n_epochs_decay", "0", *flags]
+    together(ROOT / "train.py", *places(tmp_path / "whole", *flags))
+    with started(ROOT / "train.py", *places(tmp_path / "broken", *flags)) as process:
+        assert process.stdout
+        for line in process.stdout:
+            if line.startswith("(epoch: 2"):
+                process.send_signal(signal.SIGTERM)
+                break
+        rest = process.stdout.read()
+    assert rest.count("add --continue_train") == 1, rest
+    broken, whole = tmp_path / "broken" / "run", tmp_path / "whole" / "run"
+    assert 3 < len(logged_losses(broken)) < len(logged_losses(whole))
+    state = torch.load(broken / "latest_state.pth", weights_only=True)
+    (other,) = state["other_processes"]
+    assert not torch.equal(other["random"]["cpu"], state["random"]["cpu"])
+    for name, images in state["model"]["pools"].items():
+        assert not torch.equal(images[0], other["pools"][name][0])
+    again = ["--checkpoints_dir", str(broken.parent), "--name", "run", "--continue_train"]
+    assert "not exactly" not in together(ROOT / "train.py", *again)
+    assert logged_losses(broken) == logged_losses(whole)
+    assert_equal_checkpoints(whole, broken)
+
+
+def test_another_number_of_processes_goes_on(nine_pictures, tmp_path, capsys):
+    flags = places(tmp_path, "--dataroot", nine_pictures, "--n_epochs_decay", "0", "--max_dataset_size", "3")
+    training.main(flags)
+    again = ["--checkpoints_dir", str(tmp_path), "--name", "run", "--continue_train", "--n_epochs"]
+    assert "saved by 1 processes, continued by 2: not exactly" in together(ROOT / "train.py", *again, "2")
+    capsys.readouterr()
+    training.main([*again, "3"])
+    assert "saved by 2 processes, continued by 1: not exactly" in capsys.readouterr().out
+    positions = [tuple(map(int, re.findall(r"\d+", line)[:2])) for line in logged_losses(tmp_path / "run")]
+    assert positions == [(1, 1), (1, 2), (1, 3), (2, 2), (2, 3), (3, 1), (3, 2), (3, 3)]
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_when_one_process_is_killed_the_others_end(victim, nine_pictures, tmp_path):
+    flags = places(tmp_path, "--dataroot", nine_pictures, "--n_epochs", "1000")
+    with started(ROOT / "train.py", *flags) as process:
+        assert process.stdout
+        for line in process.stdout:
+            if line.startswith("(epoch: 2"):
+                break
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        workers = {rank_of(child): int(child) for child in children}
+        os.kill(workers[victim], signal.SIGKILL)
+        killed = time.monotonic()
+        rest = process.stdout.read()
+    assert process.returncode != 0
+    assert time.monotonic() - killed < 60
+    assert "another process has ended" in rest
+    assert not any(Path(f"/proc/{pid}").exists() for pid in workers.values())
+
+
+def rank_of(pid: str) -> int:
+    """The rank in the environment of a process."""
+    variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    return next(int(value.removeprefix(b"RANK=")) for value in variables if value.startswith(b"RANK="))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 8, 11, 12])
+@pytest.mark.parametrize(("processes", "batch_size", "skip"), [(2, 2, 0), (3, 1, 0), (4, 3, 0), (2, 2, 4)])
+def test_a_step_of_all_processes_has_the_pictures_of_one_process(size, processes, batch_size, skip):
+    dataset = TensorDataset(torch.zeros(size))
+
+    def steps(**kwargs) -> list[list[tuple[int, int]]]:
+        sampler = EpochSampler(dataset, shuffle=True, seed=1, **kwargs)
+        sampler.set_epoch(3, skip=skip)
+        order = list(sampler)
+        assert len(order) == len(sampler)
+        return [order[i : i + sampler.batch_size] for i in range(0, len(order), sampler.batch_size)]
+
+    whole = steps(batch_size=batch_size * processes)
+    parts = [steps(batch_size=batch_size, process=rank, processes=processes) for rank in range(processes)]
+    samplers = [
+        EpochSampler(dataset, shuffle=True, seed=1, batch_size=batch_size, process=rank, processes=processes)
+        for rank in range(processes)
+    ]
+    seen = skip
+    for step, pictures in enumerate(whole):
+        shares = [sampler.share(seen) for sampler in samplers]
+        assert math.fsum(shares) == pytest.approx(1)
+        assert samplers[0].step_size(seen) == len(pictures)
+        own = [part[step] for part, share in zip(parts, shares, strict=True) if share]
+        assert sorted(index for part in own for index in part) == sorted(pictures)
+        assert [share * len(pictures) for share in shares if share] == pytest.approx([len(part) for part in own])
+        seen += len(pictures)
+    assert {len(part) for part in parts} == {len(whole)}
+    assert seen == max(size, skip)
+
+
+@pytest.mark.parametrize(
+    ("gpu_ids", "device", "message"),
+    [("0", "cuda:1", ""), ("3,2", "cuda:2", ""), ("1", "", "2 processes need a GPU each"), ("0,4", "", "GPUs 0 to 3")],
+)
+def test_every_process_has_a_gpu(gpu_ids, device, message, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    for name, value in {"TORCHELASTIC_RUN_ID": "x", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    if message:
+        with pytest.raises(ValueError, match=message):
+            pick_device("auto", gpu_ids)
+    else:
+        assert pick_device("auto", gpu_ids) == torch.device(device)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    distributed.setup(torch.device("cpu"))
+    steps_in_double(Path(sys.argv[1]), *sys.argv[2:])
+    distributed.shutdown()
