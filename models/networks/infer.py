@@ -134,7 +134,9 @@ def _sagans(shapes: Shapes) -> Iterator[tuple[Flags, Shapes]]:
         if linear and "last.2.weight" in shapes:
             nc, ngf = shapes["last.2.weight"][:2]
             yield _noise_generator("sagan_resnet", size, nc, {"z_dim": linear[1], "ngf": ngf})
-        for netD in IMAGE_DISCRIMINATORS if image else ():
+        for netD in IMAGE_DISCRIMINATORS:
+            if image is None:
+                break
             ndf, nc = image[:2]
             those = _shapes(IMAGE_DISCRIMINATORS[netD], input_nc=nc, image_size=size, ndf=ndf, attention=())
             yield {"netD": netD, "crop_size": size, "input_nc": nc, "ndf": ndf}, those

@@ -18,8 +18,10 @@ class WandbSink(Sink):
     def __init__(
         self, run_dir: Path, project: str, name: str, config: dict[str, Any], *, run_id: str | None, images_freq: int
     ):
-        self.run_dir, self.images_freq, resume = run_dir, images_freq, "allow" if run_id else None
-        self.run = wandb.init(project=project, name=name, dir=run_dir, config=config, id=run_id, resume=resume)
+        self.run_dir, self.images_freq = run_dir, images_freq
+        self.run = wandb.init(
+            project=project, name=name, dir=run_dir, config=config, id=run_id, resume="allow" if run_id else None
+        )
 
     def losses(self, event: Losses) -> None:
         """Log values."""
