@@ -118,6 +118,7 @@ def test_steps_are_the_same_to_the_last_digits(norm, pictures, nine_pictures, tm
         assert loss.item() == pytest.approx(two["losses"][name].item(), abs=1e-5)
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize(
     "flags",
     [
@@ -161,6 +162,7 @@ def test_stopped_and_continued_equals_never_stopped(flags, nine_pictures, tmp_pa
     assert_equal_checkpoints(whole, broken)
 
 
+@pytest.mark.faults
 def test_another_number_of_processes_goes_on(nine_pictures, tmp_path, capsys):
     flags = places(tmp_path, "--dataroot", nine_pictures, "--n_epochs_decay", "0", "--max_dataset_size", "3")
     training.main(flags)
@@ -173,6 +175,7 @@ def test_another_number_of_processes_goes_on(nine_pictures, tmp_path, capsys):
     assert positions == [(1, 1), (1, 2), (1, 3), (2, 2), (2, 3), (3, 1), (3, 2), (3, 3)]
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("victim", [0, 1])
 def test_when_one_process_is_killed_the_others_end(victim, nine_pictures, tmp_path):
     flags = places(tmp_path, "--dataroot", nine_pictures, "--n_epochs", "1000")
