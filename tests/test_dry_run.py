@@ -149,8 +149,8 @@ def test_a_continued_run_is_checked_with_its_weights(tiny_data, tmp_path, capsys
     assert "continuing run" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == files
     (tmp_path / "run" / "latest_net_G_A.pth").write_bytes(b"damaged")
-    assert training.main([*flags, "--dry_run", "--continue_train", "--display_id", "0"]) == 2
-    assert "latest_net_G_A.pth is not a readable checkpoint" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"latest_net_G_A.pth in .* damaged or replaced"):
+        training.main([*flags, "--dry_run", "--continue_train", "--display_id", "0"])
 
 
 def test_flags_are_replaced_with_their_values():

@@ -43,7 +43,7 @@ def save_checkpoint(model: nn.Module, run_dir: Path, label: str, state: dict[str
         for path in run_dir.glob(f"{label}_*.pth.tmp"):
             path.unlink()
         cause = error.strerror or error
-        raise OSError(f"{run_dir} cannot be saved to: {cause}. The save before is as it was") from error
+        raise OSError(error.errno, f"{cause}; the save before is as it was", str(run_dir)) from error
     _rename(run_dir, label, {name: temporary(run_dir / name) for name in (*digests, state_path.name)})
 
 
