@@ -1,10 +1,12 @@
 """How the scripts meet their users' mistakes, and disks that are full or cannot be written."""
 
 import contextlib
+import gc
 import io
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -26,12 +28,18 @@ def run_command(main: Callable[[], int]) -> int:
                 stack.enter_context(contextlib.redirect_stdout(nothing))
             return main()
     except KeyboardInterrupt:
-        return 128 + signal.SIGINT
+        status = 128 + signal.SIGINT
     except (ValueError, OSError) as error:
         if "--verbose" in sys.argv:
-            raise
+            traceback.print_exc()
         print(f"{who}: error: {error}", file=sys.stderr)
-        return 2
+        status = 2
+    except Exception:  # a mistake of ours: shown in full
+        traceback.print_exc()
+        status = 1
+    # An error holds the frames it came through, and so the loader, whose processes ignore SIGTERM and would outlive us.
+    gc.collect()
+    return status
 
 
 @contextlib.contextmanager
