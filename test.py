@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -47,6 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     opt = trained.opt
     if trained.inferred:
         print(trained.inferred)
+    torch.manual_seed(opt.seed)  # of dropout, which upstream keeps on
     loader = create_dataset(opt)
     model, files = trained.build(pick_device(opt.device, opt.gpu_ids))
     sizes = {size for sizes in loader.dataset.sizes.values() for size in sizes}

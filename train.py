@@ -16,7 +16,7 @@ from data import EpochLoader, create_dataset
 from models import create_model
 from models.base_model import BaseModel
 from options.base_options import Options, from_portable, read_saved
-from options.train_options import TrainOptions, changed_flags
+from options.train_options import TrainOptions, changed_flags, continue_command
 from util import distributed
 from util.checkpoint import load_networks
 from util.command import run_command, writing
@@ -181,7 +181,7 @@ def train(
                     save("latest")
                 if stop and epoch <= epochs:
                     display.close("stopped")
-                    print(f"stopped in epoch {epoch}, state saved{page}; to go on, add --continue_train to the command")
+                    print(f"stopped in epoch {epoch}, state saved{page}. To go on: {continue_command(opt)}")
                     return 128 + signals[0] if signals else 0
                 waiting_since = time.perf_counter()
     display.close("finished")
@@ -234,7 +234,7 @@ def start_from(opt: Options, model: BaseModel, run_dir: Path) -> None:
         raise ValueError(f"--init_from {opt.init_from}: no such file or folder, nor a run in {opt.checkpoints_dir}")
     if source.resolve() == run_dir.resolve():
         raise ValueError(f"--init_from {source}: the new run would overwrite it; choose another --name")
-    trained = read_saved(source).get("direction", opt.direction)
+    trained = read_saved(source if source.is_dir() else source.parent).get("direction", opt.direction)
     print(init_from(model, source, save_label(opt.epoch, opt.load_iter), reverse=trained != opt.direction))
 
 

@@ -90,7 +90,8 @@ def create_dataset(opt: Any) -> EpochLoader:
     if dataset.sizes and not opt.given("dataroot") and Path(opt.dataroot).is_relative_to(BUNDLED):
         print(f"--dataroot left out: using the bundled pictures, {opt.dataroot}")
     if opt.given("value_range") and all(fmt == PixelFormat() for fmt in dataset.formats.values()):
-        raise DataError(f"--value_range {opt.value_range}: these pictures have 8 bits, which are always 0 to 255.")
+        why = "these pictures have 8 bits" if dataset.formats else "this data set reads 8-bit pictures only"
+        raise DataError(f"--value_range {opt.value_range}: {why}, which are always 0 to 255.")
     if opt.batch_size > 1:
         check_same_size(dataset, opt.batch_size)
     device = pick_device(opt.device, opt.gpu_ids)

@@ -1,6 +1,7 @@
 """Pairs of images side by side in one file: the data of pix2pix."""
 
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -85,9 +86,10 @@ def missing_pairs(dataroot: Path, phase: str) -> DataError:
     mend: tuple[str, ...] = ()
     A, B = dataroot / f"{phase}A", dataroot / f"{phase}B"
     if A.is_dir() and B.is_dir():
+        places = {name: shlex.quote(str(path)) for name, path in {"A": A, "B": B, "AB": dataroot / phase}.items()}
         lines += [
             f"If {A.name} and {B.name} hold pairs, which have the same name, put them side by side:",
-            f"  {MAKE_PAIRS.format(A=A, B=B, AB=dataroot / phase)}",
+            f"  {MAKE_PAIRS.format(**places)}",
             "If there are no pairs, use --model cycle_gan.",
         ]
     else:

@@ -58,6 +58,11 @@ def read_rgb(path: Path) -> Image.Image:
         image.load()
     if deep or image.mode.startswith(("I", "F")):
         raise DataError(f"{path} has more than 8 bits a channel: convert it to PNG or TIFF, which are read in full.")
+    return on_white(image)
+
+
+def on_white(image: Image.Image) -> Image.Image:
+    """An 8-bit picture of any mode as RGB, transparent parts on white."""
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

@@ -29,14 +29,23 @@ class DataError(ValueError):
 def list_images(folder: Path, limit: float = math.inf) -> list[Path]:
     """All images below `folder`, sorted by their path relative to it; at most `limit`, cut after sorting.
 
-    Sub-folders and symbolic links are followed, hidden files and folders are left out.
+    Sub-folders and symbolic links are followed, save those that lead back up; hidden files and folders are left out.
     """
     paths = []
+    above = {Path(folder): {_identity(folder)}} if folder.is_dir() else {}  # of each folder: itself and its parents
     for parent, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        visited = above.pop(Path(parent))
+        children = {name: _identity(Path(parent, name)) for name in folders if not name.startswith(".")}
+        folders[:] = [name for name, child in children.items() if child not in visited]
+        above |= {Path(parent, name): visited | {children[name]} for name in folders}
         paths += [Path(parent, name) for name in names if is_image(name)]
     paths.sort(key=lambda path: path.relative_to(folder).as_posix())
     return paths[: int(min(limit, len(paths)))]
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    status = folder.stat()
+    return status.st_dev, status.st_ino
 
 
 def is_image(name: str) -> bool:
@@ -90,7 +99,7 @@ def missing_domain(dataroot: Path, phase: str, domain: str) -> DataError:
         "Found:",
         tree(nearest_folder(dataroot)),
     ]
-    hint, mend = nearest_fix(dataroot, phase + domain)
+    hint, mend = nearest_fix(dataroot, phase, domain)
     return DataError("\n".join([*lines, hint]), mend=mend)
 
 
@@ -99,12 +108,12 @@ def nearest_folder(path: Path) -> Path:
     return next((folder for folder in (path, *path.parents) if folder.is_dir()), Path.cwd())
 
 
-def nearest_fix(dataroot: Path, name: str) -> tuple[str, tuple[str, ...]]:
-    """Where a folder like `name` lies instead (one level up, nested, in other letters, as train/A), or ''.
+def nearest_fix(dataroot: Path, phase: str, domain: str = "") -> tuple[str, tuple[str, ...]]:
+    """Where a folder like {phase}{domain} lies instead (one level up, nested, in other letters, as train/A), or ''.
 
     And the flag that leads there, unless the folder has to be renamed.
     """
-    phase, domain = name[:-1], name[-1]
+    name = phase + domain
     around = nearest_folder(dataroot)
     if around == dataroot:
         candidates = [around, around.parent, *subfolders(around, 2)]

@@ -12,7 +12,7 @@ from PIL import Image
 from data.base_dataset import BaseDataset, Sample, create_transform
 from data.check import Check
 from data.image_file import read_image
-from data.image_folder import any_images
+from data.image_folder import DataError, any_images
 from options import values
 
 
@@ -28,6 +28,8 @@ class TemplateDataset(BaseDataset):
     def __init__(self, opt: Any):
         """Find the files, keep what __getitem__ needs: this is the only place that reads `opt`."""
         super().__init__(opt)
+        if opt.direction == "BtoA":
+            raise DataError("--direction BtoA: --dataset_mode template goes from coarse to sharp only: leave it out.")
         self.coarse: int = opt.coarse
         self.transform_A = create_transform(opt, opt.input_nc)
         self.transform_B = create_transform(opt, opt.output_nc)

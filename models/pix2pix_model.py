@@ -72,7 +72,7 @@ class Pix2PixModel(BaseModel):
             }
         self.update("G", sum(losses.values()))
         self.update_ema()
-        return losses | {f"D_{name}": loss for name, loss in verdicts.items()}, x
+        return losses | {f"D_{name}": loss for name, loss in verdicts.items()} | self.gammas(), x
 
     def translators(self) -> dict[str, tuple[str, nn.Module]]:
         """The generator."""

@@ -36,7 +36,7 @@ class SAGANModel(BaseModel):
     def modify_commandline_options(parser: ArgumentParser, is_train: bool) -> ArgumentParser:
         """The networks, rates and sizes of SAGAN at 64 px, on the bundled faces."""
         parser.set_defaults(
-            dataroot=str(BUNDLED / "peeps"), dataset_mode="single", load_size=64, crop_size=64,
+            dataroot=str(BUNDLED / "peeps"), dataset_mode="single", load_size=None, crop_size=64,
             center_crop="max", netG="sagan", netD="sagan", attn_G="default", attn_D="default", spectral_norm_G=True,
             spectral_norm_D=True, init_type="orthogonal", init_gain=1.0,
         )  # fmt: skip

@@ -11,12 +11,14 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from data.image_file import on_white
 from data.transforms import Transform
 from models import create_model
 from models.base_model import BaseModel
 from models.networks.infer import as_text, infer_generator, infer_network
 from models.networks.layers import BATCH_NORMS
 from models.networks.sizes import accept_any_size
+from options import values
 from options.base_options import Options, read_saved
 from options.test_options import TestOptions
 from util.checkpoint import find_weights, load_weights, read_weights
@@ -112,10 +114,12 @@ class Translator:
     Args:
         net: takes (B, input_nc, H, W) in [-1, 1].
         input_nc: channels of its input.
+        value_range: the values of files with more than 8 bits that were -1 and 1 in training, for who reads such files
+            to make tensors; None: as their type tells.
     """
 
-    def __init__(self, net: nn.Module, *, input_nc: int):
-        self.net, self.input_nc = net, input_nc
+    def __init__(self, net: nn.Module, *, input_nc: int, value_range: tuple[float, float] | None = None):
+        self.net, self.input_nc, self.value_range = net, input_nc, value_range
 
     @classmethod
     def load(
@@ -141,7 +145,11 @@ class Translator:
         Raises:
             ValueError: there is no such run or file, or it has no generator for this direction.
         """
-        source = Path(source).absolute()
+        source = Path(source)
+        source = source.absolute() if source.is_file() else source.resolve()
+        for what, name in (("source", source.stem if source.is_file() else source.name), ("epoch", str(epoch))):
+            if not values.is_plain_name(name):
+                raise ValueError(f"{what} {name!r} is not a plain name")
         if direction not in (None, "AtoB", "BtoA"):
             raise ValueError(f"direction {direction!r}: choose AtoB or BtoA")
         if source.is_file():
@@ -153,7 +161,8 @@ class Translator:
         argv += ["--eval"] if evaluate else []
         trained = find_trained(["--model=test", *argv])
         model, _ = trained.build(pick_device() if device is None else torch.device(device))
-        return cls(model.get_submodule("netG"), input_nc=trained.opt.input_nc)
+        bounds = values.bounds(trained.opt.value_range)
+        return cls(model.get_submodule("netG"), input_nc=trained.opt.input_nc, value_range=bounds)
 
     @overload
     def __call__(self, images: Picture) -> Picture: ...
@@ -165,7 +174,7 @@ class Translator:
         """Translate a picture, or each of a list; the result is of the same kind and size.
 
         Args:
-            images: PIL images of 8 bits a channel; uint8 arrays (H, W, C), or (H, W) for one channel; or tensors
+            images: PIL images of 8 bits a channel, whose transparent parts are put on white; uint8 arrays (H, W, C), or (H, W) for one channel; or tensors
                 (C, H, W) or (B, C, H, W) in [-1, 1]. Batch norm sees the pictures of a tensor's batch together.
 
         Raises:
@@ -203,7 +212,7 @@ class Translator:
             raise ValueError(
                 f"a picture of mode {image.mode} cannot be 8 bits in {self.input_nc} channels: pass a tensor in [-1, 1]"
             )
-        return as_tensor(image.convert("RGB"), channels=self.input_nc)[None]
+        return as_tensor(on_white(image), channels=self.input_nc)[None]
 
     def _from_array(self, array: np.ndarray) -> Tensor:
         if array.dtype != np.uint8 or array.ndim not in (2, 3):

@@ -192,6 +192,8 @@ class BaseOptions:
         """Check flags against each other and fill in what follows from others."""
         if flags["dataroot"] is None:
             parser.error(f"--dataroot: name the folder of your pictures; --model {flags['model']} comes without any")
+        if flags["load_size"] is None:
+            flags["load_size"] = flags["crop_size"]
         cut = flags["preprocess"] in ("resize_and_crop", "scale_width_and_crop")
         if cut and flags["crop_size"] > flags["load_size"]:
             parser.error(f"--crop_size {flags['crop_size']} is larger than --load_size {flags['load_size']}")
@@ -209,9 +211,9 @@ def add_run_flags(parser: ArgumentParser) -> None:
     add("--epoch", type=values.plain_name, default="latest", help=epoch)
     images = "load the weights that --save_by_iter kept after so many images instead; 0 = as --epoch says"
     add("--load_iter", type=values.non_negative_int, default=0, help=images)
-    add("--seed", type=values.seed, default=0, help="random seed of weights, order and augmentation, 0 to 2**32 - 1")
+    add("--seed", type=values.seed, default=0, help="random seed of weights, order, augmentation and dropout")
     add("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="auto = a GPU if there is one")
-    add("--gpu_ids", type=values.gpu_ids, default="0", help="CUDA GPUs, such as 0,1: the first is used; -1 = CPU")
+    add("--gpu_ids", type=values.gpu_ids, default="0", help="CUDA GPUs, as 0,1: one for each process; -1 = CPU")
     add("--display_winsize", type=values.positive_int, default=256, help="width of pictures on pages, in px")
     add("--verbose", action="store_true", help="print the layers of the networks, and tracebacks of errors")
     add("--use_wandb", action="store_true", help="log to Weights & Biases (pip install wandb)")

@@ -1,5 +1,6 @@
 """The flags of train.py."""
 
+import shlex
 from argparse import ArgumentParser
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +10,7 @@ from models.losses import MODES
 from models.optim import POLICIES
 from options import values
 from options.base_options import BaseOptions, Options
+from util import distributed
 
 
 class TrainOptions(BaseOptions):
@@ -31,7 +33,7 @@ class TrainOptions(BaseOptions):
             "n_epochs", "n_epochs_decay", "max_minutes", "on_nan", "save_latest_freq", "save_epoch_freq",
             "save_by_iter", "print_freq", "update_html_freq", "no_html", "display_freq", "display_id", "display_ncols",
             "display_server", "display_port", "display_env", "display_winsize", "use_tensorboard", "use_wandb",
-            "wandb_project_name", "verbose", "num_threads", "device", "gpu_ids",
+            "wandb_project_name", "verbose", "num_threads", "device", "gpu_ids", "skip_bad_images",
         )
     )  # fmt: skip
 
@@ -130,7 +132,7 @@ def add_saving_flags(parser: ArgumentParser) -> None:
         "--save_latest_freq",
         type=values.non_negative_int,
         default=5000,
-        help="images between saves of latest; 0 = never",
+        help="images between saves of latest; 0 = at the ends of epochs only",
     )
     add("--save_epoch_freq", type=values.positive_int, default=5, help="epochs between checkpoints that are kept")
     add("--save_by_iter", action="store_true", help="keep the saves of --save_latest_freq too, as iter_IMAGES")
@@ -147,10 +149,22 @@ def add_display_flags(parser: ArgumentParser) -> None:
         help="images between updates of the page; 0 = never",
     )
     add("--no_html", action="store_true", help="no page at CHECKPOINTS_DIR/NAME/web/index.html")
-    add("--display_freq", type=values.non_negative_int, default=400, help="images between updates in visdom; 0 = never")
+    add(
+        "--display_freq",
+        type=values.non_negative_int,
+        default=400,
+        help="images between updates in visdom and the like",
+    )
     add("--display_id", type=values.whole_number, default=1, help="first window in visdom; 0 or less = no visdom")
     add("--display_ncols", type=values.non_negative_int, default=4, help="pictures a row in visdom; 0 = windows of one")
     add("--display_server", default="http://localhost", help="address of the visdom server")
     add("--display_port", type=values.port, default=8097, help="port of the visdom server")
     add("--display_env", default="main", help="environment in visdom")
     add("--use_tensorboard", action="store_true", help="write to CKPT/NAME/tensorboard (pip install tensorboard)")
+
+
+def continue_command(opt: Options) -> str:
+    """What to type to go on with a run, with as many processes."""
+    start = f"torchrun --nproc_per_node={distributed.count()}" if distributed.count() > 1 else "python"
+    command = f"{start} train.py --name {shlex.quote(opt.name)} --continue_train"
+    return command + (f" --checkpoints_dir {shlex.quote(opt.checkpoints_dir)}" if opt.given("checkpoints_dir") else "")

@@ -11,6 +11,8 @@ from util.registry import choices, suggestion
 
 T = TypeVar("T")
 
+MAX_SEEDS = 100_000
+
 
 def checked(convert: Callable[[str], T], accepts: Callable[[T], bool], wanted: str) -> Callable[[str], T]:
     """A `type=` function that converts a text and refuses what is not `wanted`."""
@@ -40,13 +42,18 @@ def class_name(package: str) -> Callable[[str], str]:
 
 
 def seeds(text: str) -> list[int]:
-    """Numbers and ranges, as 3,8,20-29, in this order."""
+    """Numbers and ranges, as 3,8,20-29, in this order; each below 2**63, which torch takes, MAX_SEEDS in all."""
     numbers: list[int] = []
     for part in text.split(","):
         match = re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip())
         if match is None or int(match[2] or match[1]) < int(match[1]):
             raise ArgumentTypeError(f"{part!r} is neither a whole number nor a range such as 0-63")
-        numbers += range(int(match[1]), int(match[2] or match[1]) + 1)
+        low, high = int(match[1]), int(match[2] or match[1])
+        if high >= 2**63:
+            raise ArgumentTypeError(f"{part!r} is too large: seeds are below 2**63")
+        if len(numbers) + high - low >= MAX_SEEDS:
+            raise ArgumentTypeError(f"{part!r} is too many: at most {MAX_SEEDS:,} seeds make images at a time")
+        numbers += range(low, high + 1)
     return numbers
 
 
@@ -59,6 +66,12 @@ def is_range(text: str) -> bool:
     """Whether `text` is two finite numbers, the first the smaller, such as -1000,3000; or empty."""
     low, high = map(float, text.split(",")) if text else (0, 1)
     return -math.inf < low < high < math.inf
+
+
+def bounds(text: str) -> tuple[float, float] | None:
+    """The two numbers of a --value_range; None where it is empty."""
+    low, high = map(float, text.split(",")) if text else (0.0, 0.0)
+    return (low, high) if text else None
 
 
 whole_number = checked(int, lambda value: True, "a whole number")

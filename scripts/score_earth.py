@@ -49,8 +49,14 @@ def main(argv: list[str] | None = None) -> int:
     fakes = [folder / "images" / f"{path.stem}_fake_B.png" for path in maps]
     missing = [str(path) for path in fakes if not path.is_file()]
     if missing:
-        raise ValueError(f"{missing[0]} and {len(missing) - 1} more are missing: is {folder} a test of datasets/earth?")
-    figures = score(torch.cat([load(path) for path in fakes]), torch.cat([load(path) for path in maps]))
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise ValueError(f"missing: {missing[0]}{more}. Is {folder} a test of datasets/earth?")
+    made, truth = [load(path) for path in fakes], [load(path) for path in maps]
+    for path, picture, true_path, true in zip(fakes, made, maps, truth, strict=True):
+        if picture.shape != true.shape:
+            sizes = [f"{height}x{width}" for width, height in (picture.shape[:1:-1], true.shape[:1:-1])]
+            raise ValueError(f"{path} has {sizes[0]} pixels and its truth {true_path} {sizes[1]}: test at that size")
+    figures = score(torch.cat(made), torch.cat(truth))
     print(f"fake_B against the true map, {len(maps)} pictures    L1 (0..255)   SSIM   water IoU")
     for name, (l1, similarity, iou) in {**REFERENCES, folder.parent.name + ", this run": figures}.items():
         print(f"{name:<44} {l1:10.1f} {similarity:8.3f} {iou:9.3f}")

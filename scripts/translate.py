@@ -13,7 +13,7 @@ from models.translator import Translator, as_tensor
 from options import values
 from util.command import run_command
 from util.device import pick_device
-from util.images import is_viewable, save_image
+from util.images import PixelFormat, is_viewable, save_image
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -29,14 +29,16 @@ def main(argv: list[str] | None = None) -> int:
         evaluate=args.eval,
         device=pick_device(args.device),
     )
-    bounds = [float(bound) for bound in args.value_range.split(",")] if args.value_range else []
-    reader = ImageReader(channels=translator.input_nc, value_range=(bounds[0], bounds[1]) if bounds else None)
+    value_range = values.bounds(args.value_range) or translator.value_range
+    reader = ImageReader(channels=translator.input_nc, value_range=value_range, flag="the number that the generator takes")
     if args.skip_bad_images:
         good = set(leave_out_bad([path for path, _ in pairs], reader))
         pairs = [pair for pair in pairs if pair[0] in good]
+    if args.value_range and all(reader.format(path) == PixelFormat() for path, _ in pairs):
+        raise ValueError(f"--value_range {args.value_range}: these pictures have 8 bits, which are always 0 to 255")
     for path, target in tqdm(pairs, unit="image", disable=None if len(pairs) > 1 else True):
         made, fmt = translator(as_tensor(reader(path), channels=translator.input_nc)), reader.format(path)
-        if args.source.is_dir() and not is_viewable(made, fmt):
+        if target != args.target and not is_viewable(made, fmt):
             target = target.with_suffix(".tif")  # of the depth and channels that PNG cannot hold
         save_image(made, target, fmt)
     print(f"{len(pairs)} translated by {source}: {args.target}")
@@ -48,7 +50,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="scripts.translate", description=__doc__, allow_abbrev=False)
     add = parser.add_argument
     add("source", type=Path, metavar="IN", help="a picture, or a folder of them with its sub-folders")
-    add("target", type=Path, metavar="OUT", help="a picture, or a folder, for the results; made if it is not there")
+    add("target", type=Path, metavar="OUT", help="a picture, or a folder (a name without a suffix), for the results; made if it is not there")
     add("--name", type=values.plain_name, help="of the run whose generator translates")
     add("--weights", type=Path, help="one .pth file of a generator, instead of a run")
     add("--checkpoints_dir", type=Path, default=Path("checkpoints"), help="folder of all runs (default: checkpoints)")
@@ -62,7 +64,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--no_ema", action="store_true", help="plain weights, where the run kept their average too")
     add("--eval", action="store_true", help="running statistics in batch norm, no dropout")
     add("--skip_bad_images", action="store_true", help="leave out the pictures that cannot be read")
-    text = "values of files with more than 8 bits that become -1 and 1 (default: as their type tells)"
+    text = "values of files with more than 8 bits that become -1 and 1 (default: as trained)"
     add("--value_range", type=values.value_range, default="", metavar="LOW,HIGH", help=text)
     add("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="auto = a GPU if there is one")
     add("--verbose", action="store_true", help="print tracebacks of errors")
@@ -74,6 +76,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def plan(source: Path, target: Path) -> list[tuple[Path, Path]]:
     """Each picture with the file that its translation goes to; a file for a file, a folder of .png for a folder.
+
+    A target without a suffix is a folder.
 
     Raises:
         ValueError: there is no picture, or a result would replace or become one.
@@ -91,7 +95,7 @@ def plan(source: Path, target: Path) -> list[tuple[Path, Path]]:
         return [(path, target / name) for path, name in zip(paths, names, strict=True)]
     if not source.is_file():
         raise ValueError(f"{source}: there is no such picture or folder")
-    if target.is_dir():
+    if target.is_dir() or not (target.suffix or target.is_file()):
         target /= f"{source.stem}.png"
     if not is_image(target.name):
         raise ValueError(f"{target} is no name of a picture: these end in {' '.join(EXTENSIONS)}")

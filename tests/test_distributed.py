@@ -148,7 +148,7 @@ def test_stopped_and_continued_equals_never_stopped(flags, nine_pictures, tmp_pa
                 process.send_signal(signal.SIGTERM)
                 break
         rest = process.stdout.read()
-    assert rest.count("add --continue_train") == 1, rest
+    assert rest.count("To go on: ") == 1, rest
     broken, whole = tmp_path / "broken" / "run", tmp_path / "whole" / "run"
     assert 3 < len(logged_losses(broken)) < len(logged_losses(whole))
     state = torch.load(broken / "latest_state.pth", weights_only=True)

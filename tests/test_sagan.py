@@ -308,3 +308,8 @@ def test_odd_pictures_in_nested_folders_are_learned_from(tmp_path, monkeypatch):
     images = {path.name for path in (tmp_path / "results/odd/test_latest/images").iterdir()}
     assert {"samples.png", "interpolation.png", "seed0004_sample.png", "seed0009_sample.png"} <= images
     assert "latest_net_G_ema.pth" in (tmp_path / "results/odd/test_latest/index.html").read_text()
+
+
+def test_pictures_are_loaded_in_the_size_of_the_networks():
+    for flags, size in (("--crop_size 128", 128), ("--crop_size 32", 32), ("--crop_size 32 --load_size 40", 40)):
+        assert TrainOptions().parse(["--model", "sagan", *flags.split()]).load_size == size

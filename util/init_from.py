@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from models.networks.infer import differing_flags
 from util.checkpoint import differences, read_weights
-from util.saves import WEIGHTS
+from util.saves import WEIGHTS, whole_save
 
 
 def init_from(model: nn.Module, source: Path, label: str, *, reverse: bool = False) -> str:
@@ -53,9 +53,11 @@ def _labels(name: str, *, reverse: bool) -> list[str]:
 def _files_of_run(run_dir: Path, label: str, labels: dict[str, list[str]]) -> dict[str, Path]:
     """The file of each network that has one."""
     files: dict[str, Path] = {}
+    whole = whole_save(run_dir, label)
     for name, networks in labels.items():
         for network in networks:
             path = run_dir / WEIGHTS.format(label=label, network=network)
+            path = whole.get(path.name, path)
             if path.is_file():
                 files.setdefault(name, path)
     if not files:
