@@ -39,10 +39,10 @@ def main(argv: list[str] | None = None) -> int:
     state = read_state(run_dir, save_label(flags["epoch"], flags["load_iter"])) if flags["continue_train"] else None
     going_on = partial(parse_options, run_dir=run_dir, state=state)
     parse = going_on if flags["continue_train"] else TrainOptions().parse
-    opt = parse(argv)
-    if opt.dry_run:
+    if flags["dry_run"]:
         words = sys.argv[1:] if argv is None else argv
         return dry_run(words, parse, partial(resume, run_dir=run_dir, state=state))
+    opt = parse(argv)
     torch.manual_seed(opt.seed)
     loader = create_dataset(opt)
     device = pick_device(opt.device, opt.gpu_ids)
@@ -121,8 +121,11 @@ def train(
     epoch_images: int,
     total_images: int,
     steps: int,
+    continued: bool,
 ) -> int:
     """Train from the given position: epochs count from 1, images and steps from 0. Returns the exit status.
+
+    `continued` says that the position is one of this run, whose log goes on.
 
     Raises:
         NotFiniteError: a loss is nan or infinite; the last save is from before.
@@ -152,7 +155,7 @@ def train(
         test += f" --checkpoints_dir {shlex.quote(opt.checkpoints_dir)}"
     page = "" if opt.no_html else f"; the page of the run is {run_dir / 'web' / 'index.html'}"
     shown = distributed.is_main()
-    display = create_display(opt, run_dir, progress(), model.attention) if shown else NoDisplay()
+    display = create_display(opt, run_dir, progress(), model.attention, continued=continued) if shown else NoDisplay()
     with stop_requests() as signals, closed_on_error(display):
         for running in range(epoch, epochs + 1):
             loader.sampler.set_epoch(running, skip=epoch_images)
@@ -201,7 +204,7 @@ def closed_on_error(display: Display) -> Iterator[None]:
 
 def resume(opt: Options, model: BaseModel, run_dir: Path, state: dict[str, Any] | None) -> dict[str, int]:
     """Where to start; with --continue_train, `model` and the random generators take over what the run has saved."""
-    start = {"epoch": opt.epoch_count, "epoch_images": 0, "total_images": 0, "steps": 0}
+    start = {"epoch": opt.epoch_count, "epoch_images": 0, "total_images": 0, "steps": 0, "continued": False}
     if not opt.continue_train:
         if any(run_dir.glob("*_net_*.pth")):
             print(f"{run_dir} holds a run already, which this one overwrites; --continue_train would go on with it")

@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 from data.check import Check, leave_out_bad
 from data.image_file import ImageReader
 from data.transforms import Transform
+from options import values
 from util.images import PixelFormat
 
 Sample = dict[str, Any]
@@ -59,8 +60,7 @@ class BaseDataset(Dataset[Sample], ABC):
 
 def create_reader(opt: Any, channels: int, flag: str) -> ImageReader:
     """The reader of files for `channels` channels, as `flag` ("--input_nc" or "--output_nc") says."""
-    bounds = [float(bound) for bound in opt.value_range.split(",")] if opt.value_range else []
-    return ImageReader(channels=channels, value_range=(bounds[0], bounds[1]) if bounds else None, flag=flag)
+    return ImageReader(channels=channels, value_range=values.bounds(opt.value_range), flag=flag)
 
 
 def create_transform(opt: Any, channels: int) -> Transform:

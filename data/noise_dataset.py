@@ -35,7 +35,7 @@ class NoiseDataset(BaseDataset):
             raise DataError("--dataset_mode noise holds no pictures to train on: choose another one")
         for flag in ("dataroot", "preprocess", "center_crop", "value_range"):
             if opt.given(flag):
-                raise DataError(f"--{flag} means nothing to --dataset_mode noise, which reads no pictures: leave it out")
+                raise DataError(f"--{flag} means nothing to --dataset_mode noise, which reads no file: leave it out")
         count = DEFAULT_COUNT if opt.num_test == math.inf else opt.num_test
         self.seeds = list(range(count)) if opt.seeds is None else opt.seeds
         self.z_dim, self.truncation = opt.z_dim, opt.truncation

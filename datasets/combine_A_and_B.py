@@ -11,12 +11,16 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from PIL import Image, ImageOps
+import numpy as np
+import tifffile
+from imagecodecs import png_encode
+from PIL import Image
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script's own folder is all that Python looks in
 
-from data.arrays import open_image
+from data.arrays import MAX_CHANNELS, array_kind, read_array
+from data.image_file import read_rgb
 from data.image_folder import DataError, list_images, nearest_folder, tree
 from options import values
 from util.command import run_command
@@ -33,8 +37,9 @@ def combine(
 ) -> int:
     """Join the pictures of `fold_A`, on the left, with those of the same name in `fold_B`, into `fold_AB`.
 
-    Sub-folders, such as train and test, are kept; pictures of A alone are left out, with a line that says so. The
-    results are 8-bit RGB or, where both are deeper, as deep as these; .jpg files have quality 95.
+    Sub-folders, such as train and test, are kept; pictures of A alone are left out, with a line that says so. Grey and
+    colour pictures of 8 bits become RGB, transparent parts white; .jpg files have quality 95. All others, of 16 bits,
+    floats or other channels, in PNG, TIFF and .npy, keep their values and channels.
 
     Args:
         num_imgs: the most pairs to take of each sub-folder of `fold_A`, in the order of their names.
@@ -88,25 +93,42 @@ def find_pairs(fold_A: Path, fold_B: Path, *, num_imgs: float, use_AB: bool) -> 
 def join(path_A: Path, path_B: Path, path_AB: Path) -> None:
     """Write the pictures of two files side by side. DataError, with both names, if they do not fit together."""
     A, B = read(path_A), read(path_B)
-    for what, of_A, of_B in (("sizes", A.size, B.size), ("depths", A.mode, B.mode)):
+    sizes, depths = [f"{x.shape[1]}x{x.shape[0]}" for x in (A, B)], [f"{x.shape[2]} x {x.dtype}" for x in (A, B)]
+    for what, (of_A, of_B) in (("sizes", sizes), ("channels", depths)):
         if of_A != of_B:
             raise DataError(f"{path_A} and {path_B} have different {what}, {of_A} and {of_B}: a pair needs equal ones.")
-    AB = Image.new(A.mode, (2 * A.width, A.height))
-    AB.paste(A, (0, 0))
-    AB.paste(B, (A.width, 0))
     path_AB.parent.mkdir(parents=True, exist_ok=True)
     try:
-        AB.save(path_AB, quality=95)
-    except OSError as error:
+        write(np.concatenate([A, B], axis=1), path_AB)
+    except (OSError, ValueError) as error:
         raise DataError(f"Cannot write {path_AB} ({error}).") from error
 
 
-def read(path: Path) -> Image.Image:
-    """The upright picture in a file: RGB, or of one channel where that has more than 8 bits."""
+def write(array: np.ndarray, path: Path) -> None:
+    """Write (H, W, C) as a file of the kind that the suffix of `path` names. ValueError if that cannot hold it."""
+    suffix, channels = path.suffix.lower(), array.shape[2]
+    if suffix == ".npy":
+        # the reader takes the one axis of at most MAX_CHANNELS for that of the channels
+        array = array if array.shape[0] > MAX_CHANNELS else array.transpose(2, 0, 1)
+        np.save(path, array.reshape(array.shape[:2]) if array.shape[2] == 1 else array, allow_pickle=False)
+    elif array.dtype == np.uint8 and channels == 3:
+        Image.fromarray(array).save(path, quality=95)
+    elif suffix in (".tif", ".tiff") and channels == 3:
+        tifffile.imwrite(path, array, photometric="rgb", planarconfig="contig", metadata=None)
+    elif suffix in (".tif", ".tiff"):
+        tifffile.imwrite(path, array.transpose(2, 0, 1), photometric="minisblack", metadata=None)  # a page a channel
+    elif suffix == ".png" and array.dtype in (np.uint8, np.uint16) and channels <= 4:
+        path.write_bytes(png_encode(array))
+    else:
+        raise ValueError(f"{suffix} files hold no {channels} channels of {array.dtype}: save A and B as .tif or .npy")
+
+
+def read(path: Path) -> np.ndarray:
+    """The upright picture in a file, (H, W, C): of 8 bits as RGB, else as it is."""
     try:
-        with open_image(path, verify=True) as file:
-            image = ImageOps.exif_transpose(file)
-            return image.copy() if image.mode.startswith(("I", "F")) else image.convert("RGB")
+        return read_array(path) if array_kind(path) else np.asarray(read_rgb(path))
+    except DataError:
+        raise
     except Exception as error:  # Pillow's decoders raise a dozen unrelated types for a broken file
         raise DataError(f"Cannot read the image {path} ({error}): replace or remove this file.") from error
 

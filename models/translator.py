@@ -174,8 +174,9 @@ class Translator:
         """Translate a picture, or each of a list; the result is of the same kind and size.
 
         Args:
-            images: PIL images of 8 bits a channel, whose transparent parts are put on white; uint8 arrays (H, W, C), or (H, W) for one channel; or tensors
-                (C, H, W) or (B, C, H, W) in [-1, 1]. Batch norm sees the pictures of a tensor's batch together.
+            images: PIL images of 8 bits a channel, whose transparent parts are put on white; uint8 arrays (H, W, C), or
+                (H, W) for one channel; or tensors (C, H, W) or (B, C, H, W) in [-1, 1]. Batch norm sees the pictures of
+                a tensor's batch together.
 
         Raises:
             ValueError: another kind, shape, depth or range of values.

@@ -70,8 +70,10 @@ def is_range(text: str) -> bool:
 
 def bounds(text: str) -> tuple[float, float] | None:
     """The two numbers of a --value_range; None where it is empty."""
-    low, high = map(float, text.split(",")) if text else (0.0, 0.0)
-    return (low, high) if text else None
+    if not text:
+        return None
+    low, high = map(float, text.split(","))
+    return low, high
 
 
 whole_number = checked(int, lambda value: True, "a whole number")

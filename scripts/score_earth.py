@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     made, truth = [load(path) for path in fakes], [load(path) for path in maps]
     for path, picture, true_path, true in zip(fakes, made, maps, truth, strict=True):
         if picture.shape != true.shape:
-            sizes = [f"{height}x{width}" for width, height in (picture.shape[:1:-1], true.shape[:1:-1])]
+            sizes = [f"{width}x{height}" for width, height in (picture.shape[:1:-1], true.shape[:1:-1])]
             raise ValueError(f"{path} has {sizes[0]} pixels and its truth {true_path} {sizes[1]}: test at that size")
     figures = score(torch.cat(made), torch.cat(truth))
     print(f"fake_B against the true map, {len(maps)} pictures    L1 (0..255)   SSIM   water IoU")

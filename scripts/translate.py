@@ -30,7 +30,8 @@ def main(argv: list[str] | None = None) -> int:
         device=pick_device(args.device),
     )
     value_range = values.bounds(args.value_range) or translator.value_range
-    reader = ImageReader(channels=translator.input_nc, value_range=value_range, flag="the number that the generator takes")
+    taken = "the number that the generator takes"
+    reader = ImageReader(channels=translator.input_nc, value_range=value_range, flag=taken)
     if args.skip_bad_images:
         good = set(leave_out_bad([path for path, _ in pairs], reader))
         pairs = [pair for pair in pairs if pair[0] in good]
@@ -50,7 +51,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="scripts.translate", description=__doc__, allow_abbrev=False)
     add = parser.add_argument
     add("source", type=Path, metavar="IN", help="a picture, or a folder of them with its sub-folders")
-    add("target", type=Path, metavar="OUT", help="a picture, or a folder (a name without a suffix), for the results; made if it is not there")
+    text = "a picture, or a folder (without a suffix, as .png), for the results; made if it is not there"
+    add("target", type=Path, metavar="OUT", help=text)
     add("--name", type=values.plain_name, help="of the run whose generator translates")
     add("--weights", type=Path, help="one .pth file of a generator, instead of a run")
     add("--checkpoints_dir", type=Path, default=Path("checkpoints"), help="folder of all runs (default: checkpoints)")

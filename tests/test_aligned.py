@@ -1,20 +1,25 @@
 """Pairs side by side: the data set, its errors, and the script that makes such files."""
 
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from data import create_dataset
+from data.aligned_dataset import missing_pairs
+from data.arrays import read_array
 from data.image_folder import DataError, list_images
 from options.train_options import TrainOptions
 from tests.conftest import COMBINE, draw_shapes
 
 ROOT = Path(__file__).parent.parent
-combine = COMBINE["combine"]
+combine, write = COMBINE["combine"], COMBINE["write"]
 
 
 def aligned(dataroot, *flags):
@@ -134,6 +139,56 @@ def test_16_bits_stay_16_bits(tmp_path):
         assert image.size == (8, 4) and [image.getpixel((x, 0)) for x in (3, 4)] == [300, 60000]
 
 
+@pytest.mark.parametrize(
+    ("name", "dtype", "channels"),
+    [
+        ("0.png", "uint16", 3),
+        ("0.png", "uint16", 4),
+        ("0.tif", "uint16", 3),
+        ("0.tif", "float32", 1),
+        ("0.tif", "float32", 5),
+        ("0.npy", "float64", 1),
+        ("0.npy", "int16", 2),
+    ],
+)
+@pytest.mark.parametrize("size", [(20, 30), (6, 20)])
+def test_depth_and_channels_are_kept(name, dtype, channels, size, tmp_path):
+    pair = [np.random.default_rng(seed).uniform(0, 30000, (*size, channels)).astype(dtype) for seed in (0, 1)]
+    for folder, array in zip("AB", pair, strict=True):
+        (tmp_path / folder).mkdir()
+        write(array, tmp_path / folder / name)
+        assert np.array_equal(read_array(tmp_path / folder / name), array)
+    combine(tmp_path / "A", tmp_path / "B", tmp_path / "AB")
+    made = read_array(tmp_path / "AB" / name)
+    assert made.dtype == dtype and np.array_equal(made, np.concatenate(pair, axis=1))
+
+
+def test_transparent_parts_become_white_and_depth_is_never_cut(tmp_path):
+    for folder in "AB":
+        save(tmp_path / folder / "0.png", Image.new("RGBA", (4, 4), (10, 20, 30, 0)))
+    combine(tmp_path / "A", tmp_path / "B", tmp_path / "AB")
+    with Image.open(tmp_path / "AB" / "0.png") as image:
+        assert image.mode == "RGB" and image.getcolors() == [(32, (255, 255, 255))]
+    with pytest.raises(ValueError, match=r"\.jpg files hold no 3 channels of uint16: save A and B as \.tif or \.npy"):
+        write(np.zeros((4, 4, 3), np.uint16), tmp_path / "0.jpg")
+
+
+def test_the_command_offered_survives_spaces(tmp_path):
+    for folder in ("trainA", "trainB"):
+        (tmp_path / "my maps" / folder).mkdir(parents=True)
+    (command,) = re.findall(r"python datasets/.*", str(missing_pairs(tmp_path / "my maps", "train")))
+    assert shlex.split(command)[3::2] == [str(tmp_path / "my maps" / name) for name in ("trainA", "trainB", "train")]
+
+
+def test_a_phase_of_other_letters_is_offered(tmp_path):
+    (tmp_path / "Train").mkdir()
+    assert str(missing_pairs(tmp_path, "train")).endswith(
+        f"Rename {tmp_path / 'Train'} to {tmp_path / 'train'}, then use --dataroot {tmp_path}."
+    )
+    (tmp_path / "Train").rename(tmp_path / "trai_n")
+    assert "Rename" not in str(missing_pairs(tmp_path, "train"))
+
+
 def test_pictures_without_a_partner_are_reported(tmp_path, capsys):
     for name in ("A/0.png", "A/1.png", "B/1.png"):
         save(tmp_path / name, draw_shapes(name))
@@ -147,9 +202,9 @@ def test_pictures_without_a_partner_are_reported(tmp_path, capsys):
         (
             ("0.png", draw_shapes("b", (40, 30))),
             "AB",
-            r"0\.png and .*0\.png have different sizes, \(40, 36\) and \(40, 30\)",
+            r"0\.png and .*0\.png have different sizes, 40x36 and 40x30",
         ),
-        (("0.png", Image.new("I;16", (40, 36))), "AB", "have different depths, RGB and I;16"),
+        (("0.png", Image.new("I;16", (40, 36))), "AB", "have different channels, 3 x uint8 and 1 x uint16"),
         (("1.png", draw_shapes("b")), "AB", "No picture of --fold_A .* has a partner"),
         (("0.png", draw_shapes("b")), "B", "would overwrite the pictures"),
         (None, "AB", r"--fold_B .*B: no such folder"),

@@ -200,6 +200,8 @@ def test_template_makes_pairs_of_coarse_and_sharp(tiny_data):
     def sample(*flags):
         return create_dataset(opt_train(tiny_data, "--dataset_mode", "template", *flags)).dataset[1, 0]
 
+    with pytest.raises(DataError, match="--direction BtoA: --dataset_mode template goes from coarse to sharp only"):
+        sample("--direction", "BtoA")
     same = sample("--coarse", "1")
     assert torch.equal(same["A"], same["B"])
     coarse = sample("--coarse", "4", "--preprocess", "none", "--no_flip")

@@ -53,6 +53,8 @@ def test_the_range_of_values_by_flag(tmp_path, tiny_data):
     assert {fmt.value_range for fmt in loader.dataset.formats.values()} == {(-5.0, 5.5)}
     with pytest.raises(DataError, match=r"--value_range 0,9: these pictures have 8 bits"):
         create_dataset(opt_train(tiny_data, "--value_range", "0,9"))
+    with pytest.raises(DataError, match="this data set reads 8-bit pictures only"):
+        create_dataset(opt_train(tiny_data, "--value_range", "0,9", "--dataset_mode", "template"))
 
 
 @pytest.mark.parametrize("text", ["1", "1,1", "2,1", "0,inf", "nan,1", "a,b", "0,1,2"])

@@ -53,10 +53,10 @@ def options(tmp_path, *flags):
 
 
 def display(run_dir, *sinks, losses_freq=1, at=None):
-    """A display that has started, in a new folder or at a later position."""
+    """A display that has started: of a new run, or of one that goes on at a position."""
     run_dir.mkdir(exist_ok=True)
     shown = Display(EventLog(run_dir), sinks, at=at or progress(1, 0), losses_freq=losses_freq)
-    shown.start({"name": "run"})
+    shown.start({"name": "run"}, continued=at is not None)
     return shown
 
 
@@ -194,7 +194,7 @@ def without_times(run_dir):
     return [line for line in lines if line.startswith("(")]
 
 
-@pytest.mark.parametrize("position", [(1, 3), (2, 0), (2, 5), (2, 7), (3, 0)])
+@pytest.mark.parametrize("position", [(1, 0), (1, 3), (2, 0), (2, 5), (2, 7), (3, 0)])
 def test_a_run_killed_after_its_last_save_has_no_gap_and_no_double_line(tmp_path, position):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     for run_dir in (whole, broken):
@@ -244,6 +244,17 @@ def test_a_new_run_of_an_old_name_has_a_log_of_its_own(tmp_path):
     assert re.findall(r"Training Loss|epoch: \d", (tmp_path / "loss_log.txt").read_text()) == [
         "Training Loss", "epoch: 1", "epoch: 2", "Training Loss", "epoch: 1",
     ]  # fmt: skip
+
+
+def test_going_on_keeps_the_lines_of_an_earlier_run(tmp_path):
+    log = LossLogSink(tmp_path / "loss_log.txt")
+    train(display(tmp_path, log, losses_freq=5), epochs=[1])
+    display(tmp_path, log, losses_freq=5)  # a new run, killed before its first line
+    train(display(tmp_path, log, losses_freq=2, at=progress(1, 0)), epochs=[1])
+    display(tmp_path, log, at=progress(1, 5))
+    iters = [int(count) for count in re.findall(r"iters: (\d+)", (tmp_path / "loss_log.txt").read_text())]
+    assert iters == [5, 10, 2, 4]
+    assert [event.images for event in events(tmp_path, Losses)] == [2, 4]
 
 
 # ---- console and loss_log.txt
@@ -299,8 +310,21 @@ def test_page_of_a_continued_run_has_every_epoch(tmp_path):
         for epoch in (1, 2, 3):
             assert (tmp_path / f"web/images/epoch{epoch:03d}_{label}.png").is_file()
 
-    train(page(), epochs=[1])  # a new run under the old name
-    assert '"epochs":[[1,0,0]]' in (tmp_path / "web/index.html").read_text()
+    (tmp_path / "web/images/mine.png").touch()
+    stopped = page()  # a new run under the old name
+    assert [path.name for path in (tmp_path / "web/images").iterdir()] == ["mine.png"]
+    stopped.close("stopped")
+    train(page(), epochs=[2])
+    assert '"epochs":[[2,0,0]]' in (tmp_path / "web/index.html").read_text()
+
+
+def test_page_of_a_run_that_has_more_epochs_than_it_should(tmp_path):
+    sink = PageSink(tmp_path / "web", "run", names=("A", "B"), size=256, images_freq=0)
+    train(display(tmp_path, sink), epochs=[9])  # of 4
+    html = (tmp_path / "web/index.html").read_text()
+    assert "epoch 4 of 4" in html
+    assert 'value="1.0000"' in html and "100% done" in html
+    assert progress(9, 5).images_left == 0
 
 
 def test_page_is_written_when_a_multiple_is_crossed_and_at_the_end_of_an_epoch(tmp_path):
@@ -325,6 +349,15 @@ def test_flags_choose_the_sinks(tmp_path):
     flags = ["--display_id", "-1", "--update_html_freq", "5", "--direction", "BtoA", "--display_winsize", "99"]
     page = create_display(options(tmp_path, *flags), tmp_path, progress(1, 0)).sinks[2]
     assert (page.images_freq, page.names, page.size) == (5, ("B", "A"), 99)
+
+
+def test_a_run_can_go_on_from_its_very_start(tmp_path):
+    place = options(tmp_path, "--display_id", "0", "--no_html", "--print_freq", "1")
+    for continued in (False, True):
+        train(create_display(place, tmp_path, progress(1, 0), continued=continued), epochs=[1])
+    assert [event.continued for event in events(tmp_path, Start)] == [False, True]
+    assert [event.images for event in events(tmp_path, Losses)] == list(range(1, 11))
+    assert len(without_times(tmp_path)) == 10
 
 
 @pytest.mark.parametrize("package", ["wandb", "tensorboard"])

@@ -68,7 +68,8 @@ def flags(port, *more):
 def shown_on(tmp_path, port, *more, at=None):
     """The display of train.py with these flags, without its console."""
     (tmp_path / "run").mkdir(exist_ok=True)
-    shown = create_display(options(tmp_path, *flags(port, *more)), tmp_path / "run", at or progress(1, 0))
+    opt = options(tmp_path, *flags(port, *more))
+    shown = create_display(opt, tmp_path / "run", at or progress(1, 0), continued=at is not None)
     shown.sinks = shown.sinks[1:]
     return shown
 
@@ -113,6 +114,18 @@ def test_absent(tmp_path, port, capfd):
     assert err == ""
     assert len(events(tmp_path / "run", Losses)) == 2
     assert len(events(tmp_path / "run", Images)) == 1
+
+
+def test_a_replay_to_an_absent_server_says_how_to_start_it(tmp_path, port):
+    run = tmp_path / "run"
+    run.mkdir()
+    options(tmp_path, *flags(port)).save(run)
+    train(display(run), epochs=[1])
+    with pytest.raises(ConnectionError) as error:
+        replay.main(["--checkpoints_dir", str(tmp_path), "--name", "run", "--to", "visdom"])
+    assert str(error.value) == (
+        f"visdom at http://127.0.0.1:{port} does not answer: start it with `python -m visdom.server -port {port}`"
+    )
 
 
 def test_a_late_server_gets_what_it_missed(tmp_path, port, capfd, quick):

@@ -13,7 +13,7 @@ import train as training
 from models.cycle_gan_model import CycleGANModel
 from tests.conftest import draw_shapes
 from tests.test_cli import TINY, script
-from util.dry_run import duration, replaced
+from util.dry_run import DryRun, duration, replaced
 
 
 def dry_run(capsys, *flags, status=0):
@@ -151,6 +151,43 @@ def test_a_continued_run_is_checked_with_its_weights(tiny_data, tmp_path, capsys
     (tmp_path / "run" / "latest_net_G_A.pth").write_bytes(b"damaged")
     with pytest.raises(ValueError, match=r"latest_net_G_A.pth in .* damaged or replaced"):
         training.main([*flags, "--dry_run", "--continue_train", "--display_id", "0"])
+
+
+def test_a_command_is_parsed_once_until_it_is_mended():
+    asked = []
+
+    def parse(words):
+        asked.append(words)
+        if "9" in words:
+            raise ValueError("no 9 here")
+        return words
+
+    run = DryRun(["--dry_run", "--a", "1"], parse)
+    assert run.opt == run.opt == ["--a", "1"]
+    run.add("too little", ["--a", "2"])
+    assert run.opt == run.opt == ["--a", "2"]
+    assert asked == [["--a", "1"], ["--a", "2"]]
+    run.add("too little still", ["--a", "9"])
+    assert run.opt == ["--a", "2"] and not run.mended
+    assert run.problems == ["too little", "too little still", "no 9 here"]
+
+
+def test_pictures_in_several_folders_are_named_by_what_they_share(tmp_path, capsys):
+    for folder in ("trainA/x", "trainA/y", "trainB"):
+        (tmp_path / folder).mkdir(parents=True)
+        draw_shapes(folder, (40, 36)).save(tmp_path / folder / "0.png")
+    output = dry_run(capsys, "--dataroot", tmp_path)
+    assert "trainA: 2 of 2 pictures" in output
+    assert output.index("trainB: 1 of 1") < output.index("One step of")
+    single = ["--dataroot", tmp_path / "trainA", "--dataset_mode", "single", "--model", "sagan", "--netG", "sagan"]
+    assert f"{tmp_path / 'trainA'}: 2 of 2 pictures" in dry_run(capsys, *single)
+
+
+def test_several_processes_are_refused(tiny_data, monkeypatch):
+    for name, value in {"TORCHELASTIC_RUN_ID": "x", "RANK": "0", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=r"^--dry_run is for one process: leave torchrun out$"):
+        training.main(["--dry_run", *TINY, "--dataroot", str(tiny_data)])
 
 
 def test_flags_are_replaced_with_their_values():

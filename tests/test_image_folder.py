@@ -54,3 +54,12 @@ def test_a_folder_without_images_is_named(tmp_path):
         any_images(tmp_path, "test", "A")
     with pytest.raises(DataError, match="no such folder"):
         any_images(tmp_path / "missing", "test", "A")
+
+
+def test_links_that_lead_back_up_are_not_followed(tmp_path):
+    (tmp_path / "sub" / "deep").mkdir(parents=True)
+    (tmp_path / "sub" / "a.png").touch()
+    for link in ("sub/up", "sub/deep/up"):
+        (tmp_path / link).symlink_to("..")
+    (tmp_path / "sub" / "deep" / "top").symlink_to(tmp_path)
+    assert list_images(tmp_path) == [tmp_path / "sub" / "a.png"]

@@ -19,7 +19,8 @@ import train as training
 from tests.test_cli import TINY, logged_losses, train
 from tests.test_continue import assert_equal_checkpoints
 from util.checkpoint import find_weights, load_networks
-from util.saves import read_state, save_checkpoint, whole_save
+from util.finite import NotFiniteError
+from util.saves import read_state, save_checkpoint, temporary, whole_save
 
 # The server that new processes are forked from imports torch once for all of them, and has no threads.
 PROCESSES = multiprocessing.get_context("forkserver")
@@ -101,6 +102,35 @@ def test_files_of_two_saves_are_not_taken_for_one(tmp_path):
     (tmp_path / "a" / "latest_net_D.pth").replace(tmp_path / "b" / "latest_net_D.pth")
     with pytest.raises(ValueError, match=r"^latest_net_D.pth in .*b is not what latest_state.pth was saved with"):
         read_state(tmp_path / "b", "latest")
+
+
+def test_weights_that_are_not_finite_leave_the_old_save_and_nothing_else(tmp_path):
+    save_checkpoint(model_with(1.0, "netG", "netD"), tmp_path, "latest", {"value": 1.0})
+    before = sorted(tmp_path.iterdir())
+    broken = model_with(2.0, "netG", "netD")
+    nn.init.constant_(broken.netD.bias, float("nan"))
+    with pytest.raises(NotFiniteError, match="netD"):
+        save_checkpoint(broken, tmp_path, "latest", {"value": 2.0})
+    assert sorted(tmp_path.iterdir()) == before
+    assert read_state(tmp_path, "latest")["value"] == 1
+
+
+def test_a_process_reads_the_state_while_the_first_gives_files_their_names(tmp_path, monkeypatch):
+    save_checkpoint(model_with(1.0, "netG"), tmp_path, "latest", {"value": 1.0})
+    for path in list(tmp_path.iterdir()):
+        path.replace(temporary(path))
+
+    def look(run_dir: Path, label: str) -> dict[str, Path]:
+        found = whole_save(run_dir, label)
+        assert found["latest_state.pth"] == temporary(tmp_path / "latest_state.pth")
+        for path in found.values():
+            path.replace(path.with_suffix(""))
+        return found
+
+    for name in ("TORCHELASTIC_RUN_ID", "RANK"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setattr("util.saves.whole_save", look)
+    assert read_state(tmp_path, "latest")["value"] == 1
 
 
 # ---- whole runs

@@ -290,6 +290,18 @@ def test_a_seed_is_an_image_whatever_else_is_made(tmp_path):
     assert list(some) == ["seed0007", "seed0002", "seed0003"]
     assert torch.equal(some["seed0002"], five["seed0002"])
     assert len(noise()) == 64
+    for flags in (["--dataroot", "x"], ["--preprocess", "none"], ["--center_crop", "9"], ["--value_range", "0,9"]):
+        with pytest.raises(ValueError, match=f"{flags[0]} means nothing to --dataset_mode noise"):
+            noise(*flags)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "message"), [("9223372036854775808", "below 2**63"), ("5,0-99999", "at most 100,000")]
+)
+def test_seeds_that_are_too_large_or_too_many_are_refused(seeds, message, capsys):
+    with pytest.raises(SystemExit):
+        TestOptions().parse(["--model", "sagan", "--dataset_mode", "noise", "--seeds", seeds])
+    assert message in capsys.readouterr().err
 
 
 def test_odd_pictures_in_nested_folders_are_learned_from(tmp_path, monkeypatch):

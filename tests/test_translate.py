@@ -12,6 +12,7 @@ from PIL import Image
 
 from models import Translator
 from models.networks import GENERATORS
+from options.test_options import TestOptions
 from scripts import translate
 from tests.conftest import draw_shapes
 from tests.test_cli import ONE_THREAD, ROOT, train
@@ -122,3 +123,33 @@ def test_script_keeps_the_depth_of_the_picture(file, tmp_path):
     x = torch.from_numpy(deep.astype(np.float32) / 65535 * 2 - 1).expand(3, -1, -1)
     expected = (Translator.load(file)(x) + 1) / 2 * 65535
     assert np.abs(made - expected.permute(1, 2, 0).cpu().numpy()).max() < 2
+
+
+def test_script_takes_the_range_of_values_of_the_run(file, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    flags = ["--model", "test", "--name", "run", "--netG", "resnet_6blocks", "--ngf", "8", "--value_range", "0,4095"]
+    TestOptions().parse([*flags, "--dataroot", str(tmp_path)]).save(run)
+    (run / "test_opt.json").rename(run / "train_opt.json")
+    file.rename(run / "latest_net_G.pth")
+    translator = Translator.load(run, device="cpu")
+    assert translator.value_range == (0, 4095)
+    deep = np.arange(400, dtype=np.uint16).reshape(20, 20) * 10
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    places = ["--checkpoints_dir", str(tmp_path), "--name", "run", "--device", "cpu"]
+    for number, (flags, top) in enumerate((([], 4095), (["--value_range", "0,9000"], 9000))):
+        out = tmp_path / f"out{number}"
+        assert translate.main([str(tmp_path / "deep.png"), str(out), *places, *flags]) == 0
+        fake = translator(torch.from_numpy(deep.astype(np.float32) / top * 2 - 1).expand(3, -1, -1))
+        made = torch.from_numpy(tifffile.imread(out / "deep.tif").astype(np.float32)).permute(2, 0, 1)
+        torch.testing.assert_close(made, (fake + 1) / 2 * top, atol=2, rtol=0)
+
+
+def test_script_refuses_a_range_of_8_bits_and_other_channels(file, tmp_path):
+    draw_shapes("in").save(tmp_path / "in.png")
+    argv = [str(tmp_path / "out.png"), "--weights", str(file)]
+    with pytest.raises(ValueError, match="--value_range 0,9: these pictures have 8 bits"):
+        translate.main([str(tmp_path / "in.png"), *argv, "--value_range", "0,9"])
+    np.save(tmp_path / "in.npy", np.zeros((20, 20, 5), np.uint16))
+    with pytest.raises(ValueError, match=r"in\.npy has 5 channels, but the number that the generator takes is 3\."):
+        translate.main([str(tmp_path / "in.npy"), *argv])

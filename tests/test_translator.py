@@ -93,6 +93,12 @@ def test_every_kind_of_picture_gives_the_same(file):
     assert several[0].tobytes() == made.tobytes() and several[1].size == (19, 15)
 
 
+def test_transparent_parts_are_white(file):
+    translator = Translator.load(file, device="cpu")
+    clear = Image.new("RGBA", (12, 8), (200, 0, 0, 0))
+    assert translator(clear).tobytes() == translator(Image.new("RGB", (12, 8), "white")).tobytes()
+
+
 def test_grey_and_other_channels(tmp_path):
     torch.save(generator("unet_128", 1, 1).state_dict(), tmp_path / "grey.pth")
     grey = Translator.load(tmp_path / "grey.pth")
@@ -163,6 +169,12 @@ def test_mistakes_in_loading(run, tmp_path):
         Translator.load(run.parent / "nothing")
     with pytest.raises(ValueError, match=r"7_net_G_A_ema.pth .* is not in"):
         Translator.load(run, epoch=7)
+    for epoch in ("", "../latest"):
+        with pytest.raises(ValueError, match=f"epoch '{epoch}' is not a plain name"):
+            Translator.load(run, epoch=epoch)
+    with pytest.raises(ValueError, match="source '' is not a plain name"):
+        Translator.load("/")
+    assert Translator.load(run / ".." / run.name).input_nc == 3
     with pytest.raises(ValueError, match=r"--weights .*D_A.pth: no generator has these weights"):
         Translator.load(run / "latest_net_D_A.pth")
 

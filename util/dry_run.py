@@ -5,7 +5,6 @@ import os
 import shlex
 import shutil
 import socket
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,7 +19,8 @@ from data.image_folder import DataError, list_images, nearest_folder, tree
 from models import create_model
 from models.base_model import BaseModel
 from options.base_options import Options
-from util.device import pick_device
+from util import distributed
+from util.device import peak_memory, pick_device
 
 T = TypeVar("T")
 Parse = Callable[[list[str]], Options]
@@ -36,7 +36,12 @@ def dry_run(argv: Sequence[str], parse: Parse, resume: Callable[[Options, BaseMo
 
     Returns:
         The exit status: 0 if training would start, 2 if not.
+
+    Raises:
+        ValueError: there are several processes, or the command line is wrong.
     """
+    if distributed.count() > 1:
+        raise ValueError("--dry_run is for one process: leave torchrun out")
     run = DryRun(argv, parse)
     print("Options that differ from their defaults:")
     for flag, value in run.opt.changed().items():
@@ -44,8 +49,8 @@ def dry_run(argv: Sequence[str], parse: Parse, resume: Callable[[Options, BaseMo
     loader = run.attempt(run.load)
     if loader is not None:
         print(f"Folders:\n{tree(Path(run.opt.dataroot))}")
-        model = run.attempt(lambda opt: measure(opt, run.load(opt), resume))
         report_pictures(run, loader)
+        model = run.attempt(lambda opt: measure(opt, run.load(opt), resume))
         if model is not None:
             run.attempt(lambda opt: report_disk(opt, model))
     report_visdom(run.opt)
@@ -58,19 +63,17 @@ class DryRun:
     Args:
         argv: the words of the command line.
         parse: makes options of a command line.
+
+    Attributes:
+        opt: the options of the command as mended so far.
     """
 
     def __init__(self, argv: Sequence[str], parse: Parse):
         self.command = [word for word in argv if word != "--dry_run"]
-        self.parse = parse
+        self.parse, self.opt = parse, parse(self.command)
         self.problems: list[str] = []
         self.mended = True
         self.loader: EpochLoader | None = None  # for the command as it stands
-
-    @property
-    def opt(self) -> Options:
-        """The options of the command as mended so far."""
-        return self.parse(self.command)
 
     def load(self, opt: Options) -> EpochLoader:
         """The data that the command names, looked through once."""
@@ -91,7 +94,15 @@ class DryRun:
         """Note a problem, and change the command by the flags that mend it."""
         self.problems.append(problem)
         command = replaced(self.command, mend)
-        self.mended &= command != self.command
+        if command == self.command:
+            self.mended = False
+            return
+        try:
+            self.opt = self.parse(command)
+        except ValueError as error:  # a run that goes on may not take the flags that mend it
+            self.problems.append(str(error))
+            self.mended = False
+            return
         self.command, self.loader = command, None
 
     def verdict(self) -> int:
@@ -152,7 +163,7 @@ def measure(opt: Options, loader: EpochLoader, resume: Callable[[Options, BaseMo
     steps = math.ceil(len(loader.dataset) / opt.batch_size)
     epochs = opt.n_epochs + opt.n_epochs_decay - opt.epoch_count + 1
     print(
-        f"{model.summary()}\nOne step of {len(batch['A'])} pictures: {seconds:.2f} s, {peak_memory(device)}. "
+        f"{model.summary()}\nOne step of {len(batch['A'])} pictures: {seconds:.2f} s, {memory_taken(device)}. "
         f"An epoch of {steps} steps: {duration(steps * seconds)}; all {epochs}: {duration(epochs * steps * seconds)}."
     )
     return model
@@ -183,16 +194,14 @@ def fits(model: BaseModel, side: int) -> bool:
     return True
 
 
-def peak_memory(device: torch.device) -> str:
+def memory_taken(device: torch.device) -> str:
     """The most memory that was in use so far, in words."""
-    if device.type == "cuda":
-        used, total = torch.cuda.max_memory_allocated(device), torch.cuda.get_device_properties(device).total_memory
-        return f"at most {used / 2**30:.1f} of {total / 2**30:.1f} GiB on {device}"
-    if sys.platform == "win32":
+    used = peak_memory()
+    if math.isnan(used):
         return "memory is not measured on Windows"
-    import resource  # not there on Windows
-
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    if device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory
+        return f"at most {used / 2**30:.1f} of {total / 2**30:.1f} GiB on {device}"
     return f"at most {used / 2**30:.1f} GiB in this process"
 
 
@@ -212,8 +221,9 @@ def report_pictures(run: DryRun, loader: EpochLoader) -> None:
     for paths, check in loader.dataset.checks:
         found = inspect_files(paths, check)
         train += found
-        folder = paths[0].relative_to(root).parts[0]
-        print(f"{folder if len(paths[0].relative_to(root).parts) > 1 else root}: {summary(found)}")
+        shared = Path(os.path.commonpath([path.parent for path in paths])).relative_to(root)
+        folder = shared.parts[0] if shared.parts else ""
+        print(f"{folder or root}: {summary(found)}")
         if phase != "test" and folder.startswith(phase):
             test_folder = root / f"test{folder.removeprefix(phase)}"
             test += inspect_files(list_images(test_folder), check) if test_folder.is_dir() else []

@@ -27,7 +27,7 @@ def take_over(model: BaseModel, state: dict[str, Any]) -> dict[str, int]:
     Raises:
         KeyError, ValueError, TypeError, RuntimeError: it was saved for another model.
     """
-    start = {name: state[name] for name in POSITION}
+    start = {name: state[name] for name in POSITION} | {"continued": True}
     saved = [{"pools": state["model"]["pools"], "random": state["random"]}, *state["other_processes"]]
     new = {"pools": {name: [] for name in model.pools}, "random": random_state()}  # of a process that joins
     own = [*saved, new][min(distributed.rank(), len(saved))]

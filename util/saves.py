@@ -39,12 +39,20 @@ def save_checkpoint(model: nn.Module, run_dir: Path, label: str, state: dict[str
             path = run_dir / WEIGHTS.format(label=label, network=name.removeprefix("net"))
             digests[path.name] = _write(path, weights)
         _write(state_path, {"files": digests, **state})
+    except NotFiniteError:
+        _discard(run_dir, label)
+        raise
     except OSError as error:
-        for path in run_dir.glob(f"{label}_*.pth.tmp"):
-            path.unlink()
+        _discard(run_dir, label)
         cause = error.strerror or error
         raise OSError(error.errno, f"{cause}; the save before is as it was", str(run_dir)) from error
     _rename(run_dir, label, {name: temporary(run_dir / name) for name in (*digests, state_path.name)})
+
+
+def _discard(run_dir: Path, label: str) -> None:
+    """Remove the files of a save that failed: no room is kept by what is of no use."""
+    for path in run_dir.glob(f"{label}_*.pth.tmp"):
+        path.unlink()
 
 
 def _write(path: Path, content: dict[str, Any]) -> str:
@@ -95,12 +103,14 @@ def read_state(run_dir: Path, label: str) -> dict[str, Any] | None:
     path = run_dir / STATE.format(label=label)
     if distributed.is_main():
         finish_save(run_dir, label)
-    else:  # the names change under its eyes
-        path = whole_save(run_dir, label).get(path.name, path)
-    if not path.is_file():
-        return None
-    state = read_file(path)
-    if not whole_save(run_dir, label):
+    files = whole_save(run_dir, label)
+    try:
+        state = read_file(files.get(path.name, path))
+    except ValueError:
+        if not path.is_file():
+            return None
+        state = read_file(path)  # by now: process 0 gives files their names while others read them
+    if not files:
         changed = [name for name, digest in state["files"].items() if not _has_digest(run_dir / name, digest)]
         raise ValueError(
             f"{', '.join(changed)} in {run_dir} is not what {path.name} was saved with, but damaged or replaced: "
@@ -141,10 +151,11 @@ def _rename(run_dir: Path, label: str, files: Mapping[str, Path]) -> None:
 
 
 def _has_digest(path: Path, digest: str) -> bool:
-    if not path.is_file():
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == digest
+    except (FileNotFoundError, IsADirectoryError):  # asking first would not do: process 0 may rename it in between
         return False
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() == digest
 
 
 def temporary(path: Path) -> Path:

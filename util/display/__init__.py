@@ -23,28 +23,45 @@ __all__ = ["Display", "NoDisplay", "Progress", "Sink", "SinkName", "create_displ
 SinkName = Literal["log", "html", "visdom", "tensorboard", "wandb"]
 
 
-def create_display(opt: Options, run_dir: Path, at: Progress, attention: Attention = lambda pictures: []) -> Display:
-    """The display that the flags ask for, of a run that writes into run_dir, CKPT/NAME, and starts at `at`."""
+def create_display(
+    opt: Options, run_dir: Path, at: Progress, attention: Attention = lambda pictures: [], *, continued: bool = False
+) -> Display:
+    """The display that the flags ask for, of a run that writes into run_dir, CKPT/NAME, and starts at `at`.
+
+    A run that is `continued` adds to what was shown of it before that point, be it the very start; another one under
+    the same name begins with nothing.
+    """
     log = EventLog(run_dir)
     sinks = [ConsoleSink(), create_sink("log", opt, run_dir)]
     if not opt.no_html:
         sinks.append(create_sink("html", opt, run_dir, images_freq=opt.update_html_freq))
     if opt.display_id > 0:
-        name = f"visdom at {opt.display_server}:{opt.display_port}"
-        hint = f"start it with `python -m visdom.server -port {opt.display_port}`, or --display_id 0 to silence this"
+        name, command = visdom_server(opt)
+        hint = f"start it with {command}, or --display_id 0 to silence this"
         connect = partial(create_sink, "visdom", opt, run_dir, images_freq=opt.display_freq)
         sinks.append(Background(name, connect, log, images_freq=opt.display_freq, hint=hint))
     if opt.use_tensorboard:
         sinks.append(create_sink("tensorboard", opt, run_dir, images_freq=opt.display_freq, after=at.images))
     if opt.use_wandb:
-        sinks.append(create_wandb(opt, run_dir, images_freq=opt.display_freq, after=at.images))
+        sinks.append(create_wandb(opt, run_dir, images_freq=opt.display_freq, continued=continued))
     display = Display(log, sinks, at=at, losses_freq=opt.print_freq, attention=attention)
-    display.start(opt.as_dict())
+    display.start(opt.as_dict(), continued=continued)
     return display
 
 
+def visdom_server(opt: Options) -> tuple[str, str]:
+    """What messages call the server that the flags name, and the command that starts it."""
+    return (
+        f"visdom at {opt.display_server}:{opt.display_port}",
+        f"`python -m visdom.server -port {opt.display_port}`",
+    )
+
+
 def create_sink(name: SinkName, opt: Options, run_dir: Path, *, images_freq: int = 0, after: int = 0) -> Sink:
-    """A sink for the run in run_dir, that wants pictures every `images_freq` images, and goes on after `after` images.
+    """A sink for the run in run_dir, that wants pictures every `images_freq` images.
+
+    Args:
+        after: images that TensorBoard keeps what was written of; it no longer shows what came later.
 
     Raises:
         ValueError: it needs a package that is not installed.
@@ -76,11 +93,11 @@ def create_sink(name: SinkName, opt: Options, run_dir: Path, *, images_freq: int
                 raise ValueError(f"--use_tensorboard: {error}; pip install tensorboard") from error
             return TensorBoardSink(run_dir, purge_step=after + 1, images_freq=images_freq)
         case "wandb":
-            return create_wandb(opt, run_dir, images_freq=images_freq, after=after)
+            return create_wandb(opt, run_dir, images_freq=images_freq)
 
 
-def create_wandb(opt: Options, folder: Path, *, images_freq: int = 0, after: int = 0) -> "WandbSink":
-    """A sink for a new run at Weights & Biases, or for the last one of this `folder` to go on after `after` images.
+def create_wandb(opt: Options, folder: Path, *, images_freq: int = 0, continued: bool = False) -> "WandbSink":
+    """A sink for a new run at Weights & Biases, or for the last one of this `folder` if that is `continued`.
 
     Raises:
         ValueError: wandb is not installed.
@@ -90,7 +107,7 @@ def create_wandb(opt: Options, folder: Path, *, images_freq: int = 0, after: int
     except ImportError as error:
         raise ValueError(f"--use_wandb: {error}; pip install wandb") from error
     file = folder / "wandb_id.txt"
-    run_id = file.read_text(encoding="ascii") if after and file.exists() else None
+    run_id = file.read_text(encoding="ascii") if continued and file.exists() else None
     config = opt.as_dict()
     sink = WandbSink(folder, opt.wandb_project_name, opt.name, config, run_id=run_id, images_freq=images_freq)
     file.write_text(sink.run.id, encoding="ascii")

@@ -40,9 +40,8 @@ class Display:
         self.last = self.measured = at
         self.seconds_before = 0.0  # of a run that goes on
 
-    def start(self, options: Mapping[str, Any]) -> None:
-        """To call before the first step. A run that goes on loses what its log has from after this point."""
-        continued = self.last.images > 0
+    def start(self, options: Mapping[str, Any], *, continued: bool = False) -> None:
+        """To call before the first step. A run that is `continued` loses what its log has from after this point."""
         if continued:
             self.seconds_before = self.log.cut(self.last)
         else:

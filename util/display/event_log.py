@@ -46,9 +46,12 @@ class EventLog:
         return file
 
     def start_anew(self) -> None:
-        """Leave the log of an earlier run of this name under another name."""
+        """Leave the log of an earlier run of this name under another name, and remove its pictures."""
         if self.path.exists():
             self.path.replace(self.path.with_name("events.old.jsonl"))
+        for pattern in ("epoch[0-9]*_*.png", "epoch[0-9]*_attention.js"):
+            for path in (self.run_dir / PICTURES).glob(pattern):
+                path.unlink()
 
     def cut(self, after: Progress) -> float:
         """Remove what came after a position, with its pictures: a run that goes on from there makes it again.

@@ -25,8 +25,8 @@ class Progress:
 
     @property
     def images_left(self) -> int:
-        """Images until the end of the last epoch."""
-        return (self.epochs - self.epoch + 1) * self.epoch_size - self.epoch_images
+        """Images until the end of the last epoch; 0 for a run that has gone on for longer."""
+        return max((self.epochs - self.epoch + 1) * self.epoch_size - self.epoch_images, 0)
 
     @property
     def epochs_seen(self) -> float:

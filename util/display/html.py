@@ -76,13 +76,17 @@ class PageSink(Sink):
 
     def end(self, event: End) -> None:
         """Write the page for the last time: from now on it stays as it is."""
-        if (self.folder / "images").is_dir():
-            self.write(event, running=False)
+        self.write(event, running=False)
 
     def write(self, at: Event, *, running: bool) -> None:
-        """Write index.html; while the run is `running`, an open page looks for a new one every REFRESH seconds."""
+        """Write index.html, once there are pictures.
+
+        While the run is `running`, an open page looks for a new one every REFRESH seconds.
+        """
         self.history.read()
-        cards = self._cards(at.epoch)
+        cards = self._cards()
+        if not cards:
+            return
         figures = [figure for figures in cards[-1].groups.values() for figure in figures]
         small = all(_width(self.folder / figure.path) <= SMALL for figure in figures)
         kinds = list(dict.fromkeys(_kind(card) for card in cards))
@@ -91,7 +95,7 @@ class PageSink(Sink):
             page.head.add(h.noscript(h.meta(http_equiv="refresh", content=str(REFRESH))))
         done = 1 - at.images_left / (at.epochs * at.epoch_size)
         with page.body:
-            add_header(f"{self.name} · training", f"epoch {at.epoch} of {at.epochs}")
+            add_header(f"{self.name} · training", f"epoch {min(at.epoch, at.epochs)} of {at.epochs}")
             h.progress(value=f"{done:.4f}", max=1, aria_label=f"{done:.0%} done")
             add_notes(self._notes(at, done, running=running))
             if self.history.curves:
@@ -116,14 +120,14 @@ class PageSink(Sink):
                 notes[name.removesuffix("_mb").replace("_", " ")] = text.format(self.history.curves[name][1][-1])
         return notes | {"updated" if running else "ended": time.strftime("%Y-%m-%d %H:%M")}
 
-    def _cards(self, last_epoch: int) -> list[Card]:
-        """One for each epoch on disk. Later epochs than this one are left over from an earlier run of this name."""
+    def _cards(self) -> list[Card]:
+        """One for each epoch on disk."""
         order = {label: place for place, label in enumerate(CAPTIONS)}
         labels: dict[int, list[tuple[int, str]]] = defaultdict(list)
         scripts = set()
-        for path in (self.folder / "images").iterdir():
+        for path in (self.folder / "images").glob("epoch*"):
             match = re.fullmatch(r"epoch(\d+)_(.+)\.(png|js)", path.name)
-            if match and int(match[1]) <= last_epoch:
+            if match:
                 if match[3] == "js":
                     scripts.add(int(match[1]))
                 else:

@@ -4,6 +4,7 @@ import re
 from datetime import datetime
 from pathlib import Path
 
+from util.display.event_log import FILE, LogReader
 from util.display.events import Losses, Progress, Start, charts
 from util.display.sink import Sink
 
@@ -20,18 +21,24 @@ class LossLogSink(Sink):
         """Write the header. A run that goes on loses what the file has from after that point."""
         if event.continued:
             self.cut(event)
-        self._append(f"================ Training Loss ({datetime.fromisoformat(event.time):%c}) ================")
+        self._append(header(event))
 
     def losses(self, event: Losses) -> None:
         """Write the line."""
         self._append(loss_line(event))
 
     def cut(self, after: Progress) -> None:
-        """Remove lines that came after a position, and one that was half written when the run was killed."""
+        """Remove lines that came after a position, and one that was half written when the run was killed.
+
+        Those of an earlier run of this name stay: they are above the header of the first start in the log.
+        """
         if not self.path.exists():  # moved away
             return
         lines = self.path.read_text(encoding="utf-8", errors="surrogateescape").splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith("\n") and not _is_after(line, after)]
+        first = next((event for event in LogReader(self.path.with_name(FILE)).read() if isinstance(event, Start)), None)
+        headers = [number for number, line in enumerate(lines) if first and line == f"{header(first)}\n"]
+        own = headers[-1] if headers else 0
+        kept = lines[:own] + [line for line in lines[own:] if line.endswith("\n") and not _is_after(line, after)]
         temporary = self.path.with_name(f"{self.path.name}.tmp")
         temporary.write_text("".join(kept), encoding="utf-8", errors="surrogateescape")
         temporary.replace(self.path)
@@ -39,6 +46,11 @@ class LossLogSink(Sink):
     def _append(self, line: str) -> None:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
+
+
+def header(event: Start) -> str:
+    """The line above the losses since a start."""
+    return f"================ Training Loss ({datetime.fromisoformat(event.time):%c}) ================"
 
 
 def loss_line(event: Losses) -> str:

@@ -9,7 +9,7 @@ from typing import get_args
 from options.base_options import read_saved
 from options.train_options import TrainOptions
 from util.command import run_command
-from util.display import SinkName, create_sink
+from util.display import SinkName, create_sink, visdom_server
 from util.display.event_log import FILE, LogReader
 from util.display.events import Event, Images
 
@@ -32,8 +32,14 @@ def main(argv: list[str] | None = None) -> int:
         raise ValueError(f"{run_dir} has no {FILE}: look at --name and --checkpoints_dir")
     if args.to == "log" and (run_dir / "loss_log.txt").exists():
         (run_dir / "loss_log.txt").replace(run_dir / "loss_log.old.txt")
-    sink = create_sink(args.to, opt, run_dir, images_freq=1)
-    sink.show(without_replaced_pictures(events, run_dir))
+    try:
+        sink = create_sink(args.to, opt, run_dir, images_freq=1)
+        sink.show(without_replaced_pictures(events, run_dir))
+    except ConnectionError as error:
+        if args.to != "visdom":
+            raise
+        name, command = visdom_server(opt)
+        raise ConnectionError(f"{name} does not answer: start it with {command}") from error
     sink.close()
     print(f"{opt.name}: {len(events)} events shown in {args.to}")
     return 0
