@@ -1,11 +1,11 @@
 """Shows a run while it trains: every value and picture goes to the log of the run, and from there to the sinks."""
 
-import shlex
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from options.base_options import Options
+from options.train_options import continue_command
 from util.display.background import Background
 from util.display.console import ConsoleSink
 from util.display.display import Attention, Display, NoDisplay
@@ -73,11 +73,9 @@ def create_sink(name: SinkName, opt: Options, run_dir: Path, *, images_freq: int
             return LossLogSink(run_dir / "loss_log.txt")
         case "html":
             names = ("A", "B") if opt.direction == "AtoB" else ("B", "A")
-            command = f"python train.py --name {shlex.quote(opt.name)} --continue_train"
-            if opt.given("checkpoints_dir"):
-                command += f" --checkpoints_dir {shlex.quote(opt.checkpoints_dir)}"
             return PageSink(
-                run_dir / "web", opt.name, names=names, size=size, images_freq=images_freq, command=command,
+                run_dir / "web", opt.name, names=names, size=size, images_freq=images_freq,
+                command=continue_command(opt),
             )  # fmt: skip
         case "visdom":
             from util.display.visdom import Client, VisdomSink  # slow to import
