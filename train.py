@@ -77,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
     return status
 
 
-def train_until_done(opt: Options, model: BaseModel, loader: EpochLoader, run_dir: Path, start: dict[str, int]) -> int:
+def train_until_done(opt: Options, model: BaseModel, loader: EpochLoader, run_dir: Path, start: dict[str, Any]) -> int:
     """Train from `start`, and again from the last save where --on_nan says so. Returns the exit status."""
     deadline = time.monotonic() + 60 * opt.max_minutes if opt.max_minutes else math.inf
     while True:
@@ -202,7 +202,7 @@ def closed_on_error(display: Display) -> Iterator[None]:
         raise
 
 
-def resume(opt: Options, model: BaseModel, run_dir: Path, state: dict[str, Any] | None) -> dict[str, int]:
+def resume(opt: Options, model: BaseModel, run_dir: Path, state: dict[str, Any] | None) -> dict[str, Any]:
     """Where to start; with --continue_train, `model` and the random generators take over what the run has saved."""
     start = {"epoch": opt.epoch_count, "epoch_images": 0, "total_images": 0, "steps": 0, "continued": False}
     if not opt.continue_train:

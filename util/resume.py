@@ -21,7 +21,7 @@ def random_state() -> dict:
     return state
 
 
-def take_over(model: BaseModel, state: dict[str, Any]) -> dict[str, int]:
+def take_over(model: BaseModel, state: dict[str, Any]) -> dict[str, Any]:
     """Give `model` and the random generators what a run has saved beside its weights; returns where to start.
 
     Raises:
@@ -40,7 +40,7 @@ def take_over(model: BaseModel, state: dict[str, Any]) -> dict[str, int]:
     return start
 
 
-def roll_back(model: BaseModel, run_dir: Path) -> dict[str, int]:
+def roll_back(model: BaseModel, run_dir: Path) -> dict[str, Any]:
     """Give `model` the latest save of its run, but half the learning rate of now; returns where to start."""
     halvings, state = model.halvings, read_state(run_dir, "latest")
     if state is None:
