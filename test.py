@@ -148,23 +148,29 @@ def add_judges(trained: Trained, model: BaseModel, sizes: set[tuple[int, int]]) 
 
 def translate(model: BaseModel, loader: EpochLoader) -> Iterator[Translation]:
     """Run the model over the data, one result an image."""
+    dataset = loader.dataset
+    root_A, root_B = (common_folder(paths) if paths else Path() for paths in (dataset.A_paths, dataset.B_paths))
     for batch in loader:
         with model.watch() as attention:
             images = model(batch)
             model.run_judges(images)
         for i, path in enumerate(batch["A_paths"]):
-            name = relative_name(path, loader.dataset.A_paths)
+            name = relative_name(path, root_A)
             yield Translation(
                 name=name,
                 images={label: image[i] for label, image in images.items()},
                 attention=[block[i] for block in attention],
-                paired="B_paths" in batch and relative_name(batch["B_paths"][i], loader.dataset.B_paths) == name,
+                paired="B_paths" in batch and relative_name(batch["B_paths"][i], root_B) == name,
             )
 
 
-def relative_name(path: str, paths: Sequence[Path]) -> str:
-    """The name of a file, without suffix, relative to the folder that all of `paths` have in common."""
-    root = os.path.commonpath([file.parent for file in paths])
+def common_folder(paths: Sequence[Path]) -> Path:
+    """The innermost folder that holds all files."""
+    return Path(os.path.commonpath([path.parent for path in paths]))
+
+
+def relative_name(path: str, root: Path) -> str:
+    """The name of a file below `root`, without suffix."""
     return str(Path(path).relative_to(root).with_suffix(""))
 
 

@@ -51,7 +51,8 @@ def load_weights(net: nn.Module, path: Path) -> bool:
         )
     net.load_state_dict(weights, strict=False)
     if new:
-        print(f"{path.name} has no attention: new blocks start with gamma 0, which changes no pixel")
+        places = ", ".join(dict.fromkeys(key.split(".")[1] for key in new))
+        print(f"{path.name} lacks attention at {places}: new blocks start with gamma 0, which changes no pixel")
     return not new
 
 
