@@ -1,7 +1,6 @@
 """Train a model: python train.py --dataroot ./datasets/maps --name maps --model cycle_gan_attn."""
 
 import math
-import shlex
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -16,7 +15,7 @@ from data import EpochLoader, create_dataset
 from models import create_model
 from models.base_model import BaseModel
 from options.base_options import Options, from_portable, read_saved
-from options.train_options import TrainOptions, changed_flags, continue_command
+from options.train_options import TrainOptions, changed_flags, continue_command, run_flags
 from util import distributed
 from util.checkpoint import load_networks
 from util.command import run_command, writing
@@ -150,9 +149,6 @@ def train(
 
     save("latest")  # there is something to go on with from the first step, and the disk has room
 
-    test = f"python test.py --name {shlex.quote(opt.name)}"
-    if opt.given("checkpoints_dir"):
-        test += f" --checkpoints_dir {shlex.quote(opt.checkpoints_dir)}"
     page = "" if opt.no_html else f"; the page of the run is {run_dir / 'web' / 'index.html'}"
     shown = distributed.is_main()
     display = create_display(opt, run_dir, progress(), model.attention, continued=continued) if shown else NoDisplay()
@@ -188,7 +184,7 @@ def train(
                     return 128 + signals[0] if signals else 0
                 waiting_since = time.perf_counter()
     display.close("finished")
-    print(f"all {epochs} epochs are done; weights are in {run_dir}{page}. Next: {test}")
+    print(f"all {epochs} epochs are done; weights are in {run_dir}{page}. Next: python test.py {run_flags(opt)}")
     return 0
 
 

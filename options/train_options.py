@@ -166,5 +166,10 @@ def add_display_flags(parser: ArgumentParser) -> None:
 def continue_command(opt: Options) -> str:
     """What to type to go on with a run, with as many processes."""
     start = f"torchrun --nproc_per_node={distributed.count()}" if distributed.count() > 1 else "python"
-    command = f"{start} train.py --name {shlex.quote(opt.name)} --continue_train"
-    return command + (f" --checkpoints_dir {shlex.quote(opt.checkpoints_dir)}" if opt.given("checkpoints_dir") else "")
+    return f"{start} train.py {run_flags(opt)} --continue_train"
+
+
+def run_flags(opt: Options) -> str:
+    """The flags with which a script finds the run."""
+    folder = f" --checkpoints_dir {shlex.quote(opt.checkpoints_dir)}" if opt.given("checkpoints_dir") else ""
+    return f"--name {shlex.quote(opt.name)}{folder}"
