@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 Images = dict[str, Tensor]
 Losses = dict[str, Tensor]
+PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class BaseModel(nn.Module):
@@ -43,7 +44,9 @@ class BaseModel(nn.Module):
         self.updates = 0
         self.halvings = 0  # of the learning rates, beside their schedules
         self.epoch_losses: dict[str, Tensor] = {}
-        self.bf16 = False
+        self.half: torch.dtype | None = None  # what networks compute in, where not float32
+        self.scaler = torch.amp.GradScaler(enabled=False)
+        self.backward_losses: dict[str, Tensor] = {}  # since the last update
         self.share = 1.0  # of this process in the loss of a step over all; set before each step
 
     @staticmethod
@@ -56,8 +59,15 @@ class BaseModel(nn.Module):
 
     def prepare_training(self, opt: Any) -> None:
         """Build discriminators, losses and optimizers; subclasses call this first, on the device they train on."""
-        self.bf16 = opt.precision == "bf16"
+        self.set_precision(opt.precision)
         self.ema_decay = opt.ema_decay
+
+    def set_precision(self, precision: str) -> None:
+        """Compute networks in fp32, bf16 or, on NVIDIA GPUs alone, fp16, where losses are scaled against underflow."""
+        if precision == "fp16" and self.device.type != "cuda":
+            raise ValueError(f"--precision fp16 is for NVIDIA GPUs, not for {self.device.type}: use bf16 or fp32")
+        self.half = PRECISIONS[precision]
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
 
     def step(self, batch: dict) -> tuple[Losses, Images]:
         """One training step on a batch of the loader. Returns losses (scalars) and images (B, C, H, W) in [-1, 1]."""
@@ -97,8 +107,8 @@ class BaseModel(nn.Module):
         return [batch[name].to(self.device, non_blocking=True) for name in names]
 
     def autocast(self) -> torch.autocast:
-        """The context of a forward pass: bfloat16 with --precision bf16. Leave it before `update`."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+        """The context of a forward pass: half precision if --precision says so. Leave it before `backward`."""
+        return torch.autocast(self.device.type, self.half, enabled=self.half is not None)
 
     def add_optimizer(self, name: str, nets: list[nn.Module], opt: Any, *, lr: float) -> None:
         """Let `update(name, loss)` train the weights of `nets`, at the full rate `lr`."""
@@ -113,18 +123,28 @@ class BaseModel(nn.Module):
             epoch=opt.epoch_count,
         )
 
-    def update(self, name: str, loss: Tensor) -> None:
-        """One optimizer step down the gradient of `loss`, which is computed for the weights of this optimizer alone.
+    def trained(self, name: str) -> list[nn.Parameter]:
+        """The weights that the optimizer `name` trains."""
+        return [parameter for group in self.optimizers[name].param_groups for parameter in group["params"]]
 
-        Of several processes, each gives the mean over its own pictures; all step down that over the pictures of all.
+    def backward(self, name: str, loss: Tensor) -> None:
+        """Add up the gradients of losses (scalars) since the last `update`, for the weights of optimizer `name` alone.
+
+        Of several processes, each gives the mean over its own pictures. What was kept for this pass is freed: a loss
+        that falls into parts takes less memory in several calls.
         """
-        optimizer = self.optimizers[name]
-        optimizer.zero_grad()
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        loss.backward(torch.full_like(loss, self.share), inputs=parameters)
-        loss = loss.detach() * self.share
-        distributed.add_up([loss, *(parameter.grad for parameter in parameters if parameter.grad is not None)])
-        optimizer.step()
+        if name not in self.backward_losses:
+            self.optimizers[name].zero_grad()
+        scaled = self.scaler.scale(loss)
+        scaled.backward(torch.full_like(scaled, self.share), inputs=self.trained(name))
+        self.backward_losses[name] = self.backward_losses.get(name, 0) + loss.detach() * self.share
+
+    def update(self, name: str) -> None:
+        """One step of the optimizer `name` down the gradients of `backward`; of several processes, down their sum."""
+        optimizer, loss = self.optimizers[name], self.backward_losses.pop(name)
+        gradients = [parameter.grad for parameter in self.trained(name) if parameter.grad is not None]
+        distributed.add_up([loss, *gradients])
+        self.scaler.step(optimizer)
         self.epoch_losses[name] = self.epoch_losses[name] + loss if name in self.epoch_losses else loss
 
     def end_epoch(self) -> None:
@@ -157,8 +177,10 @@ class BaseModel(nn.Module):
                 average = copy.deepcopy(self.get_submodule(name)).requires_grad_(False).eval()
                 self.add_module(f"{name}_ema", average)
 
-    def update_ema(self) -> None:
-        """Move the averages towards their networks; to call once a step."""
+    def end_step(self) -> None:
+        """Move the averages towards their networks; to call at the end of each step."""
+        if self.scaler.is_enabled():
+            self.scaler.update()
         for name, average in self.named_children():
             if name.endswith("_ema"):
                 net = self.get_submodule(name.removesuffix("_ema"))
@@ -249,6 +271,7 @@ class BaseModel(nn.Module):
             "schedulers": {name: scheduler.state_dict() for name, scheduler in self.schedulers.items()},
             "pools": {name: [image.cpu() for image in pool.images] for name, pool in self.pools.items()},
             "updates": self.updates,
+            "scaler": self.scaler.state_dict(),
             "halvings": self.halvings,
             "epoch_losses": self.epoch_losses,
         }
@@ -273,4 +296,6 @@ class BaseModel(nn.Module):
         for name, pool in self.pools.items():
             pool.images = [image.to(self.device) for image in state["pools"][name]]
         self.updates = state["updates"]
+        if scaler := state.get("scaler"):
+            self.scaler.load_state_dict(scaler)
         self.epoch_losses = {name: loss.to(self.device) for name, loss in state["epoch_losses"].items()}

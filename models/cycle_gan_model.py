@@ -3,15 +3,19 @@
 from argparse import ArgumentParser
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from data import BUNDLED
 from models import networks
 from models.base_model import BaseModel, Images, Losses
 from models.losses import GANLoss
+from models.networks.layers import run_together
 from options import values
 from util.image_pool import ImagePool
+
+
+LOSSES = ("G_A", "G_B", "cycle_A", "cycle_B", "idt_A", "idt_B", "D_A", "D_B")  # in the order of the log
 
 
 class CycleGANModel(BaseModel):
@@ -69,26 +73,43 @@ class CycleGANModel(BaseModel):
 
     def step(self, batch: dict) -> tuple[Losses, Images]:
         """The generators first, then the discriminators, which see fakes from the pools."""
-        with self.autocast():
-            x = self(batch)
-            losses = {
-                "G_A": self.gan_loss.generator(self.netD_A, x["fake_B"]),
-                "G_B": self.gan_loss.generator(self.netD_B, x["fake_A"]),
-                "cycle_A": F.l1_loss(x["rec_A"], x["real_A"]) * self.lambda_A,
-                "cycle_B": F.l1_loss(x["rec_B"], x["real_B"]) * self.lambda_B,
-            }
-            if self.lambda_identity:
-                x["idt_A"], x["idt_B"] = self.netG_A(x["real_B"]), self.netG_B(x["real_A"])
-                losses["idt_A"] = F.l1_loss(x["idt_A"], x["real_B"]) * self.lambda_B * self.lambda_identity
-                losses["idt_B"] = F.l1_loss(x["idt_B"], x["real_A"]) * self.lambda_A * self.lambda_identity
-        self.update("G", sum(losses.values()))
-        with self.autocast():
-            fake_B, fake_A = self.pools["fake_B"].query(x["fake_B"]), self.pools["fake_A"].query(x["fake_A"])
-            losses["D_A"] = self.gan_loss.discriminator(self.netD_A, x["real_B"], fake_B)
-            losses["D_B"] = self.gan_loss.discriminator(self.netD_B, x["real_A"], fake_A)
-        self.update("D", losses["D_A"] + losses["D_B"])
-        self.update_ema()
-        return losses | self.gammas(), x
+        x: Images = dict(zip(("real_A", "real_B"), self.inputs(batch, "A", "B"), strict=True))
+        losses: Losses = {}
+        for a, b, weight in (("A", "B", self.lambda_A), ("B", "A", self.lambda_B)):
+            with self.autocast():
+                images, terms = self.there_and_back(a, b, x[f"real_{a}"], weight)
+            self.backward("G", sum(terms.values()))
+            x |= {name: image.detach() for name, image in images.items()}
+            losses |= {name: loss.detach() for name, loss in terms.items()}
+            del images, terms  # and what they keep for the backward pass, before the other direction
+        self.update("G")
+        for a, b in ("AB", "BA"):
+            with self.autocast():
+                fake = self.pools[f"fake_{b}"].query(x[f"fake_{b}"])
+                loss = self.gan_loss.discriminator(self.get_submodule(f"netD_{a}"), x[f"real_{b}"], fake)
+            self.backward("D", loss)
+            losses[f"D_{a}"] = loss.detach()
+        self.update("D")
+        self.end_step()
+        return {name: losses[name] for name in LOSSES if name in losses} | self.gammas(), x
+
+    def there_and_back(self, a: str, b: str, real: Tensor, weight: float) -> tuple[Images, Losses]:
+        """Translate real pictures of domain `a` into `b` and back: the images made, and the generators' losses.
+
+        The network that leads back sees the translation and, for the identity loss, the picture itself: in one batch,
+        where that makes no difference.
+        """
+        G, back, D = (self.get_submodule(name) for name in (f"netG_{a}", f"netG_{b}", f"netD_{a}"))
+        fake = G(real)
+        images, losses = {f"fake_{b}": fake}, {f"G_{a}": self.gan_loss.generator(D, fake)}
+        if self.lambda_identity:
+            both = run_together(back, fake, real)
+            images |= dict(zip((f"rec_{a}", f"idt_{b}"), both, strict=True))
+            losses[f"idt_{b}"] = F.l1_loss(images[f"idt_{b}"], real) * weight * self.lambda_identity
+        else:
+            images[f"rec_{a}"] = back(fake)
+        losses[f"cycle_{a}"] = F.l1_loss(images[f"rec_{a}"], real) * weight
+        return images, losses
 
     def translators(self) -> dict[str, tuple[str, nn.Module]]:
         """The generators."""

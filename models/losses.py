@@ -7,6 +7,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from models.networks.layers import run_together
+
 MODES = ("lsgan", "vanilla", "wgangp", "hinge")
 
 
@@ -41,7 +43,8 @@ class GANLoss:
     def verdicts(self, net: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor) -> dict[str, Tensor]:
         """The terms of `discriminator` one by one, not yet halved: "real", "fake" and, in wgangp, "penalty"."""
         fake = fake.detach()
-        terms = {"real": self.distance(net(real), True), "fake": self.distance(net(fake), False)}
+        on_real, on_fake = run_together(net, real, fake)
+        terms = {"real": self.distance(on_real, True), "fake": self.distance(on_fake, False)}
         if self.mode == "wgangp":
             terms["penalty"] = self.lambda_gp * gradient_penalty(net, real, fake)
         return terms

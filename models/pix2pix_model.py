@@ -64,14 +64,16 @@ class Pix2PixModel(BaseModel):
             x = self.translate(batch)
             real_AB, fake_AB = (torch.cat([x["real_A"], x[label]], 1) for label in ("real_B", "fake_B"))
             verdicts = self.gan_loss.verdicts(self.netD, real_AB, self.pools["fake_AB"].query(fake_AB))
-        self.update("D", self.gan_loss.total(verdicts))
+        self.backward("D", self.gan_loss.total(verdicts))
+        self.update("D")
         with self.autocast():
             losses = {
                 "G_GAN": self.gan_loss.generator(self.netD, fake_AB),
                 "G_L1": F.l1_loss(x["fake_B"], x["real_B"]) * self.lambda_L1,
             }
-        self.update("G", sum(losses.values()))
-        self.update_ema()
+        self.backward("G", sum(losses.values()))
+        self.update("G")
+        self.end_step()
         return losses | {f"D_{name}": loss for name, loss in verdicts.items()} | self.gammas(), x
 
     def translators(self) -> dict[str, tuple[str, nn.Module]]:

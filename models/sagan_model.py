@@ -102,12 +102,14 @@ class SAGANModel(BaseModel):
                     fake = self.netG(self.noise())
                 # the last batch of an epoch may be smaller; the generator's batch statistics want a whole one
                 loss_D = self.gan_loss.discriminator(self.judge, real, fake[: len(real)])
-            self.update("D", loss_D)
+            self.backward("D", loss_D)
+            self.update("D")
         with self.autocast():
             fake = self.netG(self.noise())
             loss_G = self.gan_loss.generator(self.judge, fake)
-        self.update("G", loss_G)
-        self.update_ema()
+        self.backward("G", loss_G)
+        self.update("G")
+        self.end_step()
         return {"G": loss_G, "D": loss_D} | self.gammas(), {"fake": fake, "real": real}
 
     def check_sizes(self, sizes: Iterable[tuple[int, int]]) -> None:

@@ -50,8 +50,9 @@ class TemplateModel(BaseModel):
         with self.autocast():
             x = self(batch)
             losses = {"regression": F.l1_loss(x["fake_B"], x["real_B"]) * self.lambda_regression}
-        self.update("G", losses["regression"])
-        self.update_ema()
+        self.backward("G", losses["regression"])
+        self.update("G")
+        self.end_step()
         return losses | self.gammas(), x
 
     def translators(self) -> dict[str, tuple[str, nn.Module]]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from models.base_model import PRECISIONS
 from models.losses import MODES
 from models.optim import POLICIES
 from options import values
@@ -41,6 +42,7 @@ class TrainOptions(BaseOptions):
         """Declare all flags."""
         super().initialize(parser)
         add_training_flags(parser)
+        add_speed_flags(parser)
         add_rate_flags(parser)
         add_saving_flags(parser)
         add_display_flags(parser)
@@ -96,10 +98,6 @@ def add_training_flags(parser: ArgumentParser) -> None:
     add("--max_minutes", type=values.non_negative_float, default=0.0, help="save and stop after so long; 0 = no limit")
     nan = "when a loss is not finite: stop, or go back to the last save with half the learning rate, 3 times at most"
     add("--on_nan", default="stop", choices=("stop", "rollback"), help=nan)
-    precision = (
-        "what networks compute in; bf16 is faster where the processor has it, and coarser: losses and weights stay fp32"
-    )
-    add("--precision", default="fp32", choices=("fp32", "bf16"), help=precision)
     add("--gan_mode", default="lsgan", choices=MODES, help="adversarial loss")
     add("--lambda_gp", type=values.non_negative_float, default=10.0, help="gradient penalty's weight in wgangp")
     add("--pool_size", type=values.non_negative_int, default=50, help="older fakes to show to D; 0 = none")
@@ -109,6 +107,20 @@ def add_training_flags(parser: ArgumentParser) -> None:
         default=0.0,
         help="keep an average of G's weights too, such as 0.999; 0 = no",
     )
+
+
+def add_speed_flags(parser: ArgumentParser) -> None:
+    """What trades exactness, memory or a wait at the start for speed."""
+    add = parser.add_argument_group("speed").add_argument
+    text = "what networks compute in. bf16: about twice as fast where the processor has it, results differ in the third "
+    text += "digit; fp16: the same for older NVIDIA GPUs; weights, losses and statistics stay fp32"
+    add("--precision", default="fp32", choices=PRECISIONS, help=text)
+    text = "compile networks: a minute or more at the start, then up to a tenth faster; numbers differ by rounding"
+    add("--compile", action="store_true", help=text)
+    text = "keep less of G's residual blocks for the backward pass: much less memory for large pictures, a quarter slower"
+    add("--checkpoint_blocks", action="store_true", help=text)
+    text = "on NVIDIA GPUs, matrix products with inputs cut to 10 bits of mantissa, as convolutions are anyway: faster"
+    add("--tf32", action="store_true", help=text)
 
 
 def add_rate_flags(parser: ArgumentParser) -> None:

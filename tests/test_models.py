@@ -92,7 +92,7 @@ def test_plateau_watches_the_generator_whoever_moves_first():
 def test_the_generator_step_leaves_no_gradient_on_the_discriminators():
     model = training_model("--model", "cycle_gan")
     x = model(random_batch())
-    model.update("G", model.gan_loss.generator(model.netD_A, x["fake_B"]))
+    model.backward("G", model.gan_loss.generator(model.netD_A, x["fake_B"]))
     assert all(weight.grad is None for weight in model.netD_A.parameters())
 
 

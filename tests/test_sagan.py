@@ -169,12 +169,12 @@ def test_each_update_reaches_its_own_network_alone():
     assert [model.optimizers[name].param_groups[0]["lr"] for name in ("G", "D")] == [0.001, 0.002]
     assert model.optimizers["G"].param_groups[0]["betas"] == (0.0, 0.9)
     loss = model.gan_loss.generator(model.judge, model.netG(model.noise()))
-    model.update("G", loss)
+    model.backward("G", loss)
     assert all(weight.grad is None for weight in model.netD.parameters())
     assert all(weight.grad is not None for weight in model.netG.parameters())
     model = training_model()
     fake = model.netG(model.noise())
-    model.update("D", model.gan_loss.discriminator(model.judge, batch()["A"], fake))
+    model.backward("D", model.gan_loss.discriminator(model.judge, batch()["A"], fake))
     assert all(weight.grad is None for weight in model.netG.parameters())
 
 

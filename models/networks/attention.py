@@ -3,10 +3,16 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
 from torch.nn import functional as F
+
+LARGEST_MAP = 2**24  # elements of one picture's attention map (4096 x 4096) up to which it is kept for the backward
+LARGEST_MAPS = 2**26  # and of those of a batch
+PIECE = 2**22  # elements of the part of a map that is worked on at a time
 
 
 class SelfAttention2d(nn.Module):
@@ -37,19 +43,16 @@ class SelfAttention2d(nn.Module):
     def forward(self, x: Tensor, return_attention: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         """(B, C, H, W) -> (B, C, H, W), and when asked the attention map (B, N, N), N = H * W; pooled: (B, N, N / 4).
 
-        Row i of the map holds the weights, summing to 1, with which position i looks at all others. It is built only
-        when asked for: otherwise the fused kernel does without.
+        Row i of the map holds the weights, summing to 1, with which position i looks at all others. See `attend` for
+        what is built when it is not asked for.
         """
         query = tokens(self.query_conv(x))
         key, value = (tokens(self.pool(conv(x))) for conv in (self.key_conv, self.value_conv))
         if return_attention:
-            attention = torch.softmax(query @ key.transpose(1, 2), dim=-1)
-            out = attention @ value
+            attention = look(query, key)
+            out = attention.to(value.dtype) @ value
         else:
-            # the fused kernels want channels last, and queries and keys as wide as values; zeros change no product
-            wider = (0, value.shape[-1] - query.shape[-1])
-            query, key, value = F.pad(query, wider), F.pad(key, wider), value.contiguous()
-            out = F.scaled_dot_product_attention(query[:, None], key[:, None], value[:, None], scale=1.0).squeeze(1)
+            out = attend(query, key, value)
         out = x + self.gamma * self.out_conv(out.transpose(1, 2).unflatten(2, x.shape[2:]))
         return (out, attention) if return_attention else out
 
@@ -57,7 +60,7 @@ class SelfAttention2d(nn.Module):
         """Where single positions (row, column) of x, (B, C, H, W), look: (B, len(points), H, W), each summing to 1."""
         rows = [row * x.shape[3] + column for row, column in points]
         query, key = tokens(self.query_conv(x))[:, rows], self.pool(self.key_conv(x))
-        weights = torch.softmax(query @ tokens(key).transpose(1, 2), dim=-1).unflatten(2, key.shape[2:])
+        weights = look(query, tokens(key)).unflatten(2, key.shape[2:])
         weights = F.interpolate(weights, x.shape[2:])  # what was pooled shares its weight
         return weights / weights.sum(dim=(2, 3), keepdim=True)
 
@@ -65,6 +68,68 @@ class SelfAttention2d(nn.Module):
 def tokens(x: Tensor) -> Tensor:
     """(B, C, H, W) -> (B, H * W, C): one token a position."""
     return x.flatten(2).transpose(1, 2)
+
+
+def look(query: Tensor, key: Tensor) -> Tensor:
+    """softmax(query key^T), (B, N, D) and (B, M, D) -> (B, N, M), the softmax in float32 at least."""
+    weights = query @ key.transpose(1, 2)
+    return torch.softmax(weights, dim=-1, dtype=torch.promote_types(weights.dtype, torch.float32))
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """softmax(query key^T) value: (B, N, D), (B, M, D) and (B, M, C) -> (B, N, C), of the dtype of `value`.
+
+    On GPUs the fused kernels of PyTorch do it. On CPUs they are slower than the plain products, which build the map
+    (B, N, M); where that would be large, it is built piece by piece, and again in the backward pass, so that memory
+    grows with N + M.
+    """
+    if not query.is_cpu:
+        # the fused kernels want channels last, and queries and keys as wide as values; zeros change no product
+        wider = (0, value.shape[-1] - query.shape[-1])
+        query, key, value = F.pad(query, wider), F.pad(key, wider), value.contiguous()
+        return F.scaled_dot_product_attention(query[:, None], key[:, None], value[:, None], scale=1.0).squeeze(1)
+    one_map = query.shape[1] * key.shape[1]
+    if one_map <= LARGEST_MAP and len(query) * one_map <= LARGEST_MAPS:
+        return look(query, key).to(value.dtype) @ value
+    return _AttendInPieces.apply(query, key, value)
+
+
+class _AttendInPieces(torch.autograd.Function):
+    """`attend` without the map: a few rows of it at a time, made anew in the backward pass."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        ctx.save_for_backward(query, key, value)
+        out = value.new_empty(*query.shape[:2], value.shape[2])
+        for rows in _pieces(query, key):
+            out[rows] = look(query[rows], key[rows[:1]]).to(value.dtype) @ value[rows[:1]]
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
+        query, key, value = ctx.saved_tensors
+        if torch.is_grad_enabled():  # this gradient will be differentiated, which the pieces are not made for
+            out = look(query, key).to(value.dtype) @ value
+            return torch.autograd.grad(out, (query, key, value), gradient, create_graph=True)
+        to_query, to_key, to_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
+        for rows in _pieces(query, key):
+            image, from_out = rows[:1], gradient[rows]
+            weights = look(query[rows], key[image])
+            to_value[image].baddbmm_(weights.to(value.dtype).transpose(1, 2), from_out)
+            to_weights = (from_out @ value[image].transpose(1, 2)).to(weights.dtype)
+            # of the softmax: w * (dw - sum(w * dw))
+            to_scores = (to_weights - (weights * to_weights).sum(-1, keepdim=True)).mul_(weights).to(query.dtype)
+            to_query[rows] = to_scores @ key[image]
+            to_key[image].baddbmm_(to_scores.transpose(1, 2), query[rows])
+        return to_query, to_key, to_value
+
+
+def _pieces(query: Tensor, key: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Parts of the rows of the maps, of one image each: (image, rows)."""
+    rows = max(PIECE // key.shape[1], 1)
+    for image in range(len(query)):
+        for first in range(0, query.shape[1], rows):
+            yield slice(image, image + 1), slice(first, first + rows)
 
 
 def place_attention(

@@ -2,34 +2,43 @@
 
 from collections.abc import Iterable
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from models.networks.attention import AttentiveChain
-from models.networks.layers import needs_bias, norm_layer
+from models.networks.layers import ReflectionPad2d, needs_bias, norm_layer
 
 UPSAMPLINGS = ("deconv", "nearest")
 
 
 class ResidualBlock(nn.Module):
-    """x + (pad, convolution, norm, ReLU, [dropout], pad, convolution, norm)(x), He et al. 2016, arXiv:1512.03385."""
+    """x + (pad, convolution, norm, ReLU, [dropout], pad, convolution, norm)(x), He et al. 2016, arXiv:1512.03385.
 
-    def __init__(self, channels: int, *, norm: str = "instance", dropout: bool = False):
+    With `checkpointed` it keeps nothing but its input for the backward pass, which computes the rest anew (Chen et al.
+    2016, arXiv:1604.06174).
+    """
+
+    def __init__(self, channels: int, *, norm: str = "instance", dropout: bool = False, checkpointed: bool = False):
         super().__init__()
+        self.checkpointed = checkpointed
         make_norm, bias = norm_layer(norm), needs_bias(norm)
         self.conv_block = nn.Sequential(
-            nn.ReflectionPad2d(1),
+            ReflectionPad2d(1),
             nn.Conv2d(channels, channels, 3, bias=bias),
             make_norm(channels),
             nn.ReLU(inplace=True),
             *([nn.Dropout(0.5)] if dropout else []),
-            nn.ReflectionPad2d(1),
+            ReflectionPad2d(1),
             nn.Conv2d(channels, channels, 3, bias=bias),
             make_norm(channels),
         )
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
+        if self.checkpointed and torch.is_grad_enabled():
+            return x + checkpoint(self.conv_block, x, use_reentrant=False)
         return x + self.conv_block(x)
 
 
@@ -64,6 +73,7 @@ class ResnetGenerator(AttentiveChain):
         ngf: channels of the first and last layers; 4 * ngf in the residual blocks.
         upsample: deconv or nearest, see `upsample_layer`.
         attention: stages after which a SelfAttention2d block acts.
+        checkpoint_blocks: keep less of the residual blocks for the backward pass, see ResidualBlock.
     """
 
     stride = 4  # H and W are multiples of it,
@@ -80,21 +90,22 @@ class ResnetGenerator(AttentiveChain):
         n_blocks: int = 9,
         upsample: str = "deconv",
         attention: Iterable[str] = (),
+        checkpoint_blocks: bool = False,
     ):
         make_norm, bias = norm_layer(norm), needs_bias(norm)
-        layers = [nn.ReflectionPad2d(3), nn.Conv2d(input_nc, ngf, 7, bias=bias), make_norm(ngf), nn.ReLU(inplace=True)]
+        layers = [ReflectionPad2d(3), nn.Conv2d(input_nc, ngf, 7, bias=bias), make_norm(ngf), nn.ReLU(inplace=True)]
         stages = {}
         for i, channels in enumerate((2 * ngf, 4 * ngf), 1):
             convolution = nn.Conv2d(channels // 2, channels, 3, stride=2, padding=1, bias=bias)
             layers += [convolution, make_norm(channels), nn.ReLU(inplace=True)]
             stages[f"down{i}"] = len(layers) - 1, channels
         for i in range(1, n_blocks + 1):
-            layers.append(ResidualBlock(4 * ngf, norm=norm, dropout=dropout))
+            layers.append(ResidualBlock(4 * ngf, norm=norm, dropout=dropout, checkpointed=checkpoint_blocks))
             stages[f"block{i}"] = len(layers) - 1, 4 * ngf
         stages["bottleneck"] = stages[f"block{(n_blocks + 1) // 2}"]
         for i, channels in enumerate((2 * ngf, ngf), 1):
             layers += [upsample_layer(upsample, 2 * channels, channels, bias=bias), make_norm(channels)]
             layers.append(nn.ReLU(inplace=True))
             stages[f"up{i}"] = len(layers) - 1, channels
-        layers += [nn.ReflectionPad2d(3), nn.Conv2d(ngf, output_nc, 7), nn.Tanh()]
+        layers += [ReflectionPad2d(3), nn.Conv2d(ngf, output_nc, 7), nn.Tanh()]
         super().__init__(layers, stages, attention)
