@@ -14,12 +14,13 @@ import torch
 from data import EpochLoader, create_dataset
 from models import create_model
 from models.base_model import BaseModel
+from models.compiling import compile_networks
 from options.base_options import Options, from_portable, read_saved
 from options.train_options import TrainOptions, changed_flags, continue_command, run_flags
 from util import distributed
 from util.checkpoint import load_networks
 from util.command import run_command, writing
-from util.device import pick_device
+from util.device import keep_freed_memory, pick_device, use_tf32
 from util.display import Display, NoDisplay, Progress, create_display
 from util.dry_run import dry_run
 from util.finite import LossGuard, NotFiniteError
@@ -42,9 +43,12 @@ def main(argv: list[str] | None = None) -> int:
         words = sys.argv[1:] if argv is None else argv
         return dry_run(words, parse, partial(resume, run_dir=run_dir, state=state))
     opt = parse(argv)
+    keep_freed_memory()
     torch.manual_seed(opt.seed)
     loader = create_dataset(opt)
     device = pick_device(opt.device, opt.gpu_ids)
+    if opt.tf32:
+        use_tf32(device)
     model = create_model(opt).to(device)
     model.prepare_training(opt)
     model.check_sizes({size for sizes in loader.dataset.sizes.values() for size in sizes})
@@ -71,6 +75,10 @@ def main(argv: list[str] | None = None) -> int:
             run_dir.mkdir(parents=True, exist_ok=True)
             opt.save(run_dir)
         print(model.summary(verbose=opt.verbose))
+        if opt.compile:
+            steps = (opt.n_epochs + opt.n_epochs_decay) * math.ceil(len(loader.dataset) / loader.sampler.step_size(0))
+            sizes = max(len(sizes) for sizes in loader.dataset.sizes.values())
+            print(compile_networks(model, steps=steps, sizes=sizes))
         status = train_until_done(opt, model, loader, run_dir, start)
     distributed.shutdown()
     return status

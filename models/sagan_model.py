@@ -68,6 +68,8 @@ class SAGANModel(BaseModel):
     def prepare_training(self, opt: Any) -> None:
         """The discriminator, its loss and augmentation, the optimizers, and the noise behind the grid of samples."""
         super().prepare_training(opt)
+        if opt.checkpoint_blocks:
+            raise ValueError("--checkpoint_blocks is for the ResNets that translate pictures: leave it out")
         if opt.given("pool_size"):
             raise ValueError("--pool_size: sagan shows its discriminator no older fakes; leave it out")
         self.batch_size, self.d_steps = opt.batch_size, opt.d_steps

@@ -34,7 +34,7 @@ class TrainOptions(BaseOptions):
             "n_epochs", "n_epochs_decay", "max_minutes", "on_nan", "save_latest_freq", "save_epoch_freq",
             "save_by_iter", "print_freq", "update_html_freq", "no_html", "display_freq", "display_id", "display_ncols",
             "display_server", "display_port", "display_env", "display_winsize", "use_tensorboard", "use_wandb",
-            "wandb_project_name", "verbose", "num_threads", "device", "gpu_ids", "skip_bad_images",
+            "wandb_project_name", "verbose", "num_threads", "checkpoint_blocks", "device", "gpu_ids", "skip_bad_images",
         )
     )  # fmt: skip
 

@@ -84,6 +84,8 @@ def watch(networks: Mapping[str, tuple[str, nn.Module]]) -> Iterator[list[Attent
         sizes.setdefault(name, args[0].shape[2:])
 
     with ExitStack() as stack:
+        if any(net._compiled_call_impl for _, net in networks.values()):  # which would not call the hooks
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
         for name, (_, net) in networks.items():  # first of all, before what does not fit is padded
             stack.callback(net.register_forward_pre_hook(partial(keep_size, name), prepend=True).remove)
         inputs = {name: stack.enter_context(block_inputs(net)) for name, (_, net) in networks.items()}

@@ -1,0 +1,41 @@
+"""One side of a comparison, in a process of its own: takes a step whenever it is told to, and says how long it took.
+
+python -m benchmarks.worker CASE '{"keyword": "value"}' prints a JSON line when it is ready, and one for every line that
+it reads.
+"""
+
+import json
+import sys
+import time
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.cases import CASES
+from util.device import peak_memory
+
+WARM_UP = 2  # steps
+
+
+def main() -> None:
+    """Build the case, warm up, then serve."""
+    name, keywords = sys.argv[1], json.loads(sys.argv[2])
+    torch.manual_seed(0)
+    started = time.perf_counter()
+    case = CASES[name](**keywords)
+    peak_before = peak_memory()
+    with FlopCounterMode(display=False) as counter:
+        case.step()
+    case.prepare()
+    for _ in range(WARM_UP):
+        case.step()
+    ready = {"flops": counter.get_total_flops(), "items": case.items, "start_seconds": time.perf_counter() - started, "peak_before": peak_before}
+    print(json.dumps(ready), flush=True)
+    for _ in sys.stdin:
+        started = time.perf_counter()
+        case.step()
+        print(json.dumps({"seconds": time.perf_counter() - started, "peak": peak_memory()}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

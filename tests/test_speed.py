@@ -1,0 +1,180 @@
+"""What makes training fast must not change what it computes."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from models import networks
+from models.compiling import PAYS_AFTER, compile_networks
+from models.networks import attention
+from models.networks.layers import ReflectionPad2d, run_together, spectral_normalise
+from models.networks.resnet import ResidualBlock
+from options.train_options import TrainOptions
+from tests.test_models import random_batch, training_model
+from util.device import use_tf32
+
+
+def attention_inputs() -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    sizes = ((3, 30, 4), (3, 17, 4), (3, 17, 8))
+    return [torch.randn(size, generator=generator, dtype=torch.float64).requires_grad_() for size in sizes]
+
+
+def with_gradients(inputs: list[torch.Tensor]) -> list[torch.Tensor]:
+    out = attention.attend(*inputs)
+    return [out, *torch.autograd.grad(out.sin().sum(), inputs)]
+
+
+@pytest.mark.parametrize("piece", [1, 40, 2**20])
+def test_attention_in_pieces_is_attention(monkeypatch, piece):
+    whole = with_gradients(attention_inputs())
+    monkeypatch.setattr(attention, "LARGEST_MAP", 1)
+    monkeypatch.setattr(attention, "PIECE", piece)
+    for a, b in zip(with_gradients(attention_inputs()), whole, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+def test_attention_in_pieces_can_be_differentiated_twice(monkeypatch):
+    monkeypatch.setattr(attention, "LARGEST_MAP", 1)
+    assert torch.autograd.gradgradcheck(attention.attend, [x[:1, :3] for x in attention_inputs()])
+
+
+def test_attention_in_pieces_keeps_no_map():
+    saved = []
+    inputs = [torch.randn(1, 4097, size, requires_grad=True) for size in (2, 2, 4)]
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x.numel()) or x, lambda x: x):
+        attention.attend(*inputs)
+    assert max(saved) == 4097 * 4
+
+
+def test_the_softmax_of_attention_is_in_float32_under_autocast():
+    block = attention.SelfAttention2d(8)
+    with torch.autocast("cpu", torch.bfloat16):
+        _, weights = block(torch.randn(1, 8, 4, 4), return_attention=True)
+    assert weights.dtype == torch.float32
+
+
+def test_padding_keeps_half_precision():
+    with torch.autocast("cpu", torch.bfloat16):
+        assert ReflectionPad2d(1)(torch.randn(1, 2, 4, 4).bfloat16()).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("net", "expected"),
+    [
+        (ResidualBlock(3), [3]),
+        (ResidualBlock(3, norm="batch"), [2, 1]),
+        (spectral_normalise(nn.Conv2d(3, 3, 1)), [2, 1]),
+    ],
+)
+def test_pictures_run_together_where_that_makes_no_difference(net, expected):
+    batches, runs = [torch.randn(size, 3, 16, 16) for size in (2, 1)], []
+    alone = [net.eval()(batch) for batch in batches]
+    net.register_forward_pre_hook(lambda _, args: runs.append(len(args[0])))
+    together = run_together(net, *batches)
+    assert runs == expected
+    for a, b in zip(together, alone, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_pictures_of_several_sizes_run_alone():
+    made = run_together(nn.Conv2d(3, 1, 1), torch.randn(1, 3, 8, 8), torch.randn(1, 3, 4, 8))
+    assert [tuple(image.shape) for image in made] == [(1, 1, 8, 8), (1, 1, 4, 8)]
+
+
+def test_checkpointed_blocks_change_no_bit():
+    made = []
+    for flags in ([], ["--checkpoint_blocks"]):
+        torch.manual_seed(0)
+        model = training_model("--model", "cycle_gan", *flags)
+        losses, _ = model.step(random_batch())
+        made.append([*losses.values(), *model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*made, strict=True))
+
+
+@pytest.mark.parametrize("flags", [["--norm", "batch"], ["--spectral_norm_G"], ["--netG", "unet_128"]])
+def test_blocks_that_cannot_be_checkpointed(flags):
+    with pytest.raises(ValueError, match="--checkpoint_blocks is for --netG resnet"):
+        networks.define_G(TrainOptions().parse(["--checkpoint_blocks", *flags]), 3, 3)
+
+
+def test_half_precision_of_gpus_alone():
+    with pytest.raises(ValueError, match="--precision fp16 is for NVIDIA GPUs, not for cpu"):
+        training_model("--precision", "fp16")
+
+
+def test_scaled_losses_give_the_same_step():
+    weights = []
+    for enabled in (False, True):
+        torch.manual_seed(0)
+        model = training_model("--model", "cycle_gan")
+        model.scaler = torch.amp.GradScaler("cpu", enabled=enabled, init_scale=1024.0, growth_interval=1)
+        model.step(random_batch())
+        weights.append(list(model.parameters()))
+    assert model.scaler.get_scale() == 2048  # both optimizers' gradients were finite
+    assert model.training_state()["scaler"]["scale"] == 2048
+    for a, b in zip(*weights, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=5e-4)
+
+
+def test_a_gradient_that_overflows_is_left_out():
+    model = training_model("--model", "cycle_gan")
+    model.scaler = torch.amp.GradScaler("cpu", init_scale=1e38)
+    before = [weight.clone() for weight in model.netG_A.parameters()]
+    model.step(random_batch())
+    assert all(torch.equal(a, b) for a, b in zip(before, model.netG_A.parameters(), strict=True))
+    assert model.scaler.get_scale() < 1e38
+
+
+def test_a_short_run_is_not_compiled():
+    model = training_model("--model", "cycle_gan")
+    assert f"{PAYS_AFTER - 1} steps are too few" in compile_networks(model, steps=PAYS_AFTER - 1, sizes=1)
+    assert "3 sizes" in compile_networks(model, steps=PAYS_AFTER, sizes=3)
+    assert not any(net._compiled_call_impl for net in model.children())
+
+
+def test_without_a_compiler_training_goes_on():
+    script = (
+        "from models.compiling import compile_networks; from tests.test_models import training_model, random_batch\n"
+        "model = training_model('--model', 'cycle_gan'); print(compile_networks(model, steps=10000, sizes=1))\n"
+        "losses, _ = model.step(random_batch()); print(len(losses))"
+    )
+    env = {"CXX": "/no/such/compiler", "PATH": "/nowhere", "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}
+    done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=True)
+    assert "--compile does not work here" in done.stdout
+    assert "going on without" in done.stdout
+    assert done.stdout.split()[-1] == "8"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="of Linux's C library")
+def test_freed_memory_is_used_again():
+    script = (
+        "import resource, sys, torch; from util.device import keep_freed_memory\n"
+        "if sys.argv[1] == 'keep': keep_freed_memory()\n"
+        "def step(): [torch.ones(2**22) for _ in range(10)]\n"
+        "def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "step(); step(); before = faults()\n"
+        "for _ in range(3): step()\n"
+        "print(faults() - before)"
+    )
+    command = [sys.executable, "-c", script]
+    kept, freed = (
+        int(subprocess.run([*command, how], capture_output=True, text=True, check=True).stdout)
+        for how in ("keep", "free")
+    )
+    assert kept < freed / 10, (kept, freed)  # pages that the kernel had to map again
+
+
+def test_tf32_is_for_gpus():
+    with pytest.raises(ValueError, match="--tf32 is for NVIDIA GPUs, not for cpu"):
+        use_tf32(torch.device("cpu"))
+
+
+def test_the_gradient_penalty_passes_attention_in_pieces(monkeypatch):
+    monkeypatch.setattr(attention, "LARGEST_MAP", 1)
+    model = training_model("--model", "cycle_gan_attn", "--gan_mode", "wgangp")
+    losses, _ = model.step(random_batch())
+    assert all(torch.isfinite(loss) for loss in losses.values())
