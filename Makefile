@@ -4,7 +4,7 @@ VENV ?= .venv
 
 python := $(VENV)/bin/python
 
-.PHONY: help demo earth faces faces_hour test faults format
+.PHONY: help demo earth faces faces_hour test faults benchmarks format
 
 help:
 	@echo 'make demo        install, train on the bundled pictures (6 minutes on 2 cores), translate the test pictures'
@@ -13,6 +13,7 @@ help:
 	@echo 'make faces_hour  the same with the longer recipe'
 	@echo 'make test        install the development tools as well, then lint, types and tests'
 	@echo 'make faults      runs that are killed over and over, and other tests that take minutes (10 at most, on 2 cores)'
+	@echo 'make benchmarks  speed and memory against plain PyTorch (half an hour on 2 quiet cores)'
 	@echo 'make format      put the code into the form that make test asks for'
 
 demo earth: $(VENV)/installed
@@ -32,6 +33,9 @@ test: $(VENV)/installed-dev
 
 faults: $(VENV)/installed-dev
 	$(python) -m pytest -m faults
+
+benchmarks: $(VENV)/installed
+	$(python) -m benchmarks
 
 format: $(VENV)/installed-dev
 	$(python) -m ruff check --fix

@@ -8,7 +8,6 @@ import argparse
 import json
 import platform
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,8 +48,11 @@ def main() -> int:
     for row in tqdm(rows, unit="row", disable=None):
         results.append(Result(row.name, row.aim, row.measure(args.rounds, peaks)))
         tqdm.write(" | ".join(results[-1].cells()))
-    report = {"machine": machine(), "peaks": {name: peak.rate for name, peak in peaks.items() if peak.measured}}
-    report["rows"] = [{"name": r.name, "aim": r.aim, **vars(r.figure)} for r in results]
+    report: dict[str, Any] = {
+        "machine": machine(),
+        "peaks": {name: peak.rate for name, peak in peaks.items() if peak.measured},
+        "rows": [{"name": result.name, "aim": result.aim, **vars(result.figure)} for result in results],
+    }
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "results.json").write_text(json.dumps(report, indent=2) + "\n")
     (args.out / "results.md").write_text(table(results, report))

@@ -53,7 +53,7 @@ class Worker:
         while line := self.process.stdout.readline():
             if line.startswith("{"):
                 return json.loads(line)
-        raise RuntimeError(f"{self.process.args} ended: {self.process.stderr.read()}")
+        raise RuntimeError(f"a worker ended: {self.process.stderr.read()}")
 
     def step(self) -> None:
         """Take a step."""
@@ -110,7 +110,7 @@ def speed(name: str, aim: float, baseline: tuple[str, dict], ours: tuple[str, di
 
     def measure(rounds: int, peaks: Mapping[str, Peak]) -> Figure:
         workers = [Worker(case, **keywords) for case, keywords in (baseline, ours)]
-        ratios = interleaved(*workers, rounds)
+        ratios = interleaved(workers[0], workers[1], rounds)
         ratio = statistics.median(ratios)
         medians = [statistics.median(worker.seconds) for worker in workers]
         details = f"{medians[1]:.3g} s against {medians[0]:.3g} s a step, ratios {min(ratios):.2f} to {max(ratios):.2f}"
@@ -129,7 +129,7 @@ def overhead(name: str, aim: float, baseline: tuple[str, dict], ours: tuple[str,
 
     def measure(rounds: int, peaks: Mapping[str, Peak]) -> Figure:
         workers = [Worker(case, **keywords) for case, keywords in (baseline, ours)]
-        ratios = [1 / ratio for ratio in interleaved(*workers, rounds)]
+        ratios = [1 / ratio for ratio in interleaved(workers[0], workers[1], rounds)]
         ratio = statistics.median(ratios)
         details = " against ".join(f"{statistics.median(worker.seconds):.3g} s" for worker in reversed(workers))
         details += f", ratios {min(ratios):.2f} to {max(ratios):.2f}"
@@ -143,9 +143,11 @@ def memory(name: str, aim: float, baseline: tuple[str, dict], ours: tuple[str, d
 
     def measure(rounds: int, peaks: Mapping[str, Peak]) -> Figure:
         workers = [Worker(case, **keywords) for case, keywords in (baseline, ours)]
-        interleaved(*workers, 2)
+        interleaved(workers[0], workers[1], 2)
         before, after = (worker.peak / GB for worker in workers)
-        return Figure(after / before, f"{after / before:.2f}x", after / before <= aim, f"{after:.2f} of {before:.2f} GB")
+        return Figure(
+            after / before, f"{after / before:.2f}x", after / before <= aim, f"{after:.2f} of {before:.2f} GB"
+        )
 
     return Row(name, f"<= {aim}x", measure)
 
@@ -195,7 +197,9 @@ ROWS = [
     speed("cycle_gan 256 px, bf16", 2.1, plain(256, 9), ours("cycle_gan", 256, *BF16, compiled=True), "bf16"),
     speed("cycle_gan 256 px, fp32", 1.05, plain(256, 9), ours("cycle_gan", 256, compiled=True), "fp32"),
     speed("cycle_gan 64 px, 6 blocks, bf16", 2.0, plain(64, 6), ours("cycle_gan", 64, *SMALL, *BF16), "bf16"),
-    speed("sagan 64 px, batch 64, bf16", 3.0, ("plain_sagan", {"batch": 64}), ours("sagan", 64, *BF16, batch=64), "bf16"),
+    speed(
+        "sagan 64 px, batch 64, bf16", 3.0, ("plain_sagan", {"batch": 64}), ours("sagan", 64, *BF16, batch=64), "bf16"
+    ),
     speed("sagan 64 px, batch 64, fp32", 1.5, ("plain_sagan", {"batch": 64}), ours("sagan", 64, batch=64), "fp32"),
     overhead("cycle_gan_attn over cycle_gan, 256 px", 1.08, ours("cycle_gan", 256), ours("cycle_gan_attn", 256)),
     memory("peak memory, cycle_gan 256 px, bf16", 0.55, plain(256, 9), ours("cycle_gan", 256, *BF16)),

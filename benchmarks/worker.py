@@ -29,7 +29,12 @@ def main() -> None:
     case.prepare()
     for _ in range(WARM_UP):
         case.step()
-    ready = {"flops": counter.get_total_flops(), "items": case.items, "start_seconds": time.perf_counter() - started, "peak_before": peak_before}
+    ready = {
+        "flops": counter.get_total_flops(),
+        "items": case.items,
+        "start_seconds": time.perf_counter() - started,
+        "peak_before": peak_before,
+    }
     print(json.dumps(ready), flush=True)
     for _ in sys.stdin:
         started = time.perf_counter()

@@ -44,7 +44,7 @@ class BaseModel(nn.Module):
         self.updates = 0
         self.halvings = 0  # of the learning rates, beside their schedules
         self.epoch_losses: dict[str, Tensor] = {}
-        self.half: torch.dtype | None = None  # what networks compute in, where not float32
+        self.low_precision: torch.dtype | None = None  # what networks compute in, where not float32
         self.scaler = torch.amp.GradScaler(enabled=False)
         self.backward_losses: dict[str, Tensor] = {}  # since the last update
         self.share = 1.0  # of this process in the loss of a step over all; set before each step
@@ -66,7 +66,7 @@ class BaseModel(nn.Module):
         """Compute networks in fp32, bf16 or, on NVIDIA GPUs alone, fp16, where losses are scaled against underflow."""
         if precision == "fp16" and self.device.type != "cuda":
             raise ValueError(f"--precision fp16 is for NVIDIA GPUs, not for {self.device.type}: use bf16 or fp32")
-        self.half = PRECISIONS[precision]
+        self.low_precision = PRECISIONS[precision]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
 
     def step(self, batch: dict) -> tuple[Losses, Images]:
@@ -108,7 +108,7 @@ class BaseModel(nn.Module):
 
     def autocast(self) -> torch.autocast:
         """The context of a forward pass: half precision if --precision says so. Leave it before `backward`."""
-        return torch.autocast(self.device.type, self.half, enabled=self.half is not None)
+        return torch.autocast(self.device.type, self.low_precision, enabled=self.low_precision is not None)
 
     def add_optimizer(self, name: str, nets: list[nn.Module], opt: Any, *, lr: float) -> None:
         """Let `update(name, loss)` train the weights of `nets`, at the full rate `lr`."""
@@ -127,14 +127,15 @@ class BaseModel(nn.Module):
         """The weights that the optimizer `name` trains."""
         return [parameter for group in self.optimizers[name].param_groups for parameter in group["params"]]
 
-    def backward(self, name: str, loss: Tensor) -> None:
-        """Add up the gradients of losses (scalars) since the last `update`, for the weights of optimizer `name` alone.
+    def backward(self, name: str, *losses: Tensor) -> None:
+        """Add up the gradients of all losses (scalars) since the last `update`, for the weights of one optimizer alone.
 
         Of several processes, each gives the mean over its own pictures. What was kept for this pass is freed: a loss
         that falls into parts takes less memory in several calls.
         """
         if name not in self.backward_losses:
             self.optimizers[name].zero_grad()
+        loss = sum(losses[1:], start=losses[0])
         scaled = self.scaler.scale(loss)
         scaled.backward(torch.full_like(scaled, self.share), inputs=self.trained(name))
         self.backward_losses[name] = self.backward_losses.get(name, 0) + loss.detach() * self.share

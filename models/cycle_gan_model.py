@@ -14,7 +14,6 @@ from models.networks.layers import run_together
 from options import values
 from util.image_pool import ImagePool
 
-
 LOSSES = ("G_A", "G_B", "cycle_A", "cycle_B", "idt_A", "idt_B", "D_A", "D_B")  # in the order of the log
 
 
@@ -78,7 +77,7 @@ class CycleGANModel(BaseModel):
         for a, b, weight in (("A", "B", self.lambda_A), ("B", "A", self.lambda_B)):
             with self.autocast():
                 images, terms = self.there_and_back(a, b, x[f"real_{a}"], weight)
-            self.backward("G", sum(terms.values()))
+            self.backward("G", *terms.values())
             x |= {name: image.detach() for name, image in images.items()}
             losses |= {name: loss.detach() for name, loss in terms.items()}
             del images, terms  # and what they keep for the backward pass, before the other direction

@@ -71,7 +71,7 @@ class Pix2PixModel(BaseModel):
                 "G_GAN": self.gan_loss.generator(self.netD, fake_AB),
                 "G_L1": F.l1_loss(x["fake_B"], x["real_B"]) * self.lambda_L1,
             }
-        self.backward("G", sum(losses.values()))
+        self.backward("G", *losses.values())
         self.update("G")
         self.end_step()
         return losses | {f"D_{name}": loss for name, loss in verdicts.items()} | self.gammas(), x

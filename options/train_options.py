@@ -112,12 +112,16 @@ def add_training_flags(parser: ArgumentParser) -> None:
 def add_speed_flags(parser: ArgumentParser) -> None:
     """What trades exactness, memory or a wait at the start for speed."""
     add = parser.add_argument_group("speed").add_argument
-    text = "what networks compute in. bf16: about twice as fast where the processor has it, results differ in the third "
+    text = (
+        "what networks compute in. bf16: about twice as fast where the processor has it, results differ in the third "
+    )
     text += "digit; fp16: the same for older NVIDIA GPUs; weights, losses and statistics stay fp32"
     add("--precision", default="fp32", choices=PRECISIONS, help=text)
     text = "compile networks: a minute or more at the start, then up to a tenth faster; numbers differ by rounding"
     add("--compile", action="store_true", help=text)
-    text = "keep less of G's residual blocks for the backward pass: much less memory for large pictures, a quarter slower"
+    text = (
+        "keep less of G's residual blocks for the backward pass: much less memory for large pictures, a quarter slower"
+    )
     add("--checkpoint_blocks", action="store_true", help=text)
     text = "on NVIDIA GPUs, matrix products with inputs cut to 10 bits of mantissa, as convolutions are anyway: faster"
     add("--tf32", action="store_true", help=text)

@@ -54,8 +54,7 @@ def keep_freed_memory() -> None:
     It would give large tensors back to the kernel, which clears their pages when the next step asks for them: a tenth
     to a fifth of the time of a step on a CPU. For the whole process, so for scripts alone to call.
     """
-    c_library = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if hasattr(c_library, "mallopt"):
+    if sys.platform == "linux" and hasattr(c_library := ctypes.CDLL(None), "mallopt"):
         M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
         c_library.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
         c_library.mallopt(M_MMAP_MAX, 0)

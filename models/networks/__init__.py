@@ -59,10 +59,12 @@ def stages(flag: str) -> list[str]:
 def define_G(opt: Any, input_nc: int, output_nc: int) -> nn.Module:
     """Build and initialise the generator that --netG names: (B, input_nc, H, W) -> (B, output_nc, H, W) in [-1, 1]."""
     checkpointed = {"checkpoint_blocks": True} if opt.is_train and opt.checkpoint_blocks else {}
-    if checkpointed and (not opt.netG.startswith("resnet") or opt.norm in ("batch", "syncbatch") or opt.spectral_norm_G):
+    if checkpointed and (
+        not opt.netG.startswith("resnet") or opt.norm in ("batch", "syncbatch") or opt.spectral_norm_G
+    ):
         raise ValueError(
-            "--checkpoint_blocks is for --netG resnet... without batch norm and spectral norm, which would count what is "
-            "computed twice: leave it out, or use --norm instance"
+            "--checkpoint_blocks is for --netG resnet... without batch norm and spectral norm, which would count twice "
+            "what is computed twice: leave it out, or use --norm instance"
         )
     net = choose("--netG", opt.netG, GENERATORS)(
         input_nc,

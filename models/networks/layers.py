@@ -89,8 +89,9 @@ def run_together(net: Callable[[Tensor], Tensor], *images: Tensor) -> tuple[Tens
     Batch norm lets the pictures of a batch change each other, and spectral norm moves on with every run; pictures of
     several sizes, and functions that are not a module, take a run each.
     """
-    together = isinstance(net, nn.Module) and len({image.shape[1:] for image in images}) == 1
-    if together and not any(isinstance(module, (*BATCH_NORMS, SpectralNorm)) for module in net.modules()):
+    modules = list(net.modules()) if isinstance(net, nn.Module) else []
+    same_size = len({image.shape[1:] for image in images}) == 1
+    if modules and same_size and not any(isinstance(module, (*BATCH_NORMS, SpectralNorm)) for module in modules):
         return net(torch.cat(images)).split([len(image) for image in images])
     return tuple(net(image) for image in images)
 
