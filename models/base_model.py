@@ -111,7 +111,7 @@ class BaseModel(nn.Module):
         return torch.autocast(self.device.type, self.low_precision, enabled=self.low_precision is not None)
 
     def add_optimizer(self, name: str, nets: list[nn.Module], opt: Any, *, lr: float) -> None:
-        """Let `update(name, loss)` train the weights of `nets`, at the full rate `lr`."""
+        """Let `backward(name, loss)` and `update(name)` train the weights of `nets`, at the full rate `lr`."""
         parameters = [parameter for net in nets for parameter in net.parameters()]
         self.optimizers[name] = optim.adam(parameters, lr=lr, beta1=opt.beta1, beta2=opt.beta2)
         self.schedulers[name] = optim.make_scheduler(
@@ -179,7 +179,7 @@ class BaseModel(nn.Module):
                 self.add_module(f"{name}_ema", average)
 
     def end_step(self) -> None:
-        """Move the averages towards their networks; to call at the end of each step."""
+        """Move the averages towards their networks, and the scale of losses; to call at the end of each step."""
         if self.scaler.is_enabled():
             self.scaler.update()
         for name, average in self.named_children():

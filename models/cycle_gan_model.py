@@ -14,7 +14,8 @@ from models.networks.layers import run_together
 from options import values
 from util.image_pool import ImagePool
 
-LOSSES = ("G_A", "G_B", "cycle_A", "cycle_B", "idt_A", "idt_B", "D_A", "D_B")  # in the order of the log
+IMAGES = ("real_A", "fake_B", "rec_A", "real_B", "fake_A", "rec_B", "idt_A", "idt_B")  # in the order they are shown
+LOSSES = ("G_A", "G_B", "cycle_A", "cycle_B", "idt_A", "idt_B", "D_A", "D_B")
 
 
 class CycleGANModel(BaseModel):
@@ -90,7 +91,8 @@ class CycleGANModel(BaseModel):
             losses[f"D_{a}"] = loss.detach()
         self.update("D")
         self.end_step()
-        return {name: losses[name] for name in LOSSES if name in losses} | self.gammas(), x
+        losses = {name: losses[name] for name in LOSSES if name in losses}
+        return losses | self.gammas(), {name: x[name] for name in IMAGES if name in x}
 
     def there_and_back(self, a: str, b: str, real: Tensor, weight: float) -> tuple[Images, Losses]:
         """Translate real pictures of domain `a` into `b` and back: the images made, and the generators' losses.
