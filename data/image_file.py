@@ -54,11 +54,11 @@ def read_rgb(path: Path) -> Image.Image:
     with open_image(path, verify=True) as file:
         # Pillow scales the 16 bits of a colour PPM to 8 as it reads.
         deep = file.format == "PPM" and isinstance(file.tile[0].args, tuple) and file.tile[0].args[1] > 255
-        image = ImageOps.exif_transpose(file)
-        image.load()
-    if deep or image.mode.startswith(("I", "F")):
+        ImageOps.exif_transpose(file, in_place=True)  # a copy takes as long as decoding
+        file.load()
+    if deep or file.mode.startswith(("I", "F")):
         raise DataError(f"{path} has more than 8 bits a channel: convert it to PNG or TIFF, which are read in full.")
-    return on_white(image)
+    return on_white(file)
 
 
 def on_white(image: Image.Image) -> Image.Image:
@@ -66,7 +66,7 @@ def on_white(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")  # which copies in any case
 
 
 def image_size(path: Path) -> tuple[int, int]:

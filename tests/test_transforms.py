@@ -38,19 +38,36 @@ def pixels(image, channels=3):
     return values.view(image.height, image.width, channels).permute(2, 0, 1).float().div(255).sub(0.5).div(0.5)
 
 
+def close(made, expected):
+    """Whether all pixels are the same, but for a grey level here and there."""
+    levels = (made - expected).abs() * 127.5
+    return made.shape == expected.shape and levels.max() < 2.01 and levels.mean() < 0.1
+
+
 def test_pixels_are_pillows_bicubic():
     image = draw_shapes("a")
     resized = image.resize((28, 28), Image.Resampling.BICUBIC)
     sized = partial(Transform, load_size=28, crop_size=24)
-    assert torch.equal(sized()(image), pixels(resized.crop((2, 2, 26, 26))))
+    assert close(sized()(image), pixels(resized.crop((2, 2, 26, 26))))
     assert torch.equal(Transform(preprocess="crop", crop_size=24)(image), pixels(image.crop((8, 6, 32, 30))))
     scaled = image.resize((28, 24), Image.Resampling.BICUBIC)
-    assert torch.equal(sized(preprocess="scale_width")(image), pixels(scaled))
+    assert close(sized(preprocess="scale_width")(image), pixels(scaled))
     crop = image.resize((28, 25), Image.Resampling.BICUBIC).crop((2, 0, 26, 24))
-    assert torch.equal(sized(preprocess="scale_width_and_crop")(image), pixels(crop))
+    assert close(sized(preprocess="scale_width_and_crop")(image), pixels(crop))
     assert torch.equal(Transform(preprocess="none")(image), pixels(image))
     grey = image.convert("L").resize((28, 28), Image.Resampling.BICUBIC).crop((2, 2, 26, 26))
-    assert torch.equal(sized(channels=1)(image), pixels(grey, channels=1))
+    assert close(sized(channels=1)(image), pixels(grey, channels=1))
+
+
+@pytest.mark.parametrize("size", [(600, 600), (500, 375), (100, 80)])
+def test_resized_pictures_are_pillows_within_a_grey_level(size):
+    noise = Image.effect_noise(size, 100)
+    image = Image.merge("RGB", (noise, draw_shapes("b", size).getchannel(1), noise.rotate(90).resize(size)))
+    expected = pixels(image.resize((286, 286), Image.Resampling.BICUBIC))
+    made = Transform(load_size=286, crop_size=286, flip=False)(image)
+    assert close(made, expected)
+    left = Transform(load_size=286, crop_size=286)(image, torch.Generator().manual_seed(5))
+    assert torch.equal(left, made) or torch.equal(left, made.flip(2))
 
 
 def test_crops_are_anywhere_and_half_of_them_mirrored():
@@ -125,10 +142,10 @@ def test_the_centre_is_cut_out_first(tmp_path):
     image = draw_shapes("a", (40, 36))
     celeba = Transform(center_crop=20, load_size=16, crop_size=16, flip=False)
     expected = image.crop((10, 8, 30, 28)).resize((16, 16), Image.Resampling.BICUBIC)
-    assert torch.equal(celeba(image), pixels(expected))
+    assert close(celeba(image), pixels(expected))
     square = Transform(center_crop="max", load_size=16, crop_size=16, flip=False)
     expected = image.crop((2, 0, 38, 36)).resize((16, 16), Image.Resampling.BICUBIC)
-    assert torch.equal(square(image), pixels(expected))
+    assert close(square(image), pixels(expected))
     image.save(tmp_path / "a.png")
     alone = Transform(center_crop="max", preprocess="none")
     assert alone.output_sizes([tmp_path / "a.png"]) == {(36, 36): tmp_path / "a.png"}
