@@ -22,7 +22,7 @@ from util import distributed
 from util.attention import AttentionMap
 from util.checkpoint import find_weights, load_weights
 from util.command import run_command, writing
-from util.device import pick_device
+from util.device import keep_freed_memory, pick_device
 from util.html import ResultsPage
 from util.metrics import mean_absolute_error, psnr, ssim
 
@@ -46,6 +46,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     trained = find_trained(argv)
     opt = trained.opt
+    keep_freed_memory()
     if trained.inferred:
         print(trained.inferred)
     torch.manual_seed(opt.seed)  # of dropout, which upstream keeps on
@@ -151,7 +152,7 @@ def translate(model: BaseModel, loader: EpochLoader) -> Iterator[Translation]:
     dataset = loader.dataset
     root_A, root_B = (common_folder(paths) if paths else Path() for paths in (dataset.A_paths, dataset.B_paths))
     for batch in loader:
-        with model.watch() as attention:
+        with model.autocast(), model.watch() as attention:
             images = model(batch)
             model.run_judges(images)
         for i, path in enumerate(batch["A_paths"]):

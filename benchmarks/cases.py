@@ -1,13 +1,25 @@
 """What is measured: each case makes a step, which the worker times."""
 
-from collections.abc import Callable, Sequence
+import atexit
+import contextlib
+import io
+import itertools
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+from torchvision.transforms.v2.functional import to_pil_image
 
+import test
 from benchmarks import plain
+from data import BUNDLED, create_dataset
 from models import create_model
 from models.compiling import compile_networks
 from models.networks.attention import attend
@@ -68,6 +80,103 @@ def convolution(*, precision: str) -> Case:
     return Case(lambda: F.conv2d(x, weight))
 
 
+def pictures(*, count: int, size: int, suffix: str) -> Path:
+    """A data root, removed at exit: `count` pictures of `size` px in each folder, made of bundled photographs."""
+    root = tempfile.TemporaryDirectory()
+    atexit.register(root.cleanup)
+    photos = [Image.open(file).convert("RGB") for file in sorted((BUNDLED / "earth" / "trainA").iterdir())]
+    side = photos[0].width
+    for folder in ("trainA", "trainB", "testA", "testB"):
+        Path(root.name, folder).mkdir()
+        for number in range(count):
+            picture = Image.new("RGB", (size, size))
+            places = [(x, y) for x in range(0, size, side) for y in range(0, size, side)]
+            for place, photo in zip(places, itertools.cycle(photos[number:])):
+                picture.paste(photo, place)
+            picture.save(Path(root.name, folder, f"{number:04}{suffix}"), quality=90)
+    return Path(root.name)
+
+
+class PlainPictures(Dataset[Tensor]):
+    """Pictures as Pillow and torchvision's first transforms load them; A and B in turn."""
+
+    def __init__(self, folders: Iterable[Path], *changes: Callable):
+        self.files = [file for folder in folders for file in sorted(folder.iterdir())]
+        half = (0.5, 0.5, 0.5)
+        self.transform = transforms.Compose([*changes, transforms.ToTensor(), transforms.Normalize(half, half)])
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.transform(Image.open(self.files[index]).convert("RGB"))
+
+
+def consume(loader: Iterable[object]) -> None:
+    """Load everything once."""
+    for _ in loader:
+        pass
+
+
+COUNT = 100  # pictures of each domain
+
+
+def plain_loading() -> Case:
+    """JPEGs of 600 px, resized to 286, cut to 256, flipped, by one worker."""
+    root = pictures(count=COUNT, size=600, suffix=".jpg")
+    resize = transforms.Resize((286, 286), transforms.InterpolationMode.BICUBIC)
+    changes = (resize, transforms.RandomCrop(256), transforms.RandomHorizontalFlip())
+    data = PlainPictures((root / "trainA", root / "trainB"), *changes)
+    loader = DataLoader(data, shuffle=True, num_workers=1, persistent_workers=True)
+    return Case(lambda: consume(loader), items=len(data))
+
+
+def loading() -> Case:
+    """The same by our loader."""
+    root = pictures(count=COUNT, size=600, suffix=".jpg")
+    loader = create_dataset(TrainOptions().parse(["--dataroot", str(root), "--num_threads", "1"]))
+    return Case(lambda: consume(loader), items=2 * COUNT)
+
+
+def plain_testing(*, count: int) -> Case:
+    """A ResNet in float32 translates pictures of 256 px one by one; Pillow reads and writes PNGs."""
+    root = pictures(count=count, size=256, suffix=".png")
+    net = plain.resnet(64, 9).eval()
+    data = PlainPictures([root / "testA"])
+
+    @torch.no_grad()
+    def step() -> None:
+        for number in range(len(data)):
+            x = data[number]
+            for label, image in (("real", x), ("fake", net(x[None])[0])):
+                to_pil_image(image.add(1).div(2).clamp(0, 1)).save(root / f"{number}_{label}.png")
+
+    return Case(step, items=count)
+
+
+def testing(*, count: int, size: int = 256, model: str = "cycle_gan", flags: Sequence[str] = ()) -> Case:
+    """test.py on as many pictures, with its page."""
+    root = pictures(count=count, size=size, suffix=".png")
+    sizes = ["--load_size", str(size), "--crop_size", str(size)]
+    opt = TrainOptions().parse(["--name", "run", "--checkpoints_dir", str(root), "--model", model, *sizes])
+    net = create_model(opt)
+    net.add_discriminators(opt)
+    (root / "run").mkdir()
+    for name, child in net.named_children():
+        torch.save(child.state_dict(), root / "run" / f"latest_{name.replace('net', 'net_')}.pth")
+    opt.save(root / "run")
+    words = ["--name", "run", "--checkpoints_dir", str(root), "--results_dir", str(root / "results"), *sizes, *flags]
+
+    def step() -> None:
+        with contextlib.redirect_stdout(io.StringIO()):
+            assert test.main([*words, "--dataroot", str(root / "testA" if "test" in flags else root)]) == 0
+
+    return Case(step, items=count)
+
+
 CASES: dict[str, Callable[..., Case]] = {
-    function.__name__: function for function in (plain_cycle_gan, plain_sagan, training, attention, convolution)
-}
+    function.__name__: function
+    for function in (
+        plain_cycle_gan, plain_sagan, training, attention, convolution, plain_loading, loading, plain_testing, testing
+    )
+}  # fmt: skip

@@ -165,6 +165,15 @@ def attention_memory(rounds: int, peaks: Mapping[str, Peak]) -> Figure:
     return Figure(extra[16384], f"{extra[16384]:.2f} GB", reached, details, {"extra_gb": extra})
 
 
+def large_picture(rounds: int, peaks: Mapping[str, Peak]) -> Figure:
+    """What test.py takes for a picture of 1024 px, its attention on the page."""
+    worker = Worker("testing", count=1, size=1024, model="cycle_gan_attn")
+    worker.step()
+    worker.close()
+    size = worker.peak / GB
+    return Figure(size, f"{size:.2f} GB", size <= 6, f"{worker.seconds[0]:.0f} s, five translations and the page")
+
+
 def help_time(rounds: int, peaks: Mapping[str, Peak]) -> Figure:
     """How long train.py --help takes, as a multiple of importing torch."""
     ratios = []
@@ -214,5 +223,16 @@ ROWS = [
         )
         for positions in (1024, 4096)
     ),
+    speed("loading: 600 px JPEG, resize 286, crop 256, flip, one worker", 2.5, ("plain_loading", {}), ("loading", {})),
+    *(
+        speed(
+            f"test.py, 256 px, {precision}",
+            2.5,
+            ("plain_testing", {"count": 20}),
+            ("testing", {"count": 20, "flags": ("--model", "test", "--precision", precision)}),
+        )
+        for precision in ("bf16", "fp32")
+    ),
+    Row("test.py, 1024 px with attention: peak memory", "<= 6 GB", large_picture),
     Row("train.py --help over import torch", "<= 1.3x the time", help_time),
 ]

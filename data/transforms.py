@@ -64,25 +64,25 @@ class Transform:
         """Crop position and flip are drawn from `generator`; without one the centre is cut and nothing mirrored."""
         from torchvision.transforms.v2 import functional as F  # slow to import, and --help does without
 
-        image = self.with_channels(image)
-        if isinstance(image, Image.Image):
-            image = F.pil_to_tensor(image)  # resized several times faster than by Pillow
-        height, width = F.get_size(image)
+        picture = self.with_channels(image)
+        # a tensor is resized several times faster than by Pillow
+        x: Tensor = F.pil_to_tensor(picture) if isinstance(picture, Image.Image) else picture
+        height, width = F.get_size(x)
         if self.center_crop:
             width = height = self.centre((width, height))
-            image = F.center_crop(image, [height])
+            x = F.center_crop(x, [height])
         size = self.resized((width, height))
         if size != (width, height):
-            image = F.resize(image, size[::-1], F.InterpolationMode.BICUBIC, antialias=True)
+            x = F.resize(x, size[::-1], F.InterpolationMode.BICUBIC, antialias=True)
         if self.crops:
             left, top = self.crop_position(size, generator)
-            image = F.crop(image, top, left, self.crop_size, self.crop_size)
+            x = F.crop(x, top, left, self.crop_size, self.crop_size)
         if self.flip and generator is not None and torch.rand((), generator=generator) < 0.5:
-            image = F.horizontal_flip(image)
-        if image.dtype == torch.uint8:
+            x = F.horizontal_flip(x)
+        if x.dtype == torch.uint8:
             # in place: fresh memory for each of these takes several times longer than the arithmetic
-            return image.to(torch.float32, memory_format=torch.contiguous_format).div_(255).mul_(2).sub_(1)
-        return image.clamp(-1, 1)  # bicubic interpolation overshoots
+            return x.to(torch.float32, memory_format=torch.contiguous_format).div_(255).mul_(2).sub_(1)
+        return x.clamp(-1, 1)  # bicubic interpolation overshoots
 
     def with_channels(self, image: Image.Image | Tensor) -> Image.Image | Tensor:
         """`image` in grey or colour where that is all it takes, else a DataError."""

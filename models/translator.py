@@ -44,6 +44,7 @@ class Trained:
         """The model, ready for pictures of any size; and the file that each of its networks was loaded from."""
         opt, files = self.opt, {}
         model = create_model(opt).to(device)
+        model.set_precision(opt.precision)
         for name, net in model.named_children():
             sources = model.sources(name, reverse=self.reverse)
             if not opt.no_ema:

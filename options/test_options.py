@@ -5,6 +5,7 @@ from argparse import ArgumentParser
 from collections.abc import Mapping
 from typing import Any
 
+from models.base_model import PRECISIONS
 from options import values
 from options.base_options import BaseOptions
 
@@ -22,7 +23,7 @@ class TestOptions(BaseOptions):
         (
             "name", "suffix", "checkpoints_dir", "epoch", "load_iter", "seed", "device", "gpu_ids", "display_winsize",
             "verbose", "use_wandb", "wandb_project_name", "no_flip", "serial_batches", "max_dataset_size",
-            "batch_size", "num_threads", "phase", "skip_bad_images", "results_dir",
+            "batch_size", "num_threads", "phase", "skip_bad_images", "results_dir", "precision",
         )
     )  # fmt: skip
 
@@ -35,6 +36,8 @@ class TestOptions(BaseOptions):
         add("--num_test", type=values.count, default=math.inf, help="translate the first so many pictures; inf = all")
         add("--results_dir", default="./results/", help="the page goes to RESULTS_DIR/NAME/PHASE_EPOCH/index.html")
         add("--aspect_ratio", type=values.positive_float, default=1.0, help="widen results by it; below 1: heighten")
+        text = "what networks compute in. bf16: about twice as fast where the processor has it; fp16: the same on GPUs"
+        add("--precision", default="fp32", choices=PRECISIONS, help=text)
         add("--eval", action="store_true", help="eval mode: running statistics in batch norm, no dropout")
         add("--no_ema", action="store_true", help="plain weights, where the run kept their average too")
 

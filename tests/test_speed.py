@@ -5,8 +5,11 @@ import sys
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
+import test
+import train
 from models import networks
 from models.compiling import PAYS_AFTER, compile_networks
 from models.networks import attention
@@ -15,6 +18,7 @@ from models.networks.resnet import ResidualBlock
 from options.train_options import TrainOptions
 from tests.test_models import random_batch, training_model
 from util.device import use_tf32
+from util.images import to_tensor
 
 
 def attention_inputs() -> list[torch.Tensor]:
@@ -178,3 +182,18 @@ def test_the_gradient_penalty_passes_attention_in_pieces(monkeypatch):
     model = training_model("--model", "cycle_gan_attn", "--gan_mode", "wgangp")
     losses, _ = model.step(random_batch())
     assert all(torch.isfinite(loss) for loss in losses.values())
+
+
+def test_results_in_half_precision_are_close(tiny_data, tmp_path):
+    places = ["--checkpoints_dir", str(tmp_path), "--name", "run"]
+    flags = ["--dataroot", str(tiny_data), "--crop_size", "32", "--load_size", "32", "--ngf", "8", "--ndf", "8"]
+    flags += ["--netG", "resnet_6blocks", "--n_epochs", "1", "--n_epochs_decay", "0", "--display_id", "0"]
+    assert train.main([*places, *flags, "--model", "cycle_gan_attn", "--precision", "bf16", "--no_html"]) == 0
+    pictures = []
+    for precision in ([], ["--precision", "bf16"]):  # what was trained in bf16 is tested in fp32, unless asked
+        results = tmp_path / "_".join(["results", *precision])
+        assert test.main([*places, "--results_dir", str(results), "--dataroot", str(tiny_data), *precision]) == 0
+        fakes = sorted((results / "run" / "test_latest" / "images").glob("*_fake_B.png"))
+        pictures.append(torch.stack([to_tensor(Image.open(fake)) for fake in fakes]))
+    difference = (pictures[0] - pictures[1]).abs().mean() * 127.5
+    assert 0 < difference < 2
