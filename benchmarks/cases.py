@@ -34,6 +34,7 @@ class Case:
     step: Callable[[], object]
     items: int = 1
     prepare: Callable[[], object] = lambda: None  # after the first step, whose operations are counted
+    warm_up: int = 2  # steps after that
 
 
 def plain_cycle_gan(*, size: int, blocks: int) -> Case:
@@ -69,7 +70,7 @@ def attention(*, positions: int, channels: int, ours: bool) -> Case:
     query, key = (torch.randn(1, positions, channels // 8, requires_grad=True) for _ in "qk")
     value = torch.randn(1, positions, channels, requires_grad=True)
     function = attend if ours else plain_attend
-    return Case(lambda: function(query, key, value).sum().backward())
+    return Case(lambda: function(query, key, value).sum().backward(), warm_up=2 if positions <= 4096 else 0)
 
 
 def convolution(*, precision: str) -> Case:
@@ -84,8 +85,9 @@ def pictures(*, count: int, size: int, suffix: str) -> Path:
     """A data root, removed at exit: `count` pictures of `size` px in each folder, made of bundled photographs."""
     root = tempfile.TemporaryDirectory()
     atexit.register(root.cleanup)
-    photos = [Image.open(file).convert("RGB") for file in sorted((BUNDLED / "earth" / "trainA").iterdir())]
-    side = photos[0].width
+    side = 200  # px, of the photographs of 64 px: about as much detail as in larger ones
+    files = sorted((BUNDLED / "earth" / "trainA").iterdir())
+    photos = [Image.open(file).convert("RGB").resize((side, side), Image.Resampling.BICUBIC) for file in files]
     for folder in ("trainA", "trainB", "testA", "testB"):
         Path(root.name, folder).mkdir()
         for number in range(count):
@@ -151,7 +153,7 @@ def plain_testing(*, count: int) -> Case:
             for label, image in (("real", x), ("fake", net(x[None])[0])):
                 to_pil_image(image.add(1).div(2).clamp(0, 1)).save(root / f"{number}_{label}.png")
 
-    return Case(step, items=count)
+    return Case(step, items=count, warm_up=1)
 
 
 def testing(*, count: int, size: int = 256, model: str = "cycle_gan", flags: Sequence[str] = ()) -> Case:
@@ -171,7 +173,7 @@ def testing(*, count: int, size: int = 256, model: str = "cycle_gan", flags: Seq
         with contextlib.redirect_stdout(io.StringIO()):
             assert test.main([*words, "--dataroot", str(root / "testA" if "test" in flags else root)]) == 0
 
-    return Case(step, items=count)
+    return Case(step, items=count, warm_up=1 if size <= 256 else 0)
 
 
 CASES: dict[str, Callable[..., Case]] = {

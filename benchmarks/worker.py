@@ -14,8 +14,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.cases import CASES
 from util.device import peak_memory
 
-WARM_UP = 2  # steps
-
 
 def main() -> None:
     """Build the case, warm up, then serve."""
@@ -27,13 +25,14 @@ def main() -> None:
     with FlopCounterMode(display=False) as counter:
         case.step()
     case.prepare()
-    for _ in range(WARM_UP):
+    for _ in range(case.warm_up):
         case.step()
     ready = {
         "flops": counter.get_total_flops(),
         "items": case.items,
         "start_seconds": time.perf_counter() - started,
         "peak_before": peak_before,
+        "peak": peak_memory(),
     }
     print(json.dumps(ready), flush=True)
     for _ in sys.stdin:
