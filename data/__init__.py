@@ -15,6 +15,7 @@ from data.image_folder import DataError
 from util import distributed
 from util.device import pick_device
 from util.images import PixelFormat
+from util.interrupt import SIGNALS
 from util.registry import find_class
 
 BUNDLED = Path(__file__).resolve().parent.parent / "datasets"
@@ -117,8 +118,8 @@ def create_dataset(opt: Any) -> EpochLoader:
 
 
 def leave_signals_to_parent(worker: int) -> None:
-    """Let a worker outlive Ctrl-C and SIGTERM, which reach the whole group: the main process still has to save."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    """Let a worker outlive Ctrl-C and the like, which reach the whole group: the main process still has to save."""
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 

@@ -73,7 +73,8 @@ class Options:
         return {
             flag: value
             for flag, value in self._values.items()
-            if value != self._defaults[flag] and (flag in self._given or self._defaults[flag] is not None)
+            if value != self._defaults[flag]
+            and (flag in self._given or flag == "dataroot" or self._defaults[flag] is not None)
         }
 
     def save(self, run_dir: Path) -> None:
@@ -141,7 +142,9 @@ class BaseOptions:
         flags = defaults | given
         self.complete(flags, given, parser)
         flags["name"] = self.peek(argv)["name"]
-        return Options(flags, given=given, defaults=defaults, name="train" if self.is_train else "test")
+        chosen = ["--model", flags["model"], "--dataset_mode", flags["dataset_mode"]]
+        declared = self._parser(chosen, {}).defaults() if saved else defaults
+        return Options(flags, given=given, defaults=declared, name="train" if self.is_train else "test")
 
     def peek(self, argv: Sequence[str] | None = None) -> dict[str, Any]:
         """The flags as they stand on the command line or are declared, unchecked: enough to find a run's saved options.

@@ -138,6 +138,35 @@ def test_a_run_gains_attention_by_continuing_as_another_model(tiny_data, tmp_pat
     assert all(torch.allclose(before[key], after[key], atol=1e-6) for key in before)
 
 
+def test_a_run_that_has_more_epochs_behind_it_is_left_alone(tiny_data, tmp_path, capsys):
+    run_dir = train(tmp_path, "--dataroot", tiny_data, "--max_dataset_size", "1", "--n_epochs", "3")
+    before = {path: path.read_bytes() for path in run_dir.rglob("*.*")}
+    places = ["--checkpoints_dir", str(tmp_path), "--name", "run", "--continue_train"]
+    assert training.main([*places, "--n_epochs", "2", "--n_epochs_decay", "0"]) == 0
+    shown = capsys.readouterr().out
+    assert "nothing left to do: 4 epochs are done, and --n_epochs 2 with --n_epochs_decay 0 asks for 2\n" in shown
+    assert {path: path.read_bytes() for path in run_dir.rglob("*.*")} == before
+    assert training.main(places) == 0
+    assert "all 4 epochs are done" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flags", [[], ["--dry_run"]])
+def test_a_run_to_go_on_with_is_looked_for_before_the_pictures(flags, tiny_data, tmp_path):
+    places = ["--checkpoints_dir", str(tmp_path), "--continue_train", "--dataroot", str(tmp_path / "missing"), *flags]
+    with pytest.raises(ValueError, match=r"^no run 'nope': --checkpoints_dir .* holds no runs; choose one by --name$"):
+        training.main([*places, "--name", "nope"])
+    train(tmp_path, "--dataroot", tiny_data, "--max_dataset_size", "1")
+    with pytest.raises(ValueError, match=r"^7_net_\*\.pth is not in .*run, which holds latest_net_D_A\.pth, .*--epoch"):
+        training.main([*places, "--name", "run", "--epoch", "7"])
+
+
+def test_a_run_with_other_pictures_says_so(tiny_data, tmp_path, capsys):
+    train(tmp_path, "--dataroot", tiny_data, "--max_minutes", "0.00001")
+    flags = ["--continue_train", "--max_dataset_size", "3", "--override", "--max_minutes", "0.00001"]
+    train(tmp_path, "--dataroot", tiny_data, *flags)
+    assert "saved with 5 pictures, continued with 3: not exactly the same run any more" in capsys.readouterr().out
+
+
 def test_a_continued_run_obeys_new_flags(tiny_data, tmp_path, capsys):
     run_dir = train(tmp_path, "--dataroot", tiny_data, "--n_epochs_decay", "0")
     places = ["--checkpoints_dir", str(tmp_path), "--name", "run", "--continue_train"]

@@ -78,13 +78,17 @@ def find_weights(run_dir: Path, label: str, networks: Sequence[str]) -> Path:
     for path in paths:
         if path.name in unnamed or path.is_file():
             return unnamed.get(path.name, path)
-    wanted = " or ".join(path.name for path in paths)
+    raise no_weights(run_dir, " or ".join(path.name for path in paths))
+
+
+def no_weights(run_dir: Path, wanted: str) -> ValueError:
+    """The error for weights that are not in run_dir, with what there is instead."""
     if not run_dir.is_dir():
         runs = sorted(path.name for path in run_dir.parent.glob("*/") if path.is_dir())
         there = f"--checkpoints_dir {run_dir.parent} holds {', '.join(runs) or 'no runs'}"
-        raise ValueError(f"no run {run_dir.name!r}: {there}; choose one by --name")
+        return ValueError(f"no run {run_dir.name!r}: {there}; choose one by --name")
     found = ", ".join(sorted(path.name for path in run_dir.glob("*_net_*.pth"))) or "no weights"
-    raise ValueError(f"{wanted} is not in {run_dir}, which holds {found}: look at --name, --epoch and --model_suffix")
+    return ValueError(f"{wanted} is not in {run_dir}, which holds {found}: look at --name, --epoch and --model_suffix")
 
 
 def load_networks(model: nn.Module, run_dir: Path, label: str) -> bool:

@@ -1,20 +1,47 @@
 """The saves of a run: files that belong together, found whole whenever the process that wrote them was killed."""
 
+import errno
 import hashlib
 import io
 import os
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from util import distributed
 from util.finite import NotFiniteError
 
 WEIGHTS = "{label}_net_{network}.pth"
 STATE = "{label}_state.pth"
+LOCK = "train.lock"
+
+
+@contextmanager
+def sole_writer(run_dir: Path) -> Iterator[None]:
+    """Inside, no other process can be so too: two that trained one run would mix their saves.
+
+    It may be entered again in the same process. A process that is killed leaves nothing behind that locks others out.
+
+    Raises:
+        ValueError: another process is inside.
+        OSError: the folder is missing or cannot be written into.
+    """
+    with (run_dir / LOCK).open("a") as file:
+        if sys.platform != "win32":
+            import fcntl
+
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # which loading processes, forks of this one, lack
+            except OSError as error:
+                if error.errno in (errno.EACCES, errno.EAGAIN):
+                    message = f"another process is training {run_dir}: let it end, or choose another --name"
+                    raise ValueError(message) from error
+                print(f"files in {run_dir} cannot be locked ({error}): take care to train this run once only")
+        yield
 
 
 def save_checkpoint(model: nn.Module, run_dir: Path, label: str, state: dict[str, Any]) -> None:
@@ -95,21 +122,19 @@ def finish_save(run_dir: Path, label: str) -> None:
 
 
 def read_state(run_dir: Path, label: str) -> dict[str, Any] | None:
-    """The state of the newest whole save, whose files get their names if that was left undone; None if none was saved.
+    """The state of the newest whole save; None if none was saved. It changes no file: the next save does that.
 
     Raises:
         ValueError: the state is damaged, or the weights beside it are not those that it was saved with.
     """
     path = run_dir / STATE.format(label=label)
-    if distributed.is_main():
-        finish_save(run_dir, label)
     files = whole_save(run_dir, label)
     try:
         state = read_file(files.get(path.name, path))
     except ValueError:
         if not path.is_file():
             return None
-        state = read_file(path)  # by now: process 0 gives files their names while others read them
+        state = read_file(path)  # by now: a run that goes on may give its files their names while others read them
     if not files:
         changed = [name for name, digest in state["files"].items() if not _has_digest(run_dir / name, digest)]
         raise ValueError(
@@ -154,7 +179,7 @@ def _has_digest(path: Path, digest: str) -> bool:
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest() == digest
-    except (FileNotFoundError, IsADirectoryError):  # asking first would not do: process 0 may rename it in between
+    except (FileNotFoundError, IsADirectoryError):  # asking first would not do: it may be renamed in between
         return False
 
 
