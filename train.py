@@ -28,7 +28,7 @@ from util.finite import LossGuard, NotFiniteError, agreed
 from util.init_from import init_from
 from util.interrupt import stop_requests
 from util.resume import random_state, roll_back, take_over
-from util.saves import WEIGHTS, read_state, save_checkpoint, sole_writer
+from util.saves import OLD, WEIGHTS, read_state, save_checkpoint, set_aside, sole_writer
 
 ROLLBACKS = 3  # at most, in the life of a run
 
@@ -83,6 +83,8 @@ def run(opt: Options, run_dir: Path, state: dict[str, Any] | None, claims: ExitS
         if distributed.is_main():
             run_dir.mkdir(parents=True, exist_ok=True)
             claim(run_dir, claims)
+            if not opt.continue_train:
+                set_aside(run_dir)
         print(model.summary(verbose=opt.verbose))
         status = train_until_done(opt, model, loader, run_dir, start)
     distributed.shutdown()
@@ -234,8 +236,9 @@ def resume(
     """
     start = {"epoch": opt.epoch_count, "epoch_images": 0, "total_images": 0, "steps": 0, "continued": False}
     if not opt.continue_train:
-        if any(run_dir.glob("*_net_*.pth")):
-            print(f"{run_dir} holds a run already, which this one overwrites; --continue_train would go on with it")
+        if any(run_dir.glob("latest_net_*.pth")):
+            old = f"{continue_command(opt)} --epoch {OLD}"
+            print(f"{run_dir} holds a run already, which this one replaces; to go on with it: {old}")
         if opt.init_from:
             start_from(opt, model, run_dir)
         return start

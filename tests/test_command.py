@@ -24,6 +24,16 @@ def main():
 sys.exit(run_command(main))
 """
 
+NOTEBOOK = """
+import sys
+from data import create_dataset
+from options.train_options import TrainOptions
+
+flags = ["--dataroot", sys.argv[1], "--load_size", "32", "--crop_size", "32", "--num_threads", "2"]
+loader = create_dataset(TrainOptions().parse(flags))
+print(len(next(iter(loader))["A"]))
+"""
+
 
 @pytest.mark.parametrize(("error", "status"), [("ValueError", 2), ("OSError", 2), ("KeyError", 1)])
 def test_errors_end_the_loading_processes_too(error, status, tiny_data):
@@ -34,6 +44,14 @@ def test_errors_end_the_loading_processes_too(error, status, tiny_data):
     assert done.returncode == status
     assert "this is why" in done.stderr
     assert ("Traceback" in done.stderr) == (error == "KeyError"), "of our own mistakes, not of our users'"
+
+
+def test_a_program_ends_with_a_loader_at_hand(tiny_data):
+    done = subprocess.run(
+        [sys.executable, "-c", NOTEBOOK, tiny_data],
+        cwd=ROOT, env=ONE_THREAD, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (0, "1\n", "")
 
 
 @pytest.fixture(scope="module")

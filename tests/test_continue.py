@@ -160,6 +160,28 @@ def test_a_run_to_go_on_with_is_looked_for_before_the_pictures(flags, tiny_data,
         training.main([*places, "--name", "run", "--epoch", "7"])
 
 
+def test_a_run_that_is_started_anew_by_mistake_can_go_on(tiny_data, tmp_path, capsys):
+    flags = ["--dataroot", tiny_data, "--max_dataset_size", "2", "--ema_decay", "0.9"]
+    whole = train(tmp_path / "whole", *flags)
+    train(tmp_path, *flags, "--max_minutes", "0.00001")
+    run_dir = train(tmp_path, "--continue_train", "--max_minutes", "0.00001", *flags)
+    for _ in range(2):
+        train(tmp_path, *flags, "--seed", "1", "--max_minutes", "0.00001")
+    go_on = f"python train.py --name run --checkpoints_dir {tmp_path} --continue_train --epoch old"
+    assert f"run holds a run already, which this one replaces; to go on with it: {go_on}\n" in capsys.readouterr().out
+    assert training.main([*go_on.split()[2:], "--max_minutes", "0"]) == 0
+    assert "continuing run in epoch 2 after 2 images" in capsys.readouterr().out
+    assert_equal_checkpoints(whole, run_dir)
+
+
+def test_weights_without_a_state_are_set_aside_too(tiny_data, tmp_path):
+    run_dir = train(tmp_path, "--dataroot", tiny_data, "--max_dataset_size", "1")
+    (run_dir / "latest_state.pth").unlink()
+    before = {path.name: path.read_bytes() for path in run_dir.glob("latest_*")}
+    train(tmp_path, "--dataroot", tiny_data, "--max_dataset_size", "1")
+    assert {path.name.replace("old", "latest"): path.read_bytes() for path in run_dir.glob("old_*")} == before
+
+
 def test_a_run_with_other_pictures_says_so(tiny_data, tmp_path, capsys):
     train(tmp_path, "--dataroot", tiny_data, "--max_minutes", "0.00001")
     flags = ["--continue_train", "--max_dataset_size", "3", "--override", "--max_minutes", "0.00001"]
@@ -196,7 +218,7 @@ def test_a_refused_call_leaves_the_run_as_it_was(tiny_data, tmp_path):
 def test_averages_of_an_earlier_run_are_not_taken_for_this_one(tiny_data, tmp_path, capsys):
     train(tmp_path, "--dataroot", tiny_data, "--ema_decay", "0.9")
     run_dir = train(tmp_path, "--dataroot", tiny_data)
-    assert not list(run_dir.glob("*_ema.pth"))
+    assert not list(run_dir.glob("latest_*_ema.pth"))
     places = ["--checkpoints_dir", str(tmp_path), "--name", "run"]
     assert training.main([*places, "--continue_train", "--n_epochs", "2", "--ema_decay", "0.9", "--override"]) == 0
     assert testing.main([*places, "--results_dir", str(tmp_path / "results")]) == 0

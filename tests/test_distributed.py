@@ -185,8 +185,9 @@ def go_wrong_once(flags: list[str]) -> None:
         wrong = distributed.rank() == 1 and len(seen) == 3
         return (losses | {"G_A": losses["G_A"] * torch.nan} if wrong else losses), images
 
-    CycleGANModel.step = go_wrong
-    sys.exit(run_command(lambda: training.main(flags)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CycleGANModel, "step", go_wrong)
+        sys.exit(run_command(lambda: training.main(flags)))
 
 
 def test_all_go_back_when_one_process_has_a_loss_that_is_not_finite(nine_pictures, tmp_path):

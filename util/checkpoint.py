@@ -73,11 +73,11 @@ def differences(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -
 def find_weights(run_dir: Path, label: str, networks: Sequence[str]) -> Path:
     """The first of `{label}_net_{network}.pth` that is in run_dir. ValueError, listing the files there, if none is."""
     paths = [run_dir / WEIGHTS.format(label=label, network=network) for network in networks]
-    # a save that was cut off while its files were renamed
-    unnamed = whole_save(run_dir, label) if temporary(run_dir / STATE.format(label=label)).is_file() else {}
+    # Of a save that was cut off while its files were renamed, none else count: others are of the save before.
+    cut_off = whole_save(run_dir, label) if temporary(run_dir / STATE.format(label=label)).is_file() else {}
     for path in paths:
-        if path.name in unnamed or path.is_file():
-            return unnamed.get(path.name, path)
+        if path.name in cut_off or (not cut_off and path.is_file()):
+            return cut_off.get(path.name, path)
     raise no_weights(run_dir, " or ".join(path.name for path in paths))
 
 

@@ -1,7 +1,6 @@
 """How the scripts meet their users' mistakes, and disks that are full or cannot be written."""
 
 import contextlib
-import gc
 import io
 import os
 import signal
@@ -38,8 +37,6 @@ def run_command(main: Callable[[], int]) -> int:
     except Exception:  # a mistake of ours: shown in full
         traceback.print_exc()
         status = 1
-    # An error holds the frames it came through, and so the loader, whose processes ignore SIGTERM and would outlive us.
-    gc.collect()
     return status
 
 

@@ -17,14 +17,14 @@ class NotFiniteError(ValueError):
 @contextmanager
 def agreed() -> Iterator[None]:
     """Of several processes that leave this context, all raise NotFiniteError if one does."""
-    error = None
+    here = ""
     try:
         yield
-    except NotFiniteError as found:
-        error = found
-    if distributed.largest(error is not None):
-        found_by_all = [text for text in distributed.gather(str(error or "")) if text]  # empty but in process 0
-        raise NotFiniteError("; ".join(found_by_all) or str(error or "something in another process is not finite"))
+    except NotFiniteError as error:
+        here = str(error)
+    if distributed.largest(bool(here)):
+        everywhere = [text for text in distributed.gather(here) if text]  # empty but in process 0
+        raise NotFiniteError("; ".join(everywhere) or here or "something in another process is not finite")
 
 
 class LossGuard:

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import io
 import os
+import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from util.finite import NotFiniteError
 WEIGHTS = "{label}_net_{network}.pth"
 STATE = "{label}_state.pth"
 LOCK = "train.lock"
+OLD = "old"  # label of the last save of a run that another one of its name has replaced
 
 
 @contextmanager
@@ -101,7 +103,7 @@ def whole_save(run_dir: Path, label: str) -> dict[str, Path]:
     state = run_dir / STATE.format(label=label)
     for path in (temporary(state), state):
         try:
-            digests = read_file(path).get("files", {})
+            digests = _digests(read_file(path), label)
         except ValueError:  # missing, or cut off in the middle of writing
             continue
         files = {
@@ -121,6 +123,34 @@ def finish_save(run_dir: Path, label: str) -> None:
         _rename(run_dir, label, whole_save(run_dir, label))
 
 
+def set_aside(run_dir: Path) -> None:
+    """Keep the last save in run_dir as `old`, before a new run of this name replaces it.
+
+    Not if it is of the very start of a run, or the `old` one has seen more images: who starts a run anew by mistake may
+    do so twice.
+    """
+    images = {}
+    for label in ("latest", OLD):
+        files = whole_save(run_dir, label)
+        state = files.get(STATE.format(label=label))
+        images[label] = read_file(state).get("total_images", 0) if state else -1
+    files = whole_save(run_dir, "latest") or {path.name: path for path in run_dir.glob("latest_net_*.pth")}
+    if not files or images["latest"] == 0 or images[OLD] > images["latest"]:
+        return
+    for path in run_dir.glob(f"{OLD}_*.pth*"):
+        path.unlink()
+    for name, path in files.items():  # the state last
+        _link(path, run_dir / f"{OLD}{name.removeprefix('latest')}")
+
+
+def _link(path: Path, to: Path) -> None:
+    """Let a file have another name too, or where that is not possible, a copy."""
+    try:
+        to.hardlink_to(path)
+    except OSError:
+        shutil.copyfile(path, to)
+
+
 def read_state(run_dir: Path, label: str) -> dict[str, Any] | None:
     """The state of the newest whole save; None if none was saved. It changes no file: the next save does that.
 
@@ -136,7 +166,8 @@ def read_state(run_dir: Path, label: str) -> dict[str, Any] | None:
             return None
         state = read_file(path)  # by now: a run that goes on may give its files their names while others read them
     if not files:
-        changed = [name for name, digest in state["files"].items() if not _has_digest(run_dir / name, digest)]
+        digests = _digests(state, label)
+        changed = [name for name, digest in digests.items() if not _has_digest(run_dir / name, digest)]
         raise ValueError(
             f"{', '.join(changed)} in {run_dir} is not what {path.name} was saved with, but damaged or replaced: "
             f"choose another save by --epoch, or remove {path.name} to go on with the weights alone"
@@ -173,6 +204,12 @@ def _rename(run_dir: Path, label: str, files: Mapping[str, Path]) -> None:
                 path.unlink()
     for name, place in files.items():
         place.replace(run_dir / name)
+
+
+def _digests(state: Mapping[str, Any], label: str) -> dict[str, str]:
+    """What `state` lists, under the names that the files have where the save is called `label` by now."""
+    files = state.get("files", {})
+    return {f"{label}_net_{name.partition('_net_')[2]}": digest for name, digest in files.items()}
 
 
 def _has_digest(path: Path, digest: str) -> bool:
