@@ -4,7 +4,7 @@ import glob
 import math
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -83,7 +83,7 @@ def run(opt: Options, run_dir: Path, state: dict[str, Any] | None, claims: ExitS
         if distributed.is_main():
             run_dir.mkdir(parents=True, exist_ok=True)
             claim(run_dir, claims)
-            if not opt.continue_train:
+            if not opt.continue_train or save_label(opt.epoch, opt.load_iter) not in ("latest", OLD):
                 set_aside(run_dir)
         print(model.summary(verbose=opt.verbose))
         status = train_until_done(opt, model, loader, run_dir, start)
@@ -185,7 +185,7 @@ def train(
         for running in range(epoch, epochs + 1):
             loader.sampler.set_epoch(running, skip=epoch_images)
             waiting_since = time.perf_counter()
-            for batch in loader:
+            for batch in batches(loader, partial(save, "latest")):
                 stepping_since = time.perf_counter()
                 size, model.share = loader.sampler.step_size(epoch_images), loader.sampler.share(epoch_images)
                 losses, images = model.step(batch)
@@ -215,6 +215,16 @@ def train(
     display.close("finished")
     print(f"all {epochs} epochs are done; weights are in {run_dir}{page}. Next: python test.py {run_flags(opt)}")
     return 0
+
+
+def batches(loader: EpochLoader, save: Callable[[], None]) -> Iterator[dict]:
+    """The batches of an epoch. What was learnt is saved before an error in loading is shown, such as a bad picture."""
+    try:
+        yield from loader
+    except Exception:
+        if distributed.count() == 1:  # others would not take part in saving: they wait for a step
+            save()
+        raise
 
 
 @contextmanager

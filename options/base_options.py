@@ -210,7 +210,7 @@ def add_run_flags(parser: ArgumentParser) -> None:
     models = f"models/MODEL_model.py: {', '.join(choices('models'))}"
     add("--model", type=values.class_name("models"), default="cycle_gan", help=models)
     add("--checkpoints_dir", default="./checkpoints", help="folder of all runs; weights go to CHECKPOINTS_DIR/NAME")
-    epoch = "weights to load, when testing and with --continue_train: latest, the number of an epoch, or old, of the run "
+    epoch = "weights to load, when testing and with --continue_train: latest, the number of an epoch, or old: the run "
     epoch += "that a new one of its name replaced"
     add("--epoch", type=values.plain_name, default="latest", help=epoch)
     images = "load the weights that --save_by_iter kept after so many images instead; 0 = as --epoch says"

@@ -1,6 +1,7 @@
 """Runs that stop and go on: exactly, with the flags of the run, and never on top of another run."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import train as training
 from tests.test_cli import ONE_THREAD, ROOT, TINY, logged_losses, train
 from util.display.event_log import LogReader
 from util.display.events import Losses
+from util.saves import read_state
 
 
 def all_tensors(content) -> list[torch.Tensor]:
@@ -172,6 +174,27 @@ def test_a_run_that_is_started_anew_by_mistake_can_go_on(tiny_data, tmp_path, ca
     assert training.main([*go_on.split()[2:], "--max_minutes", "0"]) == 0
     assert "continuing run in epoch 2 after 2 images" in capsys.readouterr().out
     assert_equal_checkpoints(whole, run_dir)
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_a_picture_that_cannot_be_read_costs_nothing(workers, tiny_data, tmp_path):
+    data = shutil.copytree(tiny_data, tmp_path / "data")
+    bad = data / "trainA" / "2.png"
+    bad.write_bytes(bad.read_bytes()[:100])
+    flags = ["--serial_batches", "--num_threads", workers]
+    with pytest.raises(ValueError, match=r"2\.png"):
+        train(tmp_path, "--dataroot", data, *flags)
+    assert torch.load(tmp_path / "run" / "latest_state.pth")["total_images"] == 2
+    shutil.copy(tiny_data / "trainA" / "2.png", bad)
+    run_dir = train(tmp_path, "--dataroot", data, *flags, "--continue_train")
+    assert_equal_checkpoints(train(tmp_path / "whole", "--dataroot", tiny_data, *flags), run_dir)
+
+
+def test_what_comes_after_the_epoch_to_go_on_with_is_set_aside(tiny_data, tmp_path):
+    flags = ["--dataroot", tiny_data, "--max_dataset_size", "1", "--save_epoch_freq", "1", "--n_epochs", "2"]
+    run_dir = train(tmp_path, *flags)
+    train(tmp_path, *flags, "--continue_train", "--epoch", "1", "--max_minutes", "0.00001")
+    assert [read_state(run_dir, label)["total_images"] for label in ("latest", "old")] == [2, 3]
 
 
 def test_weights_without_a_state_are_set_aside_too(tiny_data, tmp_path):
