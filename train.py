@@ -1,10 +1,11 @@
 """Train a model: python train.py --dataroot ./datasets/maps --name maps --model cycle_gan_attn."""
 
+import glob
 import math
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,22 +13,23 @@ from typing import Any
 import torch
 
 from data import EpochLoader, create_dataset
+from data.image_folder import DataError
 from models import create_model
 from models.base_model import BaseModel
 from models.compiling import compile_networks
 from options.base_options import Options, from_portable, read_saved
-from options.train_options import TrainOptions, changed_flags, continue_command, run_flags
+from options.train_options import TrainOptions, changed_flags, continue_command, nothing_left, run_flags
 from util import distributed
-from util.checkpoint import load_networks
+from util.checkpoint import load_networks, no_weights
 from util.command import run_command, writing
 from util.device import keep_freed_memory, pick_device, use_tf32
 from util.display import Display, NoDisplay, Progress, create_display
 from util.dry_run import dry_run
-from util.finite import LossGuard, NotFiniteError
+from util.finite import LossGuard, NotFiniteError, agreed
 from util.init_from import init_from
 from util.interrupt import stop_requests
 from util.resume import random_state, roll_back, take_over
-from util.saves import read_state, save_checkpoint
+from util.saves import OLD, WEIGHTS, read_state, save_checkpoint, set_aside, sole_writer
 
 ROLLBACKS = 3  # at most, in the life of a run
 
@@ -36,13 +38,27 @@ def main(argv: list[str] | None = None) -> int:
     """Parse, build, train. Returns the exit status: 0, or 128 + the number of the signal that ended the run early."""
     flags = TrainOptions().peek(argv)
     run_dir = Path(flags["checkpoints_dir"]) / flags["name"]
-    state = read_state(run_dir, save_label(flags["epoch"], flags["load_iter"])) if flags["continue_train"] else None
-    going_on = partial(parse_options, run_dir=run_dir, state=state)
-    parse = going_on if flags["continue_train"] else TrainOptions().parse
-    if flags["dry_run"]:
-        words = sys.argv[1:] if argv is None else argv
-        return dry_run(words, parse, partial(resume, run_dir=run_dir, state=state))
-    opt = parse(argv)
+    with ExitStack() as claims:
+        if run_dir.is_dir() and not flags["dry_run"]:
+            claim(run_dir, claims)  # before the state is read, which another process might save anew
+        state = saved_state(run_dir, flags) if flags["continue_train"] else None
+        going_on = partial(parse_options, run_dir=run_dir, state=state)
+        parse = going_on if flags["continue_train"] else TrainOptions().parse
+        if flags["dry_run"]:
+            words = sys.argv[1:] if argv is None else argv
+            return dry_run(words, parse, partial(resume, run_dir=run_dir, state=state))
+        return run(parse(argv), run_dir, state, claims)
+
+
+def claim(run_dir: Path, claims: ExitStack) -> None:
+    """Keep other processes from training the run in run_dir, until `claims` end."""
+    if distributed.is_main():
+        with writing("--checkpoints_dir", run_dir):
+            claims.enter_context(sole_writer(run_dir))
+
+
+def run(opt: Options, run_dir: Path, state: dict[str, Any] | None, claims: ExitStack) -> int:
+    """Build all that training needs, and train. Returns the exit status."""
     keep_freed_memory()
     torch.manual_seed(opt.seed)
     loader = create_dataset(opt)
@@ -55,25 +71,24 @@ def main(argv: list[str] | None = None) -> int:
     if rank := distributed.rank():
         torch.manual_seed(opt.seed + rank)  # weights are made, and the same in all processes; noise should not be
     distributed.setup(device)
-    start = resume(opt, model, run_dir, state)
+    start = resume(opt, model, len(loader.dataset), run_dir=run_dir, state=state)
+    if (done := start["epoch"] - 1) > opt.n_epochs + opt.n_epochs_decay:
+        print(nothing_left(opt, done))
+        distributed.shutdown()
+        return 0
     distributed.broadcast(model)
-    if start["epoch_images"] >= len(loader.dataset):
-        raise ValueError(
-            f"the run has seen {start['epoch_images']} pictures of an epoch, but now there are {len(loader.dataset)}: "
-            "continue with those it was started with, or start a new run"
-        )
     if len(loader.dataset) < (most := distributed.largest(len(loader.dataset))):
         raise ValueError(
             f"--dataroot {opt.dataroot}: {len(loader.dataset)} pictures here, but {most} on another machine"
         )
     if distributed.count() > 1:
-        if opt.on_nan == "rollback":
-            raise ValueError("--on_nan rollback is for one process: use --on_nan stop with several")
         print(f"{distributed.count()} processes, {loader.sampler.step_size(0)} pictures a step")
     with writing("--checkpoints_dir", run_dir):
         if distributed.is_main():
             run_dir.mkdir(parents=True, exist_ok=True)
-            opt.save(run_dir)
+            claim(run_dir, claims)
+            if not opt.continue_train or save_label(opt.epoch, opt.load_iter) not in ("latest", OLD):
+                set_aside(run_dir)
         print(model.summary(verbose=opt.verbose))
         if opt.compile:
             steps = (opt.n_epochs + opt.n_epochs_decay) * math.ceil(len(loader.dataset) / loader.sampler.step_size(0))
@@ -82,6 +97,15 @@ def main(argv: list[str] | None = None) -> int:
         status = train_until_done(opt, model, loader, run_dir, start)
     distributed.shutdown()
     return status
+
+
+def saved_state(run_dir: Path, flags: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What a run goes on with beside its weights. ValueError if there are neither weights nor this."""
+    label = save_label(flags["epoch"], flags["load_iter"])
+    state = read_state(run_dir, label)
+    if state is None and not any(run_dir.glob(WEIGHTS.format(label=glob.escape(label), network="*"))):
+        raise no_weights(run_dir, WEIGHTS.format(label=label, network="*"))
+    return state
 
 
 def train_until_done(opt: Options, model: BaseModel, loader: EpochLoader, run_dir: Path, start: dict[str, Any]) -> int:
@@ -110,9 +134,8 @@ def parse_options(argv: Sequence[str] | None, run_dir: Path, state: dict[str, An
     opt = TrainOptions().parse(argv, saved)
     if changed := changed_flags(opt, saved):
         if not opt.override:
-            raise ValueError(
-                f"--continue_train with other flags than before: {', '.join(changed)}; leave them out or add --override"
-            )
+            message = f"--continue_train with other flags than before: {', '.join(changed)}"
+            raise DataError(f"{message}; leave them out or add --override", mend=["--override"])
         print(f"going on with other flags: {', '.join(changed)}")
     return opt
 
@@ -149,13 +172,19 @@ def train(
 
     def save(label: str) -> None:
         guard.settle()
-        position = {"epoch": epoch, "epoch_images": epoch_images, "total_images": total_images, "steps": steps}
+        position = {
+            "epoch": epoch, "epoch_images": epoch_images, "total_images": total_images, "steps": steps,
+            "pictures": epoch_size,
+        }  # fmt: skip
         state = {"options": opt.portable(), "model": model.training_state(), "random": random_state()}
         processes = distributed.gather({"pools": state["model"]["pools"], "random": state["random"]})
-        if distributed.is_main():
-            save_checkpoint(model, run_dir, label, position | state | {"other_processes": processes[1:]})
+        with agreed():
+            if distributed.is_main():
+                save_checkpoint(model, run_dir, label, position | state | {"other_processes": processes[1:]})
 
     save("latest")  # there is something to go on with from the first step, and the disk has room
+    if distributed.is_main():
+        opt.save(run_dir)  # not before: where the disk is full, these would lie beside the weights of an earlier run
 
     page = "" if opt.no_html else f"; the page of the run is {run_dir / 'web' / 'index.html'}"
     shown = distributed.is_main()
@@ -164,7 +193,7 @@ def train(
         for running in range(epoch, epochs + 1):
             loader.sampler.set_epoch(running, skip=epoch_images)
             waiting_since = time.perf_counter()
-            for batch in loader:
+            for batch in batches(loader, partial(save, "latest")):
                 stepping_since = time.perf_counter()
                 size, model.share = loader.sampler.step_size(epoch_images), loader.sampler.share(epoch_images)
                 losses, images = model.step(batch)
@@ -196,6 +225,16 @@ def train(
     return 0
 
 
+def batches(loader: EpochLoader, save: Callable[[], None]) -> Iterator[dict]:
+    """The batches of an epoch. What was learnt is saved before an error in loading is shown, such as a bad picture."""
+    try:
+        yield from loader
+    except Exception:
+        if distributed.count() == 1:  # others would not take part in saving: they wait for a step
+            save()
+        raise
+
+
 @contextmanager
 def closed_on_error(display: Display) -> Iterator[None]:
     """Close `display` before an error is shown."""
@@ -206,12 +245,18 @@ def closed_on_error(display: Display) -> Iterator[None]:
         raise
 
 
-def resume(opt: Options, model: BaseModel, run_dir: Path, state: dict[str, Any] | None) -> dict[str, Any]:
-    """Where to start; with --continue_train, `model` and the random generators take over what the run has saved."""
+def resume(
+    opt: Options, model: BaseModel, pictures: int, *, run_dir: Path, state: dict[str, Any] | None
+) -> dict[str, Any]:
+    """Where to start with so many pictures an epoch.
+
+    With --continue_train, `model` and the random generators take over what the run has saved.
+    """
     start = {"epoch": opt.epoch_count, "epoch_images": 0, "total_images": 0, "steps": 0, "continued": False}
     if not opt.continue_train:
-        if any(run_dir.glob("*_net_*.pth")):
-            print(f"{run_dir} holds a run already, which this one overwrites; --continue_train would go on with it")
+        if any(run_dir.glob("latest_net_*.pth")):
+            old = f"{continue_command(opt)} --epoch {OLD}"
+            print(f"{run_dir} holds a run already, which this one replaces; to go on with it: {old}")
         if opt.init_from:
             start_from(opt, model, run_dir)
         return start
@@ -228,7 +273,15 @@ def resume(opt: Options, model: BaseModel, run_dir: Path, state: dict[str, Any] 
         raise ValueError(
             f"--epoch_count {opt.epoch_count}: the saved state goes on in epoch {start['epoch']}; leave it out"
         )
-    print(f"continuing {opt.name} in epoch {start['epoch']} after {start['total_images']} images")
+    if start["epoch_images"] >= pictures:
+        raise ValueError(
+            f"the run has seen {start['epoch_images']} pictures of an epoch, but now there are {pictures}: "
+            "continue with those it was started with, or start a new run"
+        )
+    if (before := state.get("pictures", pictures)) != pictures:
+        print(f"saved with {before} pictures, continued with {pictures}: not exactly the same run any more")
+    place = f", {start['epoch_images']} of the {pictures} of this epoch" if start["epoch_images"] else ""
+    print(f"continuing {opt.name} in epoch {start['epoch']} after {start['total_images']} images{place}")
     return start
 
 

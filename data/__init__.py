@@ -1,8 +1,11 @@
 """Data sets by name: `--dataset_mode X` is the class in data/X_dataset.py."""
 
+import atexit
 import math
+import multiprocessing
 import os
 import signal
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ from data.image_folder import DataError
 from util import distributed
 from util.device import pick_device
 from util.images import PixelFormat
+from util.interrupt import SIGNALS
 from util.registry import find_class
 
 BUNDLED = Path(__file__).resolve().parent.parent / "datasets"
@@ -117,9 +121,19 @@ def create_dataset(opt: Any) -> EpochLoader:
 
 
 def leave_signals_to_parent(worker: int) -> None:
-    """Let a worker outlive Ctrl-C and SIGTERM, which reach the whole group: the main process still has to save."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    """Let a worker outlive Ctrl-C and the like, which reach the whole group: the main process still has to save."""
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+
+
+@atexit.register
+def end_workers() -> None:
+    """End those that are left at the end of the program: multiprocessing sends them SIGTERM, and waits for ever."""
+    workers = [child for child in multiprocessing.active_children() if child.daemon]
+    if workers and sys.platform != "win32":
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch would take their end for an error
+    for worker in workers:
+        worker.kill()
 
 
 def cpu_count() -> int:

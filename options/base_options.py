@@ -73,7 +73,8 @@ class Options:
         return {
             flag: value
             for flag, value in self._values.items()
-            if value != self._defaults[flag] and (flag in self._given or self._defaults[flag] is not None)
+            if value != self._defaults[flag]
+            and (flag in self._given or flag == "dataroot" or self._defaults[flag] is not None)
         }
 
     def save(self, run_dir: Path) -> None:
@@ -141,7 +142,9 @@ class BaseOptions:
         flags = defaults | given
         self.complete(flags, given, parser)
         flags["name"] = self.peek(argv)["name"]
-        return Options(flags, given=given, defaults=defaults, name="train" if self.is_train else "test")
+        chosen = ["--model", flags["model"], "--dataset_mode", flags["dataset_mode"]]
+        declared = self._parser(chosen, {}).defaults() if saved else defaults
+        return Options(flags, given=given, defaults=declared, name="train" if self.is_train else "test")
 
     def peek(self, argv: Sequence[str] | None = None) -> dict[str, Any]:
         """The flags as they stand on the command line or are declared, unchecked: enough to find a run's saved options.
@@ -207,7 +210,8 @@ def add_run_flags(parser: ArgumentParser) -> None:
     models = f"models/MODEL_model.py: {', '.join(choices('models'))}"
     add("--model", type=values.class_name("models"), default="cycle_gan", help=models)
     add("--checkpoints_dir", default="./checkpoints", help="folder of all runs; weights go to CHECKPOINTS_DIR/NAME")
-    epoch = "weights to load, when testing and with --continue_train: latest or an epoch's number"
+    epoch = "weights to load, when testing and with --continue_train: latest, the number of an epoch, or old: the run "
+    epoch += "that a new one of its name replaced"
     add("--epoch", type=values.plain_name, default="latest", help=epoch)
     images = "load the weights that --save_by_iter kept after so many images instead; 0 = as --epoch says"
     add("--load_iter", type=values.non_negative_int, default=0, help=images)

@@ -179,10 +179,17 @@ def add_display_flags(parser: ArgumentParser) -> None:
     add("--use_tensorboard", action="store_true", help="write to CKPT/NAME/tensorboard (pip install tensorboard)")
 
 
+def nothing_left(opt: Options, done: int) -> str:
+    """What to tell who asks a run for no more epochs than the `done` ones."""
+    return (
+        f"nothing left to do: {done} epochs are done, and --n_epochs {opt.n_epochs} with --n_epochs_decay "
+        f"{opt.n_epochs_decay} asks for {opt.n_epochs + opt.n_epochs_decay}"
+    )
+
+
 def continue_command(opt: Options) -> str:
     """What to type to go on with a run, with as many processes."""
-    start = f"torchrun --nproc_per_node={distributed.count()}" if distributed.count() > 1 else "python"
-    return f"{start} train.py {run_flags(opt)} --continue_train"
+    return f"{distributed.launcher()} train.py {run_flags(opt)} --continue_train"
 
 
 def run_flags(opt: Options) -> str:

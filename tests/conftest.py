@@ -4,7 +4,9 @@ import os
 import random
 import runpy
 import shutil
+import subprocess
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -51,6 +53,34 @@ def paired_data(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     for phase in ("train", "test"):
         COMBINE["combine"](tiny_data / f"{phase}A", tiny_data / f"{phase}B", root / phase)
     return root
+
+
+@dataclass(frozen=True)
+class Disk:
+    """A disk in memory."""
+
+    folder: Path
+
+    def remount(self, options: str) -> None:
+        """Change it by options of mount, such as "ro" or "size=BYTES"."""
+        subprocess.run(["mount", "-o", f"remount,{options}", str(self.folder)], check=True)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """Makes a Disk with options of mount, such as "size=BYTES", where that is permitted."""
+    folder = tmp_path / "disk"
+
+    def mount(options: str) -> Disk:
+        folder.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+        if shutil.which("mount") is None or subprocess.run(command, capture_output=True, check=False).returncode:
+            pytest.skip("mounting a disk takes root")
+        return Disk(folder)
+
+    yield mount
+    if folder.is_mount():
+        subprocess.run(["umount", str(folder)], check=True)
 
 
 @pytest.fixture(scope="session")

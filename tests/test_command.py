@@ -1,11 +1,14 @@
 """How scripts end."""
 
+import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from tests.test_cli import ONE_THREAD, ROOT
+from tests.test_cli import ONE_THREAD, ROOT, TINY, script, train
 
 SCRIPT = """
 import sys
@@ -21,6 +24,16 @@ def main():
 sys.exit(run_command(main))
 """
 
+NOTEBOOK = """
+import sys
+from data import create_dataset
+from options.train_options import TrainOptions
+
+flags = ["--dataroot", sys.argv[1], "--load_size", "32", "--crop_size", "32", "--num_threads", "2"]
+loader = create_dataset(TrainOptions().parse(flags))
+print(len(next(iter(loader))["A"]))
+"""
+
 
 @pytest.mark.parametrize(("error", "status"), [("ValueError", 2), ("OSError", 2), ("KeyError", 1)])
 def test_errors_end_the_loading_processes_too(error, status, tiny_data):
@@ -31,3 +44,55 @@ def test_errors_end_the_loading_processes_too(error, status, tiny_data):
     assert done.returncode == status
     assert "this is why" in done.stderr
     assert ("Traceback" in done.stderr) == (error == "KeyError"), "of our own mistakes, not of our users'"
+
+
+def test_a_program_ends_with_a_loader_at_hand(tiny_data):
+    done = subprocess.run(
+        [sys.executable, "-c", NOTEBOOK, tiny_data],
+        cwd=ROOT, env=ONE_THREAD, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (0, "1\n", "")
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_data, tmp_path_factory) -> Path:
+    """The folder of a run."""
+    flags = ["--dataroot", tiny_data, "--max_dataset_size", "1", "--no_html"]
+    return train(tmp_path_factory.mktemp("trained"), *flags)
+
+
+def assert_one_line(done: subprocess.CompletedProcess, name: str, flag: str, reason: str) -> None:
+    """A script ended with status 2 and a line that says why, and which flag chooses another place."""
+    assert done.returncode == 2
+    message = rf"{name}: error: Cannot write \S+ \({reason}.*\): make that possible, or choose another {flag}\.\n"
+    assert re.fullmatch(message, done.stderr), done.stderr
+
+
+@pytest.mark.parametrize("flags", [[], ["--continue_train"]], ids=["new", "going on"])
+def test_a_read_only_place_for_a_run(flags, trained, tiny_data, small_disk, tmp_path):
+    disk = small_disk("size=8m")
+    if flags:
+        shutil.copytree(trained, disk.folder / "run")
+    disk.remount("ro")
+    places = ["--checkpoints_dir", disk.folder, "--name", "run"]
+    done = script("train.py", *places, "--dataroot", tiny_data, *TINY, *flags, cwd=tmp_path)
+    assert_one_line(done, "train.py", "--checkpoints_dir", "Read-only file system")
+    if not flags:
+        done = script("train.py", *places, "--dataroot", tiny_data, *TINY, "--dry_run", cwd=tmp_path)
+        assert done.returncode == 2
+        assert f"--checkpoints_dir {disk.folder}: {disk.folder} cannot be written into" in done.stdout
+
+
+@pytest.mark.parametrize(("options", "reason"), [("ro", "Read-only file system"), ("size=16k", "No space left")])
+def test_a_place_for_results_that_takes_none(options, reason, trained, small_disk, tmp_path):
+    disk = small_disk(options)
+    places = ["--checkpoints_dir", trained.parent, "--name", "run", "--results_dir", disk.folder]
+    assert_one_line(script("test.py", *places, cwd=tmp_path), "test.py", "--results_dir", reason)
+
+
+def test_a_drive_that_is_gone(trained, tiny_data, tmp_path):
+    (tmp_path / "drive").symlink_to(tmp_path / "gone")
+    places = ["--checkpoints_dir", tmp_path / "drive", "--dataroot", tiny_data, *TINY]
+    assert_one_line(script("train.py", *places, cwd=tmp_path), "train.py", "--checkpoints_dir", "File exists")
+    places = ["--checkpoints_dir", trained.parent, "--name", "run", "--results_dir", tmp_path / "drive"]
+    assert_one_line(script("test.py", *places, cwd=tmp_path), "test.py", "--results_dir", "File exists")

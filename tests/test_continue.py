@@ -1,6 +1,7 @@
 """Runs that stop and go on: exactly, with the flags of the run, and never on top of another run."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import train as training
 from tests.test_cli import ONE_THREAD, ROOT, TINY, logged_losses, train
 from util.display.event_log import LogReader
 from util.display.events import Losses
+from util.saves import read_state
 
 
 def all_tensors(content) -> list[torch.Tensor]:
@@ -138,6 +140,78 @@ def test_a_run_gains_attention_by_continuing_as_another_model(tiny_data, tmp_pat
     assert all(torch.allclose(before[key], after[key], atol=1e-6) for key in before)
 
 
+def test_a_run_that_has_more_epochs_behind_it_is_left_alone(tiny_data, tmp_path, capsys):
+    run_dir = train(tmp_path, "--dataroot", tiny_data, "--max_dataset_size", "1", "--n_epochs", "3")
+    before = {path: path.read_bytes() for path in run_dir.rglob("*.*")}
+    places = ["--checkpoints_dir", str(tmp_path), "--name", "run", "--continue_train"]
+    assert training.main([*places, "--n_epochs", "2", "--n_epochs_decay", "0"]) == 0
+    shown = capsys.readouterr().out
+    assert "nothing left to do: 4 epochs are done, and --n_epochs 2 with --n_epochs_decay 0 asks for 2\n" in shown
+    assert {path: path.read_bytes() for path in run_dir.rglob("*.*")} == before
+    assert training.main(places) == 0
+    assert "all 4 epochs are done" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flags", [[], ["--dry_run"]])
+def test_a_run_to_go_on_with_is_looked_for_before_the_pictures(flags, tiny_data, tmp_path):
+    places = ["--checkpoints_dir", str(tmp_path), "--continue_train", "--dataroot", str(tmp_path / "missing"), *flags]
+    with pytest.raises(ValueError, match=r"^no run 'nope': --checkpoints_dir .* holds no runs; choose one by --name$"):
+        training.main([*places, "--name", "nope"])
+    train(tmp_path, "--dataroot", tiny_data, "--max_dataset_size", "1")
+    with pytest.raises(ValueError, match=r"^7_net_\*\.pth is not in .*run, which holds latest_net_D_A\.pth, .*--epoch"):
+        training.main([*places, "--name", "run", "--epoch", "7"])
+
+
+def test_a_run_that_is_started_anew_by_mistake_can_go_on(tiny_data, tmp_path, capsys):
+    flags = ["--dataroot", tiny_data, "--max_dataset_size", "2", "--ema_decay", "0.9"]
+    whole = train(tmp_path / "whole", *flags)
+    train(tmp_path, *flags, "--max_minutes", "0.00001")
+    run_dir = train(tmp_path, "--continue_train", "--max_minutes", "0.00001", *flags)
+    for _ in range(2):
+        train(tmp_path, *flags, "--seed", "1", "--max_minutes", "0.00001")
+    go_on = f"python train.py --name run --checkpoints_dir {tmp_path} --continue_train --epoch old"
+    assert f"run holds a run already, which this one replaces; to go on with it: {go_on}\n" in capsys.readouterr().out
+    assert training.main([*go_on.split()[2:], "--max_minutes", "0"]) == 0
+    assert "continuing run in epoch 2 after 2 images" in capsys.readouterr().out
+    assert_equal_checkpoints(whole, run_dir)
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_a_picture_that_cannot_be_read_costs_nothing(workers, tiny_data, tmp_path):
+    data = shutil.copytree(tiny_data, tmp_path / "data")
+    bad = data / "trainA" / "2.png"
+    bad.write_bytes(bad.read_bytes()[:100])
+    flags = ["--serial_batches", "--num_threads", workers]
+    with pytest.raises(ValueError, match=r"2\.png"):
+        train(tmp_path, "--dataroot", data, *flags)
+    assert torch.load(tmp_path / "run" / "latest_state.pth")["total_images"] == 2
+    shutil.copy(tiny_data / "trainA" / "2.png", bad)
+    run_dir = train(tmp_path, "--dataroot", data, *flags, "--continue_train")
+    assert_equal_checkpoints(train(tmp_path / "whole", "--dataroot", tiny_data, *flags), run_dir)
+
+
+def test_what_comes_after_the_epoch_to_go_on_with_is_set_aside(tiny_data, tmp_path):
+    flags = ["--dataroot", tiny_data, "--max_dataset_size", "1", "--save_epoch_freq", "1", "--n_epochs", "2"]
+    run_dir = train(tmp_path, *flags)
+    train(tmp_path, *flags, "--continue_train", "--epoch", "1", "--max_minutes", "0.00001")
+    assert [read_state(run_dir, label)["total_images"] for label in ("latest", "old")] == [2, 3]
+
+
+def test_weights_without_a_state_are_set_aside_too(tiny_data, tmp_path):
+    run_dir = train(tmp_path, "--dataroot", tiny_data, "--max_dataset_size", "1")
+    (run_dir / "latest_state.pth").unlink()
+    before = {path.name: path.read_bytes() for path in run_dir.glob("latest_*")}
+    train(tmp_path, "--dataroot", tiny_data, "--max_dataset_size", "1")
+    assert {path.name.replace("old", "latest"): path.read_bytes() for path in run_dir.glob("old_*")} == before
+
+
+def test_a_run_with_other_pictures_says_so(tiny_data, tmp_path, capsys):
+    train(tmp_path, "--dataroot", tiny_data, "--max_minutes", "0.00001")
+    flags = ["--continue_train", "--max_dataset_size", "3", "--override", "--max_minutes", "0.00001"]
+    train(tmp_path, "--dataroot", tiny_data, *flags)
+    assert "saved with 5 pictures, continued with 3: not exactly the same run any more" in capsys.readouterr().out
+
+
 def test_a_continued_run_obeys_new_flags(tiny_data, tmp_path, capsys):
     run_dir = train(tmp_path, "--dataroot", tiny_data, "--n_epochs_decay", "0")
     places = ["--checkpoints_dir", str(tmp_path), "--name", "run", "--continue_train"]
@@ -167,7 +241,7 @@ def test_a_refused_call_leaves_the_run_as_it_was(tiny_data, tmp_path):
 def test_averages_of_an_earlier_run_are_not_taken_for_this_one(tiny_data, tmp_path, capsys):
     train(tmp_path, "--dataroot", tiny_data, "--ema_decay", "0.9")
     run_dir = train(tmp_path, "--dataroot", tiny_data)
-    assert not list(run_dir.glob("*_ema.pth"))
+    assert not list(run_dir.glob("latest_*_ema.pth"))
     places = ["--checkpoints_dir", str(tmp_path), "--name", "run"]
     assert training.main([*places, "--continue_train", "--n_epochs", "2", "--ema_decay", "0.9", "--override"]) == 0
     assert testing.main([*places, "--results_dir", str(tmp_path / "results")]) == 0

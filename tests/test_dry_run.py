@@ -12,8 +12,10 @@ from PIL import Image
 import train as training
 from models.cycle_gan_model import CycleGANModel
 from tests.conftest import draw_shapes
-from tests.test_cli import TINY, script
+from tests.test_cli import ROOT, TINY, script
+from tests.test_distributed import started
 from util.dry_run import DryRun, duration, replaced
+from util.saves import temporary
 
 
 def dry_run(capsys, *flags, status=0):
@@ -141,16 +143,57 @@ def test_visdom_is_looked_for(tiny_data, capsys):
     assert "visdom: not reachable" in dry_run(capsys, *flags)
 
 
-def test_a_continued_run_is_checked_with_its_weights(tiny_data, tmp_path, capsys):
+@pytest.fixture
+def stopped_run(tiny_data, tmp_path):
+    """The flags that find a run which was stopped after one of its ten steps."""
     flags = ["--checkpoints_dir", str(tmp_path), "--name", "run"]
     assert training.main([*flags, *TINY, "--dataroot", str(tiny_data), "--max_minutes", "0.0001"]) == 0
-    files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-    assert training.main([*flags, "--dry_run", "--continue_train", "--display_id", "0"]) == 0
-    assert "continuing run" in capsys.readouterr().out
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == files
+    return [*flags, "--continue_train"]
+
+
+def times_of(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+def test_a_continued_run_is_checked_with_its_weights(stopped_run, tmp_path, capsys):
+    before = times_of(tmp_path)
+    assert training.main([*stopped_run, "--dry_run"]) == 0
+    output = capsys.readouterr().out
+    assert "continuing run in epoch 1 after 1 images, 1 of the 5 of this epoch\n" in output
+    assert "An epoch of 5 steps" in output and "; all 2 to do: " in output
+    assert "  --netG resnet_6blocks\n" in output, "of its options all that are no defaults"
+    assert times_of(tmp_path) == before
     (tmp_path / "run" / "latest_net_G_A.pth").write_bytes(b"damaged")
     with pytest.raises(ValueError, match=r"latest_net_G_A.pth in .* damaged or replaced"):
-        training.main([*flags, "--dry_run", "--continue_train", "--display_id", "0"])
+        training.main([*stopped_run, "--dry_run"])
+
+
+def test_a_save_that_was_cut_off_stays_as_it_is(stopped_run, tmp_path):
+    for path in (tmp_path / "run").glob("latest_*.pth"):
+        path.replace(temporary(path))
+    before = times_of(tmp_path)
+    assert training.main([*stopped_run, "--dry_run"]) == 0
+    assert times_of(tmp_path) == before
+
+
+def test_other_flags_of_a_continued_run_are_offered_with_override(stopped_run, tmp_path, capsys):
+    assert training.main(["--dry_run", *stopped_run, "--lr", "0.001", "--crop_size", "30"]) == 2
+    output = capsys.readouterr().out
+    assert "--lr 0.001 (so far 0.0002)" in output and "makes 32x32 pixels of 30x30" in output
+    flags = mended(output)
+    assert flags[:-5] == [*stopped_run, "--lr", "0.001"] and "--override" in flags and "28" in flags
+    assert training.main(["--dry_run", *flags]) == 0
+    assert capsys.readouterr().out.endswith("\nready\n")
+
+
+def test_more_epochs_are_offered_where_none_are_left(stopped_run, capsys):
+    assert training.main([*stopped_run, "--max_minutes", "0"]) == 0
+    assert training.main(["--dry_run", *stopped_run]) == 2
+    output = capsys.readouterr().out
+    assert "nothing left to do: 2 epochs are done, and --n_epochs 1 with --n_epochs_decay 1 asks for 2\n" in output
+    flags = mended(output)
+    assert flags == [*stopped_run, "--n_epochs", "2"]
+    assert training.main(["--dry_run", *flags]) == 0
 
 
 def test_a_command_is_parsed_once_until_it_is_mended():
@@ -183,11 +226,18 @@ def test_pictures_in_several_folders_are_named_by_what_they_share(tmp_path, caps
     assert f"{tmp_path / 'trainA'}: 2 of 2 pictures" in dry_run(capsys, *single)
 
 
-def test_several_processes_are_refused(tiny_data, monkeypatch):
-    for name, value in {"TORCHELASTIC_RUN_ID": "x", "RANK": "0", "WORLD_SIZE": "2"}.items():
-        monkeypatch.setenv(name, value)
-    with pytest.raises(ValueError, match=r"^--dry_run is for one process: leave torchrun out$"):
-        training.main(["--dry_run", *TINY, "--dataroot", str(tiny_data)])
+@pytest.mark.parametrize("flags", [[], ["--crop_size", "30"]], ids=["ready", "mended"])
+def test_of_several_processes_the_first_looks(flags, tiny_data, tmp_path):
+    command = [ROOT / "train.py", "--dry_run", "--dataroot", tiny_data, *TINY, "--batch_size", "2", *flags]
+    with started(*command, "--checkpoints_dir", tmp_path) as process:
+        output, _ = process.communicate(timeout=240)
+    assert "An epoch of 2 steps" in output, output
+    if flags:
+        assert "  torchrun --nproc_per_node=2 train.py --dataroot" in output
+    else:
+        assert process.returncode == 0
+        assert output.count("One step of 2 pictures") == output.splitlines().count("ready") == 1
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_flags_are_replaced_with_their_values():

@@ -4,8 +4,8 @@ import multiprocessing
 import os
 import random
 import resource
+import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -80,19 +80,18 @@ def test_a_save_that_is_killed_anywhere_leaves_the_old_one_or_the_new_one(tmp_pa
         if process.exitcode == 0:
             break
         assert process.exitcode == -signal.SIGKILL, (tmp_path / "log.txt").read_text()
-        testing, continuing = (model_with(0.0, "netG_A", "netG_B", "netD") for _ in range(2))
-        assert load_networks(testing, run_dir, "latest")
+        model, left = model_with(0.0, "netG_A", "netG_B", "netD"), sorted(run_dir.iterdir())
         state = read_state(run_dir, "latest")
-        assert load_networks(continuing, run_dir, "latest")
+        assert load_networks(model, run_dir, "latest")
         assert state
-        for model in (testing, continuing):
-            assert {value.item() for weight in model.parameters() for value in weight.flatten()} == {state["value"]}
-        assert set(whole_save(run_dir, "latest").values()) <= set(run_dir.glob("*.pth"))
+        assert {value.item() for weight in model.parameters() for value in weight.flatten()} == {state["value"]}
+        assert sorted(run_dir.iterdir()) == left, "reading changes nothing"
         averages = find_weights(run_dir, "latest", ["G_A_ema", "G_A"])
-        assert averages.name == ("latest_net_G_A_ema.pth" if state["value"] == 1 else "latest_net_G_A.pth")
+        assert ("G_A_ema" in averages.name) == (state["value"] == 1)
+        save_checkpoint(model, run_dir, "latest", {"value": 3.0})
+        assert set(whole_save(run_dir, "latest").values()) == set(run_dir.glob("*.pth")) == set(run_dir.iterdir())
         found.append(state["value"])
     assert found == sorted(found) and {1.0, 2.0} == set(found) and len(found) >= 9
-    assert not list(run_dir.glob("*.tmp"))
 
 
 def test_files_of_two_saves_are_not_taken_for_one(tmp_path):
@@ -115,7 +114,7 @@ def test_weights_that_are_not_finite_leave_the_old_save_and_nothing_else(tmp_pat
     assert read_state(tmp_path, "latest")["value"] == 1
 
 
-def test_a_process_reads_the_state_while_the_first_gives_files_their_names(tmp_path, monkeypatch):
+def test_the_state_is_read_while_a_run_gives_files_their_names(tmp_path, monkeypatch):
     save_checkpoint(model_with(1.0, "netG"), tmp_path, "latest", {"value": 1.0})
     for path in list(tmp_path.iterdir()):
         path.replace(temporary(path))
@@ -127,8 +126,6 @@ def test_a_process_reads_the_state_while_the_first_gives_files_their_names(tmp_p
             path.replace(path.with_suffix(""))
         return found
 
-    for name in ("TORCHELASTIC_RUN_ID", "RANK"):
-        monkeypatch.setenv(name, "1")
     monkeypatch.setattr("util.saves.whole_save", look)
     assert read_state(tmp_path, "latest")["value"] == 1
 
@@ -205,6 +202,25 @@ def test_a_run_killed_at_random_moments_ends_like_one_that_was_not(kills, flags,
     compare_with_killed(tmp_path, ["--dataroot", str(data), *flags.split()], kills=kills, seed=kills, epochs=6)
 
 
+def test_a_run_is_trained_by_one_process_at_a_time(tiny_data, tmp_path):
+    flags = ["--dataroot", str(tiny_data), "--n_epochs", "1000", "--save_latest_freq", "1", "--no_html"]
+    places = ["--checkpoints_dir", str(tmp_path), "--name", "run"]
+    process = start(training.main, tmp_path / "log.txt", [*places, *TINY, *flags, "--num_threads", "1"])
+    run_dir = tmp_path / "run"
+    while process.is_alive() and not (run_dir / "loss_log.txt").exists():
+        time.sleep(0.01)
+    for second in ([*places, "--continue_train"], [*places, *TINY, *flags]):
+        with pytest.raises(ValueError, match=rf"^another process is training {run_dir}"):
+            training.main(second)
+    seen = len(logged_losses(run_dir))
+    while process.is_alive() and len(logged_losses(run_dir)) < seen + 3:
+        time.sleep(0.01)
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL, (tmp_path / "log.txt").read_text()
+    assert training.main([*places, "--continue_train", "--max_minutes", "0.0001"]) == 0, "nothing has to be removed"
+
+
 # ---- full disks
 
 
@@ -243,16 +259,20 @@ def test_a_file_that_cannot_be_written_in_full(whole_run, tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-def test_a_full_disk(whole_run, tmp_path):
+def test_a_full_disk(whole_run, small_disk):
     whole, flags = whole_run
-    folder = tmp_path / "disk"
-    folder.mkdir()
     size = sum(path.stat().st_size for path in whole.glob("latest_*"))
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
-    if subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("mounting a small disk takes root")
-    try:
-        grow = ["mount", "-o", f"remount,size={3 * size}", str(folder)]
-        assert_a_full_disk_costs_nothing(folder, whole, flags, lambda: subprocess.run(grow, check=True))
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
+    disk = small_disk(f"size={size}")
+    assert_a_full_disk_costs_nothing(disk.folder, whole, flags, lambda: disk.remount(f"size={3 * size}"))
+
+
+def test_a_full_disk_spares_an_earlier_run_of_the_name(whole_run, small_disk):
+    whole, flags = whole_run
+    size = sum(path.stat().st_size for path in whole.glob("*.*"))
+    disk = small_disk(f"size={size + 2**17}")
+    run_dir = shutil.copytree(whole, disk.folder / "run")
+    before = {path.name: path.read_bytes() for path in run_dir.iterdir()}
+    with pytest.raises(OSError, match=r"the save before is as it was"):
+        train(disk.folder, *flags, "--ngf", "16")
+    after = {name: (run_dir / name).read_bytes() for name in before}
+    assert after == before, "also the options of the old weights"

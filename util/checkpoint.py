@@ -73,18 +73,22 @@ def differences(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -
 def find_weights(run_dir: Path, label: str, networks: Sequence[str]) -> Path:
     """The first of `{label}_net_{network}.pth` that is in run_dir. ValueError, listing the files there, if none is."""
     paths = [run_dir / WEIGHTS.format(label=label, network=network) for network in networks]
-    # a save that was cut off while its files were renamed
-    unnamed = whole_save(run_dir, label) if temporary(run_dir / STATE.format(label=label)).is_file() else {}
+    # Of a save that was cut off while its files were renamed, none else count: others are of the save before.
+    cut_off = whole_save(run_dir, label) if temporary(run_dir / STATE.format(label=label)).is_file() else {}
     for path in paths:
-        if path.name in unnamed or path.is_file():
-            return unnamed.get(path.name, path)
-    wanted = " or ".join(path.name for path in paths)
+        if path.name in cut_off or (not cut_off and path.is_file()):
+            return cut_off.get(path.name, path)
+    raise no_weights(run_dir, " or ".join(path.name for path in paths))
+
+
+def no_weights(run_dir: Path, wanted: str) -> ValueError:
+    """The error for weights that are not in run_dir, with what there is instead."""
     if not run_dir.is_dir():
         runs = sorted(path.name for path in run_dir.parent.glob("*/") if path.is_dir())
         there = f"--checkpoints_dir {run_dir.parent} holds {', '.join(runs) or 'no runs'}"
-        raise ValueError(f"no run {run_dir.name!r}: {there}; choose one by --name")
+        return ValueError(f"no run {run_dir.name!r}: {there}; choose one by --name")
     found = ", ".join(sorted(path.name for path in run_dir.glob("*_net_*.pth"))) or "no weights"
-    raise ValueError(f"{wanted} is not in {run_dir}, which holds {found}: look at --name, --epoch and --model_suffix")
+    return ValueError(f"{wanted} is not in {run_dir}, which holds {found}: look at --name, --epoch and --model_suffix")
 
 
 def load_networks(model: nn.Module, run_dir: Path, label: str) -> bool:

@@ -1,7 +1,6 @@
 """How the scripts meet their users' mistakes, and disks that are full or cannot be written."""
 
 import contextlib
-import gc
 import io
 import os
 import signal
@@ -11,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from util import distributed
+from util.interrupt import Output
 
 
 def run_command(main: Callable[[], int]) -> int:
@@ -18,8 +18,8 @@ def run_command(main: Callable[[], int]) -> int:
 
     With --verbose the traceback is shown. Of several processes only the first prints, but each its own errors.
     """
-    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files need not be text
-        sys.stdout.reconfigure(errors="backslashreplace")
+    if isinstance(sys.stdout, io.TextIOWrapper) and isinstance(sys.stderr, io.TextIOWrapper):
+        sys.stdout, sys.stderr = Output.like(sys.stdout), Output.like(sys.stderr)
     who = Path(sys.argv[0]).name + (f" (process {distributed.rank()})" if distributed.count() > 1 else "")
     try:
         with contextlib.ExitStack() as stack:
@@ -37,8 +37,6 @@ def run_command(main: Callable[[], int]) -> int:
     except Exception:  # a mistake of ours: shown in full
         traceback.print_exc()
         status = 1
-    # An error holds the frames it came through, and so the loader, whose processes ignore SIGTERM and would outlive us.
-    gc.collect()
     return status
 
 

@@ -42,8 +42,18 @@ def is_main() -> bool:
     return rank() == 0
 
 
+def launcher() -> str:
+    """What to type before the name of a script to start as many processes as there are."""
+    if count() == 1:
+        return "python"
+    machines = f"--nnodes={count() // local_count()} " if count() > local_count() else ""
+    return f"torchrun {machines}--nproc_per_node={local_count()}"
+
+
 def setup(device: torch.device) -> None:
     """Wait for all processes and connect them: tensors on GPUs by nccl, others by gloo.
+
+    What process 0 has done before, the others see.
 
     Raises:
         ConnectionError: they do not come together.
@@ -57,6 +67,12 @@ def setup(device: torch.device) -> None:
         torch.cuda.set_device(device)
     with _together():
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+
+
+def setup_alone() -> None:
+    """Let this process try what is meant for all: sums over them are its own."""
+    if count() > 1:
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
 
 
 def shutdown() -> None:

@@ -6,9 +6,9 @@ import shlex
 import shutil
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import torch
@@ -19,29 +19,35 @@ from data.image_folder import DataError, list_images, nearest_folder, tree
 from models import create_model
 from models.base_model import BaseModel
 from options.base_options import Options
+from options.train_options import nothing_left
 from util import distributed
 from util.device import peak_memory, pick_device
 
 T = TypeVar("T")
 Parse = Callable[[list[str]], Options]
+Resume = Callable[[Options, BaseModel, int], Mapping[str, Any]]
 STRIDES = (4, 8, 16, 32, 64, 128, 256, 512)
 
 
-def dry_run(argv: Sequence[str], parse: Parse, resume: Callable[[Options, BaseModel], object]) -> int:
+def dry_run(argv: Sequence[str], parse: Parse, resume: Resume) -> int:
     """Check what `argv` asks train.py for, and print what is found, ending with "ready" or with a mended command.
+
+    Of several processes the first does so. Its step leaves out what it takes to add up over all.
 
     Args:
         parse: makes options of a command line.
-        resume: loads into a model what it starts from; raises ValueError.
+        resume: loads into a model, for so many pictures, what it starts from, and returns that position; raises
+            ValueError.
 
     Returns:
         The exit status: 0 if training would start, 2 if not.
 
     Raises:
-        ValueError: there are several processes, or the command line is wrong.
+        ValueError: the command line is wrong.
     """
-    if distributed.count() > 1:
-        raise ValueError("--dry_run is for one process: leave torchrun out")
+    if not distributed.is_main():
+        return 0
+    distributed.setup_alone()
     run = DryRun(argv, parse)
     print("Options that differ from their defaults:")
     for flag, value in run.opt.changed().items():
@@ -54,6 +60,7 @@ def dry_run(argv: Sequence[str], parse: Parse, resume: Callable[[Options, BaseMo
         if model is not None:
             run.attempt(lambda opt: report_disk(opt, model))
     report_visdom(run.opt)
+    distributed.shutdown()
     return run.verdict()
 
 
@@ -70,10 +77,17 @@ class DryRun:
 
     def __init__(self, argv: Sequence[str], parse: Parse):
         self.command = [word for word in argv if word != "--dry_run"]
-        self.parse, self.opt = parse, parse(self.command)
+        self.parse = parse
+        self.opt: Options
         self.problems: list[str] = []
         self.mended = True
         self.loader: EpochLoader | None = None  # for the command as it stands
+        try:
+            self.opt = parse(self.command)
+        except ValueError as error:
+            self.add(str(error), getattr(error, "mend", ()))
+            if not self.mended:
+                raise
 
     def load(self, opt: Options) -> EpochLoader:
         """The data that the command names, looked through once."""
@@ -99,9 +113,13 @@ class DryRun:
             return
         try:
             self.opt = self.parse(command)
-        except ValueError as error:  # a run that goes on may not take the flags that mend it
-            self.problems.append(str(error))
-            self.mended = False
+        except ValueError as error:  # a run that goes on may not take the flags that mend it, or only with another
+            more = [flag for flag in getattr(error, "mend", ()) if flag not in mend]
+            if more:
+                self.add(str(error), [*mend, *more])
+            else:
+                self.problems.append(str(error))
+                self.mended = False
             return
         self.command, self.loader = command, None
 
@@ -111,7 +129,7 @@ class DryRun:
             print("ready")
             return 0
         print("\n".join(["Not ready:", *(f"  {problem}" for problem in self.problems)]))
-        command = f"python train.py {shlex.join(self.command)}"
+        command = f"{distributed.launcher()} train.py {shlex.join(self.command)}"
         print(f"The mended command:\n  {command}" if self.mended else "No flag mends this.")
         return 2
 
@@ -129,8 +147,8 @@ def replaced(command: Sequence[str], flags: Sequence[str]) -> list[str]:
     return [*kept, *flags]
 
 
-def measure(opt: Options, loader: EpochLoader, resume: Callable[[Options, BaseModel], object]) -> BaseModel:
-    """Build the model as train.py does, run two steps on the first batch, print what the second takes.
+def measure(opt: Options, loader: EpochLoader, resume: Resume) -> BaseModel:
+    """Build the model as train.py does, run two steps on the next batch, print what the second takes.
 
     Raises:
         ValueError: the networks do not take the pictures, memory does not suffice, or a loss is not finite.
@@ -140,8 +158,12 @@ def measure(opt: Options, loader: EpochLoader, resume: Callable[[Options, BaseMo
     model = create_model(opt).to(device)
     model.prepare_training(opt)
     check_sizes(opt, model, loader)
-    resume(opt, model)
-    loader.sampler.set_epoch(1)
+    start = resume(opt, model, len(loader.dataset))
+    epochs = opt.n_epochs + opt.n_epochs_decay - start["epoch"] + 1
+    if epochs < 1:
+        more = ["--n_epochs", str(start["epoch"] - opt.n_epochs_decay)]
+        raise DataError(nothing_left(opt, start["epoch"] - 1), mend=more)
+    loader.sampler.set_epoch(start["epoch"], skip=start["epoch_images"])
     batch = next(iter(loader))
     try:
         for _ in range(2):  # the first one also allocates and chooses kernels
@@ -160,11 +182,11 @@ def measure(opt: Options, loader: EpochLoader, resume: Callable[[Options, BaseMo
         ) from error
     if bad := [name for name, value in values.items() if not math.isfinite(value)]:
         raise ValueError(f"{', '.join(bad)}: not finite in the second step: lower --lr")
-    steps = math.ceil(len(loader.dataset) / opt.batch_size)
-    epochs = opt.n_epochs + opt.n_epochs_decay - opt.epoch_count + 1
+    steps = math.ceil(len(loader.dataset) / loader.sampler.step_size(0))
+    left = epochs * steps - start["epoch_images"] // loader.sampler.step_size(0)
     print(
         f"{model.summary()}\nOne step of {len(batch['A'])} pictures: {seconds:.2f} s, {memory_taken(device)}. "
-        f"An epoch of {steps} steps: {duration(steps * seconds)}; all {epochs}: {duration(epochs * steps * seconds)}."
+        f"An epoch of {steps} steps: {duration(steps * seconds)}; all {epochs} to do: {duration(left * seconds)}."
     )
     return model
 

@@ -1,18 +1,34 @@
 """Losses that are no numbers any more, noticed before anything of them is saved."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+
+from util import distributed
 
 
 class NotFiniteError(ValueError):
     """A loss or a weight is nan or infinite."""
 
 
+@contextmanager
+def agreed() -> Iterator[None]:
+    """Of several processes that leave this context, all raise NotFiniteError if one does."""
+    here = ""
+    try:
+        yield
+    except NotFiniteError as error:
+        here = str(error)
+    if distributed.largest(bool(here)):
+        everywhere = [text for text in distributed.gather(here) if text]  # empty but in process 0
+        raise NotFiniteError("; ".join(everywhere) or here or "something in another process is not finite")
+
+
 class LossGuard:
-    """Raises NotFiniteError for a step whose losses are not all finite.
+    """Raises NotFiniteError for a step whose losses are not all finite, of several processes in all at once.
 
     On a CPU it does so at once. A GPU is not waited for: its losses are copied in the background and looked at in the
     next step, or by `settle`, which comes before a save.
@@ -42,5 +58,6 @@ class LossGuard:
         if copied:
             copied.synchronize()
         numbers = zip(names, values.tolist(), strict=True)
-        if found := [f"{name} is {value}" for name, value in numbers if not math.isfinite(value)]:
-            raise NotFiniteError(f"{', '.join(found)} in the step on {', '.join(files)}")
+        with agreed():
+            if found := [f"{name} is {value}" for name, value in numbers if not math.isfinite(value)]:
+                raise NotFiniteError(f"{', '.join(found)} in the step on {', '.join(files)}")

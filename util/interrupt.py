@@ -1,26 +1,78 @@
-"""Ctrl-C and SIGTERM as requests that are granted between two steps."""
+"""Ctrl-C, SIGTERM and closed terminals as requests that are granted between two steps; output that nobody reads."""
 
+import errno
+import io
+import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+ONE_REQUEST = 2.0  # seconds; schedulers signal all processes of a job, and torchrun passes on to its own what it gets
+
 
 @contextmanager
 def stop_requests() -> Iterator[list[int]]:
-    """Inside, a first SIGINT or SIGTERM breaks nothing off: its number goes into the list. A second acts as ever."""
+    """Inside, a first SIGINT, SIGTERM or SIGHUP breaks nothing off: its number goes into the list.
+
+    A later one acts as ever, unless it follows so closely that it is the same request. What is ignored (by nohup)
+    stays so.
+    """
     received: list[int] = []
-    before: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before: dict[int, Any] = {number: signal.getsignal(number) for number in SIGNALS}
+    since = 0.0
 
     def receive(number: int, frame: object) -> None:
-        received.append(number)
-        print(f"\n{signal.Signals(number).name}: finishing this step and saving", flush=True)
-        signal.signal(number, before[number])
+        nonlocal since
+        if not received:
+            since = time.monotonic()
+            received.append(number)
+            print(f"\n{signal.Signals(number).name}: finishing this step and saving", flush=True)
+        elif time.monotonic() - since > ONE_REQUEST:
+            signal.signal(number, before[number])
+            signal.raise_signal(number)
 
-    for number in before:
-        signal.signal(number, receive)
+    for number, handler in before.items():
+        if handler != signal.SIG_IGN:
+            signal.signal(number, receive)
     try:
         yield received
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+class Output(io.TextIOWrapper):
+    """A stream that drops what nobody can read: a run outlives its terminal, and the `| tee` that Ctrl-C ends first."""
+
+    @classmethod
+    def like(cls, stream: io.TextIOWrapper) -> "Output":
+        """Writes where `stream` does, also what is no text, such as some names of files."""
+        return cls(
+            stream.buffer, encoding=stream.encoding, errors="backslashreplace",
+            line_buffering=stream.line_buffering, write_through=stream.write_through,
+        )  # fmt: skip
+
+    def write(self, text: str, /) -> int:
+        """Write `text`, if its reader is there."""
+        with self._reader_may_be_gone():
+            super().write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush, if the reader is there."""
+        with self._reader_may_be_gone():
+            super().flush()
+
+    @contextmanager
+    def _reader_may_be_gone(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EIO):
+                raise
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.fileno())  # the interpreter flushes at its end what is left in the stream
+            os.close(nowhere)

@@ -1,20 +1,49 @@
 """The saves of a run: files that belong together, found whole whenever the process that wrote them was killed."""
 
+import errno
 import hashlib
 import io
 import os
-from collections.abc import Mapping
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from util import distributed
 from util.finite import NotFiniteError
 
 WEIGHTS = "{label}_net_{network}.pth"
 STATE = "{label}_state.pth"
+LOCK = "train.lock"
+OLD = "old"  # label of the last save of a run that another one of its name has replaced
+
+
+@contextmanager
+def sole_writer(run_dir: Path) -> Iterator[None]:
+    """Inside, no other process can be so too: two that trained one run would mix their saves.
+
+    It may be entered again in the same process. A process that is killed leaves nothing behind that locks others out.
+
+    Raises:
+        ValueError: another process is inside.
+        OSError: the folder is missing or cannot be written into.
+    """
+    with (run_dir / LOCK).open("a") as file:
+        if sys.platform != "win32":
+            import fcntl
+
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # which loading processes, forks of this one, lack
+            except OSError as error:
+                if error.errno in (errno.EACCES, errno.EAGAIN):
+                    message = f"another process is training {run_dir}: let it end, or choose another --name"
+                    raise ValueError(message) from error
+                print(f"files in {run_dir} cannot be locked ({error}): take care to train this run once only")
+        yield
 
 
 def save_checkpoint(model: nn.Module, run_dir: Path, label: str, state: dict[str, Any]) -> None:
@@ -74,7 +103,7 @@ def whole_save(run_dir: Path, label: str) -> dict[str, Path]:
     state = run_dir / STATE.format(label=label)
     for path in (temporary(state), state):
         try:
-            digests = read_file(path).get("files", {})
+            digests = _digests(read_file(path), label)
         except ValueError:  # missing, or cut off in the middle of writing
             continue
         files = {
@@ -94,24 +123,51 @@ def finish_save(run_dir: Path, label: str) -> None:
         _rename(run_dir, label, whole_save(run_dir, label))
 
 
+def set_aside(run_dir: Path) -> None:
+    """Keep the last save in run_dir as `old`, before a new run of this name replaces it.
+
+    Not if it is of the very start of a run, or the `old` one has seen more images: who starts a run anew by mistake may
+    do so twice.
+    """
+    images = {}
+    for label in ("latest", OLD):
+        files = whole_save(run_dir, label)
+        state = files.get(STATE.format(label=label))
+        images[label] = read_file(state).get("total_images", 0) if state else -1
+    files = whole_save(run_dir, "latest") or {path.name: path for path in run_dir.glob("latest_net_*.pth")}
+    if not files or images["latest"] == 0 or images[OLD] > images["latest"]:
+        return
+    for path in run_dir.glob(f"{OLD}_*.pth*"):
+        path.unlink()
+    for name, path in files.items():  # the state last
+        _link(path, run_dir / f"{OLD}{name.removeprefix('latest')}")
+
+
+def _link(path: Path, to: Path) -> None:
+    """Let a file have another name too, or where that is not possible, a copy."""
+    try:
+        to.hardlink_to(path)
+    except OSError:
+        shutil.copyfile(path, to)
+
+
 def read_state(run_dir: Path, label: str) -> dict[str, Any] | None:
-    """The state of the newest whole save, whose files get their names if that was left undone; None if none was saved.
+    """The state of the newest whole save; None if none was saved. It changes no file: the next save does that.
 
     Raises:
         ValueError: the state is damaged, or the weights beside it are not those that it was saved with.
     """
     path = run_dir / STATE.format(label=label)
-    if distributed.is_main():
-        finish_save(run_dir, label)
     files = whole_save(run_dir, label)
     try:
         state = read_file(files.get(path.name, path))
     except ValueError:
         if not path.is_file():
             return None
-        state = read_file(path)  # by now: process 0 gives files their names while others read them
+        state = read_file(path)  # by now: a run that goes on may give its files their names while others read them
     if not files:
-        changed = [name for name, digest in state["files"].items() if not _has_digest(run_dir / name, digest)]
+        digests = _digests(state, label)
+        changed = [name for name, digest in digests.items() if not _has_digest(run_dir / name, digest)]
         raise ValueError(
             f"{', '.join(changed)} in {run_dir} is not what {path.name} was saved with, but damaged or replaced: "
             f"choose another save by --epoch, or remove {path.name} to go on with the weights alone"
@@ -150,11 +206,17 @@ def _rename(run_dir: Path, label: str, files: Mapping[str, Path]) -> None:
         place.replace(run_dir / name)
 
 
+def _digests(state: Mapping[str, Any], label: str) -> dict[str, str]:
+    """What `state` lists, under the names that the files have where the save is called `label` by now."""
+    files = state.get("files", {})
+    return {f"{label}_net_{name.partition('_net_')[2]}": digest for name, digest in files.items()}
+
+
 def _has_digest(path: Path, digest: str) -> bool:
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest() == digest
-    except (FileNotFoundError, IsADirectoryError):  # asking first would not do: process 0 may rename it in between
+    except (FileNotFoundError, IsADirectoryError):  # asking first would not do: it may be renamed in between
         return False
 
 
