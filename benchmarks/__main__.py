@@ -38,7 +38,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7, help="steps of each side; a row takes some minutes at 256 px")
     parser.add_argument("--only", default="", metavar="TEXT", help="only the rows whose name holds this")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks"), help="folder of results.json and results.md")
+    parser.add_argument("--out", type=Path, default=Path("results/benchmarks"), help="folder of results.json and results.md")
     args = parser.parse_args()
     rows = [row for row in ROWS if args.only in row.name]
     if not rows:
