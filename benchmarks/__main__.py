@@ -38,26 +38,33 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7, help="steps of each side; a row takes some minutes at 256 px")
     parser.add_argument("--only", default="", metavar="TEXT", help="only the rows whose name holds this")
-    parser.add_argument("--out", type=Path, default=Path("results/benchmarks"), help="folder of results.json and results.md")
+    parser.add_argument(
+        "--out", type=Path, default=Path("results/benchmarks"), help="folder of results.json and results.md"
+    )
     args = parser.parse_args()
     rows = [row for row in ROWS if args.only in row.name]
     if not rows:
         parser.error(f"--only {args.only}: the rows are {', '.join(row.name for row in ROWS)}")
     peaks = {precision: Peak(precision, args.rounds) for precision in ("fp32", "bf16")}
-    results = []
+    args.out.mkdir(parents=True, exist_ok=True)
+    results: list[Result] = []
     for row in tqdm(rows, unit="row", disable=None):
         results.append(Result(row.name, row.aim, row.measure(args.rounds, peaks)))
         tqdm.write(" | ".join(results[-1].cells()))
-    report: dict[str, Any] = {
-        "machine": machine(),
-        "peaks": {name: peak.rate for name, peak in peaks.items() if peak.measured},
-        "rows": [{"name": result.name, "aim": result.aim, **vars(result.figure)} for result in results],
-    }
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "results.json").write_text(json.dumps(report, indent=2) + "\n")
-    (args.out / "results.md").write_text(table(results, report))
+        write(args.out, results, {name: peak.rate for name, peak in peaks.items() if peak.measured})
     print(f"written to {args.out / 'results.md'} and results.json")
     return 0
+
+
+def write(folder: Path, results: list[Result], peaks: dict[str, float]) -> None:
+    """results.json and results.md; `peaks` are in FLOP/s."""
+    report = {
+        "machine": machine(),
+        "peaks": peaks,
+        "rows": [{"name": result.name, "aim": result.aim, **vars(result.figure)} for result in results],
+    }
+    (folder / "results.json").write_text(json.dumps(report, indent=2) + "\n")
+    (folder / "results.md").write_text(table(results, report))
 
 
 def machine() -> dict[str, Any]:
