@@ -72,7 +72,7 @@ def inspect_file(path: Path, check: Check) -> Inspection:
         flat = image.getcolors(1) is not None
         pixels = image.tobytes()
     size = size_of(image)
-    pixel_digest = digest(f"{type(image).__name__} {size} ".encode() + pixels)
+    pixel_digest = digest(f"{size} ".encode() + pixels)
     return Inspection(path=path, kind=kind, size=size, flat=flat, file_digest=file_digest, pixel_digest=pixel_digest)
 
 

@@ -4,6 +4,7 @@ import os
 import random
 import runpy
 import shutil
+import signal
 import subprocess
 from contextlib import closing
 from dataclasses import dataclass
@@ -19,6 +20,9 @@ from tests.browser import Browser  # noqa: E402
 
 # datasets/ is a folder of scripts and pictures, no package
 COMBINE = runpy.run_path(str(Path(__file__).parent.parent / "datasets" / "combine_A_and_B.py"))
+
+# a shell that runs the tests in the background has them, and the scripts they start, ignore Ctrl-C
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 torch.set_num_threads(1)  # tiny networks run faster so, and two test processes do not slow each other down
 

@@ -119,6 +119,7 @@ def test_mistakes(tiny_data, tmp_path, capsys):
     (tmp_path / "run").mkdir()
     with pytest.raises(ValueError, match="the new run would overwrite it"):
         train(tmp_path, "--dataroot", tiny_data, "--init_from", "run")
+    (tmp_path / "run" / "latest_net_G_A.pth").touch()
     with pytest.raises(SystemExit):
         train(tmp_path, "--dataroot", tiny_data, "--init_from", "run", "--continue_train")
     assert "leave one of them out" in capsys.readouterr().err
