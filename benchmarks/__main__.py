@@ -37,14 +37,14 @@ def main() -> int:
     """Measure the rows that are asked for and write the table. Returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7, help="steps of each side; a row takes some minutes at 256 px")
-    parser.add_argument("--only", default="", metavar="TEXT", help="only the rows whose name holds this")
+    parser.add_argument("--only", nargs="+", metavar="TEXT", help="only the rows whose name holds one of these")
     parser.add_argument(
         "--out", type=Path, default=Path("results/benchmarks"), help="folder of results.json and results.md"
     )
     args = parser.parse_args()
-    rows = [row for row in ROWS if args.only in row.name]
+    rows = [row for row in ROWS if not args.only or any(text in row.name for text in args.only)]
     if not rows:
-        parser.error(f"--only {args.only}: the rows are {', '.join(row.name for row in ROWS)}")
+        parser.error(f"--only {' '.join(args.only)}: the rows are {', '.join(row.name for row in ROWS)}")
     peaks = {precision: Peak(precision, args.rounds) for precision in ("fp32", "bf16")}
     args.out.mkdir(parents=True, exist_ok=True)
     results: list[Result] = []
