@@ -8,7 +8,7 @@ from dominate import tags as h
 from torch import Tensor
 
 from util.attention import AttentionMap
-from util.images import PixelFormat, save_image, save_result
+from util.images import COMPRESSION, PixelFormat, save_image, save_result
 from util.page import (
     SMALL,
     Card,
@@ -84,7 +84,7 @@ class ResultsPage:
         for domain, block in {source(block.over): block for block in reversed(attention)}.items():
             label = f"attention_{block.network}"
             path = f"images/{stem}_{label}.png"
-            block.picture(images[block.over]).save(self.folder / path)
+            block.picture(images[block.over]).save(self.folder / path, compress_level=COMPRESSION)
             card.add_figure(domain, label, path, f"where {block.network} looks")
         if attention:
             card.attention = f"images/{stem}_attention.js"

@@ -10,6 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+COMPRESSION = 1  # of PNG: a quarter of the time that Pillow's default takes, for a tenth more bytes
+
 
 @dataclass(frozen=True)
 class PixelFormat:
@@ -90,7 +92,7 @@ def save_image(tensor: Tensor, path: str | Path, fmt: PixelFormat | None = None)
     path.parent.mkdir(parents=True, exist_ok=True)
     suffix = path.suffix.lower()
     if fmt is None or (is_viewable(tensor, fmt) and suffix != ".npy"):
-        to_image(tensor).save(path)
+        to_image(tensor).save(path, compress_level=COMPRESSION)
         return
     array = fmt.to_array(tensor[0] if tensor.ndim == 4 else tensor)
     if suffix == ".npy":
@@ -100,7 +102,7 @@ def save_image(tensor: Tensor, path: str | Path, fmt: PixelFormat | None = None)
     elif suffix in (".tif", ".tiff"):
         tifffile.imwrite(path, array, photometric="rgb" if array.ndim == 3 else "minisblack", metadata=None)
     elif suffix == ".png" and array.ndim == 2 and fmt.dtype == "uint16":
-        Image.fromarray(array).save(path)
+        Image.fromarray(array).save(path, compress_level=COMPRESSION)
     else:
         channels = 1 if array.ndim == 2 else array.shape[2]
         raise ValueError(f"{path}: {suffix or 'this'} cannot hold {channels} channels of {fmt.dtype}: use .tif or .npy")
