@@ -21,8 +21,9 @@ from tests.browser import Browser  # noqa: E402
 # datasets/ is a folder of scripts and pictures, no package
 COMBINE = runpy.run_path(str(Path(__file__).parent.parent / "datasets" / "combine_A_and_B.py"))
 
-# a shell that runs the tests in the background has them, and the scripts they start, ignore Ctrl-C
+# in the background of a shell, and under nohup, the tests and the scripts they start would ignore these
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 torch.set_num_threads(1)  # tiny networks run faster so, and two test processes do not slow each other down
 
