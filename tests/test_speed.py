@@ -13,7 +13,7 @@ import train
 from models import networks
 from models.compiling import PAYS_AFTER, compile_networks
 from models.networks import attention
-from models.networks.layers import ReflectionPad2d, run_together, spectral_normalise
+from models.networks.layers import NarrowConv2d, ReflectionPad2d, run_together, spectral_normalise
 from models.networks.resnet import ResidualBlock
 from options.train_options import TrainOptions
 from tests.test_models import random_batch, training_model
@@ -59,6 +59,16 @@ def test_the_softmax_of_attention_is_in_float32_under_autocast():
     with torch.autocast("cpu", torch.bfloat16):
         _, weights = block(torch.randn(1, 8, 4, 4), return_attention=True)
     assert weights.dtype == torch.float32
+
+
+@pytest.mark.parametrize("kernel", [7, (3, 5)])
+def test_a_narrow_convolution_is_a_convolution(kernel):
+    layer, x = NarrowConv2d(4, 3, kernel).double(), torch.randn(2, 4, 9, 12, dtype=torch.float64, requires_grad=True)
+    results = []
+    for made in (layer(x), nn.Conv2d.forward(layer, x)):
+        results.append([made, *torch.autograd.grad(made.sin().sum(), [x, *layer.parameters()])])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
 def test_padding_keeps_half_precision():

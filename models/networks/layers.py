@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.utils import parametrizations, parametrize
 
 from util import distributed
@@ -51,6 +52,25 @@ class ReflectionPad2d(nn.ReflectionPad2d):
         """(B, C, H, W) -> (B, C, H + top + bottom, W + left + right)."""
         with no_autocast(input):
             return super().forward(input)
+
+
+class NarrowConv2d(nn.Conv2d):
+    """PyTorch's own without padding or stride, for few output channels, such as colours: faster on CPUs.
+
+    Convolutions there work on 16 output channels at a time. So every column of the kernel becomes an output channel of a
+    kernel of one column, and the pictures of these are added up, each one place further to the left.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(B, C_in, H, W) -> (B, C_out, H - kernel height + 1, W - kernel width + 1)."""
+        if not input.is_cpu:
+            return super().forward(input)
+        assert self.bias is not None and self.stride == self.dilation == (1, 1) and self.padding == (0, 0)
+        outputs, columns, width = len(self.weight), self.kernel_size[1], input.shape[3]
+        made = F.conv2d(input, self.weight.permute(0, 3, 1, 2).flatten(0, 1)[..., None])
+        rows = made.unflatten(1, (outputs, columns)).transpose(2, 3).flatten(3)  # all columns of a row side by side
+        shifted = F.pad(rows, (0, columns)).unflatten(3, (columns, width + 1))[..., : width - columns + 1]
+        return shifted.sum(3) + self.bias[:, None, None].to(shifted.dtype)
 
 
 class SpectralNorm(parametrizations._SpectralNorm):

@@ -30,13 +30,13 @@ class NLayerDiscriminator(AttentiveChain):
         attention: Iterable[str] = (),
     ):
         make_norm, bias = norm_layer(norm), needs_bias(norm)
-        layers: list[nn.Module] = [nn.Conv2d(input_nc, ndf, 4, stride=2, padding=1), nn.LeakyReLU(0.2, inplace=True)]
+        layers: list[nn.Module] = [nn.Conv2d(input_nc, ndf, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
         stages, before = {"layer1": (1, ndf)}, ndf
         for i in range(2, n_layers + 2):
             channels = ndf * min(2 ** (i - 1), 8)
             stride = 2 if i <= n_layers else 1
             convolution = nn.Conv2d(before, channels, 4, stride=stride, padding=1, bias=bias)
-            layers += [convolution, make_norm(channels), nn.LeakyReLU(0.2, inplace=True)]
+            layers += [convolution, make_norm(channels), nn.LeakyReLU(0.2)]
             stages[f"layer{i}"] = len(layers) - 1, channels
             before = channels
         stages["bottleneck"] = stages[f"layer{n_layers}"]
@@ -57,10 +57,10 @@ class PixelDiscriminator(nn.Module):
         bias = needs_bias(norm)
         self.net = nn.Sequential(
             nn.Conv2d(input_nc, ndf, 1),
-            nn.LeakyReLU(0.2, inplace=True),
+            nn.LeakyReLU(0.2),
             nn.Conv2d(ndf, 2 * ndf, 1, bias=bias),
             norm_layer(norm)(2 * ndf),
-            nn.LeakyReLU(0.2, inplace=True),
+            nn.LeakyReLU(0.2),
             nn.Conv2d(2 * ndf, 1, 1, bias=bias),
         )
 

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from models.networks.attention import AttentiveChain
-from models.networks.layers import ReflectionPad2d, needs_bias, norm_layer
+from models.networks.layers import NarrowConv2d, ReflectionPad2d, needs_bias, norm_layer
 
 UPSAMPLINGS = ("deconv", "nearest")
 
@@ -28,7 +28,7 @@ class ResidualBlock(nn.Module):
             ReflectionPad2d(1),
             nn.Conv2d(channels, channels, 3, bias=bias),
             make_norm(channels),
-            nn.ReLU(inplace=True),
+            nn.ReLU(),
             *([nn.Dropout(0.5)] if dropout else []),
             ReflectionPad2d(1),
             nn.Conv2d(channels, channels, 3, bias=bias),
@@ -93,11 +93,11 @@ class ResnetGenerator(AttentiveChain):
         checkpoint_blocks: bool = False,
     ):
         make_norm, bias = norm_layer(norm), needs_bias(norm)
-        layers = [ReflectionPad2d(3), nn.Conv2d(input_nc, ngf, 7, bias=bias), make_norm(ngf), nn.ReLU(inplace=True)]
+        layers = [ReflectionPad2d(3), nn.Conv2d(input_nc, ngf, 7, bias=bias), make_norm(ngf), nn.ReLU()]
         stages = {}
         for i, channels in enumerate((2 * ngf, 4 * ngf), 1):
             convolution = nn.Conv2d(channels // 2, channels, 3, stride=2, padding=1, bias=bias)
-            layers += [convolution, make_norm(channels), nn.ReLU(inplace=True)]
+            layers += [convolution, make_norm(channels), nn.ReLU()]
             stages[f"down{i}"] = len(layers) - 1, channels
         for i in range(1, n_blocks + 1):
             layers.append(ResidualBlock(4 * ngf, norm=norm, dropout=dropout, checkpointed=checkpoint_blocks))
@@ -105,7 +105,7 @@ class ResnetGenerator(AttentiveChain):
         stages["bottleneck"] = stages[f"block{(n_blocks + 1) // 2}"]
         for i, channels in enumerate((2 * ngf, ngf), 1):
             layers += [upsample_layer(upsample, 2 * channels, channels, bias=bias), make_norm(channels)]
-            layers.append(nn.ReLU(inplace=True))
+            layers.append(nn.ReLU())
             stages[f"up{i}"] = len(layers) - 1, channels
-        layers += [ReflectionPad2d(3), nn.Conv2d(ngf, output_nc, 7), nn.Tanh()]
+        layers += [ReflectionPad2d(3), NarrowConv2d(ngf, output_nc, 7), nn.Tanh()]
         super().__init__(layers, stages, attention)
