@@ -10,8 +10,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, default_collate
 
 from data.base_dataset import BaseDataset, Sample
 from data.image_folder import DataError
@@ -79,6 +81,23 @@ class EpochLoader(DataLoader[Sample]):
     dataset: BaseDataset
     sampler: EpochSampler
 
+    def __iter__(self) -> Iterator[Sample]:  # type: ignore[override]
+        for batch in super().__iter__():
+            yield {name: torch.from_numpy(x) if isinstance(x, np.ndarray) else x for name, x in batch.items()}
+
+
+def arrays(samples: Sequence[Sample]) -> Sample:
+    """A batch with arrays for tensors: these come from a worker through a pipe.
+
+    A tensor comes by shared memory, and the messages about that take 1 ms, a third of loading a picture.
+    """
+    return {
+        name: np.stack([sample[name] for sample in samples])
+        if isinstance(value, Tensor)
+        else default_collate([sample[name] for sample in samples])
+        for name, value in samples[0].items()
+    }
+
 
 def create_dataset(opt: Any) -> EpochLoader:
     """The loader of the data set that --dataset_mode names. Call `loader.sampler.set_epoch` before each epoch.
@@ -113,6 +132,7 @@ def create_dataset(opt: Any) -> EpochLoader:
             dataset, shuffle=not opt.serial_batches, seed=opt.seed, batch_size=opt.batch_size, **processes
         ),
         num_workers=workers,
+        collate_fn=arrays if workers and device.type != "cuda" else None,  # for CUDA a thread pins tensors, not arrays
         persistent_workers=workers > 0,
         worker_init_fn=leave_signals_to_parent,
         pin_memory=device.type == "cuda",

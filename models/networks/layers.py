@@ -57,8 +57,8 @@ class ReflectionPad2d(nn.ReflectionPad2d):
 class NarrowConv2d(nn.Conv2d):
     """PyTorch's own without padding or stride, for few output channels, such as colours: faster on CPUs.
 
-    Convolutions there work on 16 output channels at a time. So every column of the kernel becomes an output channel of a
-    kernel of one column, and the pictures of these are added up, each one place further to the left.
+    Convolutions there work on 16 output channels at a time. So every column of the kernel becomes an output channel of
+    a kernel of one column, and the pictures of these are added up, each one place further to the left.
     """
 
     def forward(self, input: Tensor) -> Tensor:
