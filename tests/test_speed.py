@@ -41,6 +41,16 @@ def test_attention_in_pieces_is_attention(monkeypatch, piece):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
+def test_attention_in_many_pieces_adds_up_in_float32(monkeypatch):
+    exact = [torch.randn(1, 2048, size, dtype=torch.float64) for size in (2, 2, 4)]
+    expected = with_gradients([x.requires_grad_() for x in exact])
+    monkeypatch.setattr(attention, "LARGEST_MAP", 1)
+    monkeypatch.setattr(attention, "PIECE", 1)
+    made = with_gradients([x.detach().bfloat16().requires_grad_() for x in exact])
+    for a, b in zip(made, expected, strict=True):
+        assert (a - b).abs().mean() < 0.02 * b.abs().mean()
+
+
 def test_attention_in_pieces_can_be_differentiated_twice(monkeypatch):
     monkeypatch.setattr(attention, "LARGEST_MAP", 1)
     assert torch.autograd.gradgradcheck(attention.attend, [x[:1, :3] for x in attention_inputs()])
