@@ -160,7 +160,7 @@ def plain_testing(*, count: int) -> Case:
             for label, image in (("real", x), ("fake", net(x[None])[0])):
                 to_pil_image(image.add(1).div(2).clamp(0, 1)).save(root / f"{number}_{label}.png")
 
-    return Case(step, items=count, warm_up=1)
+    return Case(step, items=count, warm_up=0)
 
 
 def testing(*, count: int, size: int = 256, model: str = "cycle_gan", flags: Sequence[str] = ()) -> Case:
@@ -180,7 +180,7 @@ def testing(*, count: int, size: int = 256, model: str = "cycle_gan", flags: Seq
         with contextlib.redirect_stdout(io.StringIO()):
             assert test.main([*words, "--dataroot", str(root / "testA" if "test" in flags else root)]) == 0
 
-    return Case(step, items=count, warm_up=1 if size <= 256 else 0)
+    return Case(step, items=count, warm_up=0)
 
 
 CASES: dict[str, Callable[..., Case]] = {

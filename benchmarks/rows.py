@@ -226,14 +226,11 @@ ROWS = [
         for positions in (1024, 4096)
     ),
     speed("loading: 600 px JPEG, resize 286, crop 256, flip, one worker", 2.5, ("plain_loading", {}), ("loading", {})),
-    *(
-        speed(
-            f"test.py, 256 px, {precision}",
-            2.5,
-            ("plain_testing", {"count": 20}),
-            ("testing", {"count": 20, "flags": ("--model", "test", "--precision", precision)}),
-        )
-        for precision in ("bf16", "fp32")
+    speed(
+        "test.py, 100 pictures of 256 px, bf16",
+        2.5,
+        ("plain_testing", {"count": 100}),
+        ("testing", {"count": 100, "flags": ("--model", "test", *BF16)}),
     ),
     Row("test.py, 1024 px with attention: peak memory", "<= 6 GB", large_picture),
     Row("train.py --help over import torch", "<= 1.3x the time", help_time),

@@ -56,6 +56,8 @@ class Trained:
         for module in model.modules():
             if isinstance(module, (nn.Dropout, *BATCH_NORMS)):  # upstream's test mode: noise, statistics of the picture
                 module.train(not opt.eval)
+        if device.type == "cpu":
+            model.to(memory_format=torch.channels_last)  # a tenth faster
         return model, files
 
 

@@ -12,6 +12,19 @@ from torch.nn.utils import parametrizations, parametrize
 from util import distributed
 
 
+class InstanceNorm2d(nn.InstanceNorm2d):
+    """Ulyanov et al. 2016, arXiv:1607.08022. PyTorch's own, but keeps channels last where nothing is to be trained.
+
+    There it is group norm with a group a channel, whose backward pass would be slow.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        if input.requires_grad or input.is_contiguous() or not input.is_contiguous(memory_format=torch.channels_last):
+            return super().forward(input)
+        return F.group_norm(input, self.num_features, eps=self.eps)
+
+
 class SyncBatchNorm(nn.SyncBatchNorm):
     """Batch norm (Ioffe and Szegedy 2015, arXiv:1502.03167) over the pictures of all processes.
 
@@ -83,7 +96,7 @@ class SpectralNorm(parametrizations._SpectralNorm):
 
 
 NORMS: dict[str, Callable[[int], nn.Module]] = {
-    "instance": nn.InstanceNorm2d,
+    "instance": InstanceNorm2d,
     "batch": nn.BatchNorm2d,
     "syncbatch": SyncBatchNorm,
     "none": lambda channels: nn.Identity(),
