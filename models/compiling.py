@@ -1,7 +1,6 @@
 """Compiling the networks of a model, where that pays."""
 
 import torch
-from torch import nn
 
 from models.base_model import BaseModel
 
@@ -24,8 +23,8 @@ def compile_networks(model: BaseModel, *, steps: int, sizes: int) -> str:
     if sizes > 1:
         return f"--compile: pictures have {sizes} sizes and every one would be compiled for{without}"
     try:
-        trial = torch.compile(nn.Linear(2, 2).to(model.device))
-        trial(torch.ones(2, 2, device=model.device)).sum().backward()
+        trial = torch.compile(torch.exp)  # no layer, whose first weights would be drawn from the run's random numbers
+        trial(torch.zeros(2, device=model.device, requires_grad=True)).sum().backward()
     except Exception as error:  # compilers are missing or fail in many ways
         return f"--compile does not work here ({str(error).strip().splitlines()[0]}){without}"
     torch._dynamo.config.suppress_errors = True  # a network that cannot be compiled runs as it is, with a warning

@@ -129,6 +129,23 @@ def test_a_run_that_stops_after_every_step_ends_like_one_that_never_stopped(tiny
     assert logged_losses(parts) == logged_losses(whole)
 
 
+@pytest.mark.faults
+def test_a_compiled_run_goes_on_like_one_that_never_stopped(tiny_data, tmp_path):
+    script = "import sys, train; from models import compiling; compiling.PAYS_AFTER = 1; sys.exit(train.main())"
+    flags = [*TINY, "--dataroot", tiny_data, "--max_dataset_size", "4", "--n_epochs_decay", "0", "--no_html"]
+    flags += ["--compile", "--pool_size", "1", "--name", "run"]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    limits = (whole, ["0"]), (parts, ["0.00001"]), (parts, ["0", "--continue_train"])
+    for folder, limit in limits:  # each in a process of its own: what is compiled is shared within one
+        command = [sys.executable, "-c", script, *flags, "--checkpoints_dir", folder, "--max_minutes", *limit]
+        done = subprocess.run(
+            [*map(str, command)], cwd=ROOT, env=ONE_THREAD, capture_output=True, text=True, check=True
+        )
+        assert "the networks are compiled" in done.stdout
+    assert_equal_checkpoints(whole / "run", parts / "run")
+    assert logged_losses(parts / "run") == logged_losses(whole / "run")
+
+
 def test_a_run_gains_attention_by_continuing_as_another_model(tiny_data, tmp_path, capsys):
     plain = train(tmp_path, "--dataroot", tiny_data, "--n_epochs_decay", "0")
     before = torch.load(plain / "latest_net_G_A.pth", weights_only=True)

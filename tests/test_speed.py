@@ -159,6 +159,12 @@ def test_a_short_run_is_not_compiled():
     assert not any(net._compiled_call_impl for net in model.children())
 
 
+def test_compiling_draws_no_random_numbers():
+    model, before = training_model("--model", "cycle_gan"), torch.get_rng_state()
+    compile_networks(model, steps=PAYS_AFTER, sizes=1)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_without_a_compiler_training_goes_on():
     script = (
         "from models.compiling import compile_networks; from tests.test_models import training_model, random_batch\n"
