@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, default_collate
@@ -81,16 +82,21 @@ class EpochLoader(DataLoader[Sample]):
     sampler: EpochSampler
 
     def __iter__(self) -> Iterator[Sample]:  # type: ignore[override]
-        batches = super().__iter__()
-        return map(default_collate, batches) if self.collate_fn is arrays else batches
+        for batch in super().__iter__():
+            yield {name: torch.from_numpy(x) if isinstance(x, np.ndarray) else x for name, x in batch.items()}
 
 
-def arrays(samples: Sequence[Sample]) -> Sequence[Sample]:
-    """Samples with arrays for tensors: these come from a worker through a pipe, to be put together there.
+def arrays(samples: Sequence[Sample]) -> Sample:
+    """A batch with arrays for tensors: these come from a worker through a pipe.
 
-    Tensors come by shared memory, and the messages about it take 1 ms, a third of loading a picture.
+    A tensor comes by shared memory, and the messages about that take 1 ms, a third of loading a picture.
     """
-    return [{name: x.numpy() if isinstance(x, Tensor) else x for name, x in sample.items()} for sample in samples]
+    return {
+        name: np.stack([sample[name] for sample in samples])
+        if isinstance(value, Tensor)
+        else default_collate([sample[name] for sample in samples])
+        for name, value in samples[0].items()
+    }
 
 
 def create_dataset(opt: Any) -> EpochLoader:
