@@ -123,12 +123,6 @@ def consume(loader: Iterable[object]) -> None:
         pass
 
 
-def loading_case(loader: Iterable[object]) -> Case:
-    """Load everything in a step."""
-    consume(loader)  # the loading process starts here; later it would count operations too, as steps do at first
-    return Case(lambda: consume(loader), items=2 * COUNT)
-
-
 def plain_loading() -> Case:
     """JPEGs of 600 px, resized to 286, cut to 256, flipped, by one worker."""
     root = pictures(count=COUNT, size=600, suffix=".jpg")
@@ -136,7 +130,7 @@ def plain_loading() -> Case:
     changes = (resize, transforms.RandomCrop(256), transforms.RandomHorizontalFlip())
     data = PlainPictures((root / "trainA", root / "trainB"), *changes)
     loader = DataLoader(data, shuffle=True, num_workers=1, persistent_workers=True)
-    return loading_case(loader)
+    return Case(lambda: consume(loader), items=2 * COUNT)
 
 
 def loading() -> Case:
@@ -144,7 +138,7 @@ def loading() -> Case:
     keep_freed_memory()
     root = pictures(count=COUNT, size=600, suffix=".jpg")
     loader = create_dataset(TrainOptions().parse(["--dataroot", str(root), "--num_threads", "1"]))
-    return loading_case(loader)
+    return Case(lambda: consume(loader), items=2 * COUNT)
 
 
 def plain_testing(*, count: int) -> Case:

@@ -38,8 +38,15 @@ class Row:
 class Worker:
     """A process that takes a step of a case whenever it is told to."""
 
-    def __init__(self, case: str, **keywords: Any):
-        command = [sys.executable, "-m", "benchmarks.worker", case, json.dumps(keywords)]
+    def __init__(self, case: str, *, operations: bool = False, **keywords: Any):
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.worker",
+            case,
+            json.dumps(keywords),
+            *(["operations"] if operations else []),
+        ]
         self.process = subprocess.Popen(
             command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
@@ -88,7 +95,7 @@ class Peak:
     @cached_property
     def rate(self) -> float:
         """FLOP/s."""
-        worker = Worker("convolution", precision=self.precision)
+        worker = Worker("convolution", operations=True, precision=self.precision)
         for _ in range(10 * self.rounds):
             worker.step()
         worker.close()
@@ -109,7 +116,7 @@ def speed(name: str, aim: float, baseline: tuple[str, dict], ours: tuple[str, di
     """A row of how many times more items a second ours makes than the baseline."""
 
     def measure(rounds: int, peaks: Mapping[str, Peak]) -> Figure:
-        workers = [Worker(case, **keywords) for case, keywords in (baseline, ours)]
+        workers = [Worker(case, operations=bool(precision), **keywords) for case, keywords in (baseline, ours)]
         ratios = interleaved(workers[0], workers[1], rounds)
         ratio = statistics.median(ratios)
         medians = [statistics.median(worker.seconds) for worker in workers]

@@ -1,9 +1,10 @@
 """One side of a comparison, in a process of its own: takes a step whenever it is told to, and says how long it took.
 
-python -m benchmarks.worker CASE '{"keyword": "value"}' prints a JSON line when it is ready, and one for every line that
-it reads.
+python -m benchmarks.worker CASE '{"keyword": "value"}' [operations] prints a JSON line when it is ready, and one for every
+line that it reads. To count these takes memory, and slows down the loading processes that are started then.
 """
 
+import contextlib
 import json
 import sys
 import time
@@ -17,18 +18,18 @@ from util.device import peak_memory
 
 def main() -> None:
     """Build the case, warm up, then serve."""
-    name, keywords = sys.argv[1], json.loads(sys.argv[2])
+    name, keywords, counted = sys.argv[1], json.loads(sys.argv[2]), "operations" in sys.argv[3:]
     torch.manual_seed(0)
     started = time.perf_counter()
     case = CASES[name](**keywords)
     peak_before = peak_memory()
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False) if counted else contextlib.nullcontext() as counter:
         case.step()
     case.prepare()
     for _ in range(case.warm_up):
         case.step()
     ready = {
-        "flops": counter.get_total_flops(),
+        "flops": counter.get_total_flops() if counter else None,
         "items": case.items,
         "start_seconds": time.perf_counter() - started,
         "peak_before": peak_before,

@@ -81,7 +81,7 @@ def test_two_processes_equal_one_with_batches_twice_as_large(nine_pictures, tmp_
     assert [re.sub(r" [\d.]+", "", line) for line in one] == [re.sub(r" [\d.]+", "", line) for line in two]
     numbers = [[float(number) for line in lines for number in re.findall(r"\d+\.\d+", line)] for lines in (one, two)]
     assert len(numbers[0]) == 6 * 8
-    assert numbers[0] == pytest.approx(numbers[1], abs=2e-3)
+    assert numbers[0] == pytest.approx(numbers[1], abs=5e-3)  # rounding grows; the next tests are exact
 
 
 def steps(file: Path, flags: list[str], *, double: bool, before: Path | None = None) -> None:
