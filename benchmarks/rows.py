@@ -39,14 +39,7 @@ class Worker:
     """A process that takes a step of a case whenever it is told to."""
 
     def __init__(self, case: str, *, operations: bool = False, **keywords: Any):
-        command = [
-            sys.executable,
-            "-m",
-            "benchmarks.worker",
-            case,
-            json.dumps(keywords),
-            *(["operations"] if operations else []),
-        ]
+        command = [sys.executable, "-m", "benchmarks.worker", case, json.dumps(keywords), *["operations"] * operations]
         self.process = subprocess.Popen(
             command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
@@ -208,20 +201,27 @@ BF16 = ("--precision", "bf16")
 SMALL = ("--netG", "resnet_6blocks")
 
 ROWS = [
-    speed("cycle_gan 256 px, bf16", 2.1, plain(256, 9), ours("cycle_gan", 256, *BF16, compiled=True), "bf16"),
+    speed(
+        "cycle_gan 256 px, bf16, --compile", 2.1, plain(256, 9), ours("cycle_gan", 256, *BF16, compiled=True), "bf16"
+    ),
     speed("cycle_gan 256 px, fp32", 1.05, plain(256, 9), ours("cycle_gan", 256), "fp32"),
     speed("cycle_gan 64 px, 6 blocks, bf16", 2.0, plain(64, 6), ours("cycle_gan", 64, *SMALL, *BF16), "bf16"),
     speed(
-        "sagan 64 px, batch 64, bf16",
+        "sagan 64 px, batch 64, bf16, --compile",
         3.0,
         ("plain_sagan", {"batch": 64}),
         ours("sagan", 64, *BF16, batch=64, compiled=True),
         "bf16",
     ),
     speed("sagan 64 px, batch 64, fp32", 1.5, ("plain_sagan", {"batch": 64}), ours("sagan", 64, batch=64), "fp32"),
-    overhead("cycle_gan_attn over cycle_gan, 256 px", 1.08, ours("cycle_gan", 256), ours("cycle_gan_attn", 256)),
+    overhead("cycle_gan_attn over cycle_gan, 256 px, fp32", 1.08, ours("cycle_gan", 256), ours("cycle_gan_attn", 256)),
     memory("peak memory, cycle_gan 256 px, bf16", 0.55, plain(256, 9), ours("cycle_gan", 256, *BF16)),
-    memory("peak memory, cycle_gan 256 px, fp32", 0.55, plain(256, 9), ours("cycle_gan", 256, "--checkpoint_blocks")),
+    memory(
+        "peak memory, cycle_gan 256 px, fp32, --checkpoint_blocks",
+        0.55,
+        plain(256, 9),
+        ours("cycle_gan", 256, "--checkpoint_blocks"),
+    ),
     Row("attention alone, N 16384, C 256, fp32: extra memory", "<= 1.5 GB", attention_memory),
     *(
         speed(

@@ -57,7 +57,7 @@ class Trained:
             if isinstance(module, (nn.Dropout, *BATCH_NORMS)):  # upstream's test mode: noise, statistics of the picture
                 module.train(not opt.eval)
         if device.type == "cpu":
-            model.to(memory_format=torch.channels_last)  # a tenth faster
+            model.to(memory_format=torch.channels_last)  # 8% faster
         return model, files
 
 

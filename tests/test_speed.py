@@ -13,7 +13,7 @@ import train
 from models import networks
 from models.compiling import PAYS_AFTER, compile_networks
 from models.networks import attention
-from models.networks.layers import NarrowConv2d, ReflectionPad2d, run_together, spectral_normalise
+from models.networks.layers import NarrowConv2d, ReflectionPad2d, norm_layer, run_together, spectral_normalise
 from models.networks.resnet import ResidualBlock
 from options.train_options import TrainOptions
 from tests.test_models import random_batch, training_model
@@ -78,6 +78,13 @@ def test_a_narrow_convolution_is_a_convolution(kernel):
     torch.testing.assert_close(made, expected, rtol=1e-10, atol=1e-12)
     gradients = [torch.autograd.grad(y.sin().sum(), [x, *layer.parameters()]) for y in (made, expected)]
     torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-12)
+
+
+def test_instance_norm_of_channels_last_is_instance_norm():
+    norm, x = norm_layer("instance")(4), torch.randn(2, 4, 5, 6, dtype=torch.float64)
+    made = norm(x.contiguous(memory_format=torch.channels_last))
+    assert made.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(made, norm(x), rtol=1e-10, atol=1e-12)
 
 
 def test_padding_keeps_half_precision():

@@ -13,7 +13,7 @@ from util import distributed
 
 
 class InstanceNorm2d(nn.InstanceNorm2d):
-    """Ulyanov et al. 2016, arXiv:1607.08022. PyTorch's own, but keeps channels last where nothing is to be trained.
+    """PyTorch's own (Ulyanov et al. 2016, arXiv:1607.08022), but channels last stay so where nothing is to be trained.
 
     There it is group norm with a group a channel, whose backward pass would be slow.
     """
@@ -22,7 +22,7 @@ class InstanceNorm2d(nn.InstanceNorm2d):
         """(B, C, H, W) -> (B, C, H, W)."""
         if input.requires_grad or input.is_contiguous() or not input.is_contiguous(memory_format=torch.channels_last):
             return super().forward(input)
-        return F.group_norm(input, self.num_features, eps=self.eps)
+        return F.group_norm(input, self.num_features, self.weight, self.bias, self.eps)
 
 
 class SyncBatchNorm(nn.SyncBatchNorm):
@@ -95,6 +95,7 @@ class SpectralNorm(parametrizations._SpectralNorm):
             return super().forward(weight)
 
 
+# No activation behind these is in place: instance norm returns a view, and to change one makes the backward pass copy.
 NORMS: dict[str, Callable[[int], nn.Module]] = {
     "instance": InstanceNorm2d,
     "batch": nn.BatchNorm2d,
