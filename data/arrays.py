@@ -14,6 +14,7 @@ from tifffile import EXTRASAMPLE, PHOTOMETRIC, TiffFile, TiffPage
 
 MAX_CHANNELS = 16
 EXIF_ORIENTATION = 0x0112
+SIDEWAYS = range(5, 9)  # the orientations that swap width and height
 MAX_BYTES = 2**30  # of one image in memory
 # Those that Pillow reads by itself, whatever a file's name ends in: EPS, for one, would start a program.
 FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF", "JPEG2000", "AVIF")
@@ -94,7 +95,7 @@ def array_size(path: Path, kind: Literal["npy", "tiff"]) -> tuple[int, int]:
     with TiffFile(path) as tiff:
         page = channel_pages(tiff)[0]
         size = page.imagewidth, page.imagelength
-        return size[::-1] if page.tags.valueof(EXIF_ORIENTATION, 1) >= 5 else size
+        return size[::-1] if page.tags.valueof(EXIF_ORIENTATION) in SIDEWAYS else size
 
 
 def read_array(path: Path) -> np.ndarray:
@@ -200,7 +201,7 @@ def check_size(width: int, height: int, pixel_bytes: int) -> None:
 
 def upright(array: np.ndarray, orientation: int) -> np.ndarray:
     """(H, W, C) turned by the EXIF orientation, 1 to 8: https://www.cipa.jp/std/documents/e/DC-008-2012_E.pdf."""
-    if orientation >= 5:
+    if orientation in SIDEWAYS:
         array = array.swapaxes(0, 1)
     if orientation in (2, 3, 6, 7):
         array = array[:, ::-1]

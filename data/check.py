@@ -23,7 +23,7 @@ NAMED = 3  # files that a list names before it only counts
 class Check:
     """Reads a file and refuses what its data set would refuse.
 
-    read: path -> 8-bit image, or tensor (C, H, W) in [-1, 1]; raises DataError.
+    read: path -> 8-bit image, or tensor (C, H, W); raises DataError.
     part: from the (width, height) of the file, in pixels, to that of what `transform` gets.
     """
 

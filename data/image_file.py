@@ -10,10 +10,11 @@ from typing import TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps
+from PIL.ImageFile import ImageFile
 from torch import Tensor
 from tqdm import tqdm
 
-from data.arrays import EXIF_ORIENTATION, array_format, array_kind, array_size, open_image, read_array
+from data.arrays import EXIF_ORIENTATION, SIDEWAYS, array_format, array_kind, array_size, open_image, read_array
 from data.image_folder import DataError
 from util.images import PixelFormat
 
@@ -52,13 +53,33 @@ def read_image(path: Path) -> Image.Image:
 def read_rgb(path: Path) -> Image.Image:
     """As `read_image`, for a file that Pillow reads in full; raises what Pillow raises."""
     with open_image(path, verify=True) as file:
-        # Pillow scales the 16 bits of a colour PPM to 8 as it reads.
-        deep = file.format == "PPM" and isinstance(file.tile[0].args, tuple) and file.tile[0].args[1] > 255
-        ImageOps.exif_transpose(file, in_place=True)  # a copy takes as long as decoding
-        file.load()
+        return load_rgb(file, path)
+
+
+def load_rgb(file: ImageFile, path: Path) -> Image.Image:
+    """What `read_rgb` makes of a file that is open."""
+    # Pillow scales the 16 bits of a colour PPM to 8 as it reads.
+    deep = file.format == "PPM" and isinstance(file.tile[0].args, tuple) and file.tile[0].args[1] > 255
+    ImageOps.exif_transpose(file, in_place=True)  # a copy takes as long as decoding
+    file.load()
     if deep or file.mode.startswith(("I", "F")):
         raise DataError(f"{path} has more than 8 bits a channel: convert it to PNG or TIFF, which are read in full.")
     return on_white(file)
+
+
+def read_pixels(path: Path, channels: int) -> Tensor:
+    """As `read_rgb`, but (channels, H, W) of uint8: grey (1) or colour (3). Colour JPEGs take a third less time."""
+    from torchcodec.decoders import decode_jpeg  # slow to import, and --help does without
+    from torchvision.transforms.v2 import functional as F
+
+    with open_image(path, verify=True) as file:
+        is_upright = file.getexif().get(EXIF_ORIENTATION, 1) == 1  # the decoder would not look into XMP for it
+        if channels == 3 and file.format == "JPEG" and file.mode == "RGB" and is_upright:
+            pixels = decode_jpeg(path)
+            assert isinstance(pixels, Tensor)
+            return pixels
+        image = load_rgb(file, path)
+    return F.pil_to_tensor(image if channels == 3 else image.convert("L"))
 
 
 def on_white(image: Image.Image) -> Image.Image:
@@ -81,7 +102,7 @@ def image_size(path: Path) -> tuple[int, int]:
             return array_size(path, kind)
         with open_image(path) as file:
             width, height = file.size
-            return (height, width) if file.getexif().get(EXIF_ORIENTATION, 1) >= 5 else (width, height)
+            return (height, width) if file.getexif().get(EXIF_ORIENTATION) in SIDEWAYS else (width, height)
 
 
 def image_sizes(paths: Sequence[Path]) -> dict[tuple[int, int], Path]:
@@ -123,7 +144,7 @@ def for_each(function: Callable[[Path], T], paths: Sequence[Path], title: str) -
 
 @dataclass(frozen=True, kw_only=True)
 class ImageReader:
-    """Path -> what a Transform takes: an 8-bit RGB image, or for all other files a tensor (C, H, W) in [-1, 1].
+    """Path -> what a Transform takes: (C, H, W) of uint8 for 8-bit pictures, else of float32 in [-1, 1].
 
     channels: that the network takes. Files of 1 and 3 channels are read for either; others have to match. Transparency
         is a channel of its own where `channels` is 2 or 4, and of files that are not 8-bit; else it is put on white.
@@ -139,11 +160,11 @@ class ImageReader:
     value_range: tuple[float, float] | None = None
     flag: str = "--input_nc"
 
-    def __call__(self, path: Path) -> Image.Image | Tensor:
+    def __call__(self, path: Path) -> Tensor:
         """Read the image, upright."""
         with reading(path):
             if self._is_plain(path):
-                return read_rgb(path)
+                return read_pixels(path, self.channels)
             array = self._read(path)
             return self._format(array, path).to_tensor(array)
 

@@ -23,7 +23,7 @@ def whole(size: tuple[int, int], path: Path) -> tuple[int, int]:
 
 @dataclass(frozen=True, kw_only=True)
 class Transform:
-    """8-bit RGB image, or tensor (C, H, W) in [-1, 1] -> float32 tensor (channels, H, W) in [-1, 1].
+    """8-bit image, or tensor (C, H, W) of uint8, or in [-1, 1] -> float32 tensor (channels, H, W) in [-1, 1].
 
     center_crop: before anything else, cut out the centre: a square of so many pixels, or "max", the largest there is;
         0 = no. (The usual way to CelebA's faces is 160, then resize.)
@@ -64,9 +64,8 @@ class Transform:
         """Crop position and flip are drawn from `generator`; without one the centre is cut and nothing mirrored."""
         from torchvision.transforms.v2 import functional as F  # slow to import, and --help does without
 
-        picture = self.with_channels(image)
         # a tensor is resized several times faster than by Pillow
-        x: Tensor = F.pil_to_tensor(picture) if isinstance(picture, Image.Image) else picture
+        x = self.with_channels(F.pil_to_tensor(image) if isinstance(image, Image.Image) else image)
         height, width = F.get_size(x)
         if self.center_crop:
             width = height = self.centre((width, height))
@@ -84,19 +83,19 @@ class Transform:
             return x.to(torch.float32, memory_format=torch.contiguous_format).div_(255).mul_(2).sub_(1)
         return x.clamp(-1, 1)  # bicubic interpolation overshoots
 
-    def with_channels(self, image: Image.Image | Tensor) -> Image.Image | Tensor:
+    def with_channels(self, image: Tensor) -> Tensor:
         """`image` in grey or colour where that is all it takes, else a DataError."""
         from torchvision.transforms.v2 import functional as F  # slow to import
 
-        found = F.get_num_channels(image)
+        found = len(image)
         if found == self.channels:
             return image
         if {found, self.channels} != {1, 3}:
             raise DataError(f"--input_nc and --output_nc: the image has {found} channels, not {self.channels}.")
-        if isinstance(image, Image.Image):
-            return image.convert("L" if self.channels == 1 else "RGB")
         if self.channels == 3:
             return image.expand(3, -1, -1)
+        if image.dtype == torch.uint8:
+            return F.pil_to_tensor(F.to_pil_image(image).convert("L"))
         return torch.einsum("c,chw->hw", torch.tensor(LUMA), image)[None]
 
     def centre(self, size: tuple[int, int]) -> int:

@@ -267,13 +267,11 @@ def add_network_flags(parser: ArgumentParser) -> None:
     add("--no_dropout", action="store_true", help="no dropout in G")
     upsample = "how G enlarges; nearest = resize, then convolve, which leaves no grid pattern"
     add("--upsample", default="deconv", choices=("deconv", "nearest"), help=upsample)
-    stages = "stages of {} followed by self-attention: {}, several separated by commas, or none"
-    add(
-        "--attn_G",
-        default="none",
-        help=stages.format("G", "down1, down2, block1 ..., bottleneck (the middle), up1, up2"),
-    )
-    add("--attn_D", default="none", help=stages.format("D", "layer1, layer2 ..., bottleneck (stride 8)"))
+    stages = "stages of {} followed by self-attention: {}. Separated by commas, or none"
+    resnet = "down1, down2, block1 ..., bottleneck (the middle), up1, up2; sagan's: l1 ..., sagan_resnet's: block1 ..."
+    add("--attn_G", default="none", help=stages.format("G", resnet))
+    patchgan = "layer1, layer2 ..., bottleneck (stride 8); sagan's: l1 ..., sagan_resnet's: block1 ..."
+    add("--attn_D", default="none", help=stages.format("D", patchgan))
     switch = argparse.BooleanOptionalAction
     add("--spectral_norm_G", action=switch, default=False, help="spectral normalisation in G")
     add("--spectral_norm_D", action=switch, default=False, help="spectral normalisation in D")

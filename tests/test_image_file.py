@@ -5,6 +5,7 @@ import pytest
 import tifffile
 import torch
 from PIL import Image
+from torchvision.transforms.v2.functional import pil_to_tensor
 
 from data.image_file import ImageReader, image_size, read_image
 from data.image_folder import DataError
@@ -64,15 +65,27 @@ def test_more_than_8_bits_are_never_cut(tmp_path):
             assert ImageReader().format(path).dtype == "uint16"
 
 
-@pytest.mark.parametrize("reader", [ImageReader(), ImageReader(channels=1)])
-def test_8_bit_pictures_are_read_as_ever(reader, tmp_path):
-    for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK"):
-        path = tmp_path / f"{mode}.tif"
-        draw_shapes("a").convert(mode).save(path)
-        image = reader(path)
-        assert isinstance(image, Image.Image) and image.mode == "RGB"
-        assert image.tobytes() == read_image(path).tobytes()
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK"])
+def test_8_bit_pictures_are_read_as_by_pillow(mode, channels, tmp_path):
+    reader, image = ImageReader(channels=channels), draw_shapes("a").convert(mode)
+    image.save(tmp_path / "a.tif")
+    if mode in ("L", "RGB", "CMYK"):
+        image.save(tmp_path / "a.jpg", progressive=True)
+    for path in tmp_path.iterdir():
+        wanted = read_image(path).convert("L" if channels == 1 else "RGB")
+        assert torch.equal(reader(path), pil_to_tensor(wanted))
         assert reader.format(path) == PixelFormat("uint8", (0, 255))
+
+
+@pytest.mark.parametrize("orientation", range(10))  # 0 and 9 are none
+def test_jpegs_are_turned_as_by_pillow(orientation, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    draw_shapes("a", (40, 20)).save(tmp_path / "a.jpg", exif=exif)
+    read = ImageReader()(tmp_path / "a.jpg")
+    assert torch.equal(read, pil_to_tensor(read_image(tmp_path / "a.jpg")))
+    assert image_size(tmp_path / "a.jpg") == (read.shape[2], read.shape[1])
 
 
 def test_transparency_is_a_channel_where_it_is_asked_for(tmp_path):

@@ -138,7 +138,9 @@ def test_identity_loss_needs_equal_channels():
     training_model("--model", "cycle_gan", "--input_nc", "1", "--lambda_identity", "0")
 
 
-@pytest.mark.parametrize(("size", "message"), [(30, "multiples of 4"), (8, "netD_A cannot take pictures of 8x8")])
+@pytest.mark.parametrize(
+    ("size", "message"), [(30, "multiples of 4"), (8, "netD_A cannot take pictures of 8x8 pixels: .* fewer layers")]
+)
 def test_sizes_the_networks_cannot_take(size, message):
     with pytest.raises(ValueError, match=message):
         training_model("--model", "cycle_gan").check_sizes([(size, size)])
@@ -161,3 +163,16 @@ def test_image_pool():
     assert 70 < fresh < 130, "about half of the answers are the image itself"
     assert len(pool.images) == 3
     assert torch.equal(ImagePool(0).query(first), first)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--model cycle_gan --n_layers_D 4", "--n_layers_D 4 is for --netD n_layers: add it"),
+        ("--model cycle_gan --netD pixel --n_layers_D 2", "--n_layers_D 2 is for --netD n_layers: add it"),
+        ("--model cycle_gan_attn --z_dim 64", "--z_dim is for networks that make pictures from noise"),
+    ],
+)
+def test_flags_that_would_change_nothing_are_refused(flags, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        training_model(*flags.split())

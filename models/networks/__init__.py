@@ -25,8 +25,9 @@ GENERATORS: dict[str, Callable[..., nn.Module]] = {
     "unet_256": partial(UnetGenerator, n_downs=8),
     "unet_128": partial(UnetGenerator, n_downs=7),
 }
+BASIC_LAYERS = 3
 DISCRIMINATORS: dict[str, Callable[..., nn.Module]] = {
-    "basic": partial(NLayerDiscriminator, n_layers=3),
+    "basic": partial(NLayerDiscriminator, n_layers=BASIC_LAYERS),
     "n_layers": NLayerDiscriminator,
     "pixel": PixelDiscriminator,
 }
@@ -58,6 +59,8 @@ def stages(flag: str) -> list[str]:
 
 def define_G(opt: Any, input_nc: int, output_nc: int) -> nn.Module:
     """Build and initialise the generator that --netG names: (B, input_nc, H, W) -> (B, output_nc, H, W) in [-1, 1]."""
+    if opt.given("z_dim"):
+        raise ValueError("--z_dim is for networks that make pictures from noise, as --model sagan does: leave it out")
     checkpointed = {"checkpoint_blocks": True} if opt.is_train and opt.checkpoint_blocks else {}
     if checkpointed and (
         not opt.netG.startswith("resnet") or opt.norm in ("batch", "syncbatch") or opt.spectral_norm_G
@@ -83,6 +86,8 @@ def define_G(opt: Any, input_nc: int, output_nc: int) -> nn.Module:
 def define_D(opt: Any, input_nc: int) -> nn.Module:
     """Build and initialise the discriminator that --netD names: (B, input_nc, H, W) -> (B, 1, h, w) scores."""
     n_layers = {"n_layers": opt.n_layers_D} if opt.netD == "n_layers" else {}
+    if not n_layers and opt.given("n_layers_D") and opt.n_layers_D != BASIC_LAYERS:
+        raise ValueError(f"--n_layers_D {opt.n_layers_D} is for --netD n_layers: add it, or leave --n_layers_D out")
     make = choose("--netD", opt.netD, DISCRIMINATORS)
     net = make(input_nc, ndf=opt.ndf, norm=opt.norm, attention=stages(opt.attn_D), **n_layers)
     init_weights(net, opt.init_type, opt.init_gain)
