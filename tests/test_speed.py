@@ -192,7 +192,8 @@ def test_freed_memory_is_used_again():
         "if sys.argv[1] == 'keep': keep_freed_memory()\n"
         "def step(): [torch.ones(2**22) for _ in range(10)]\n"
         "def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
-        "step(); step(); before = faults()\n"
+        "for _ in range(8): step()\n"
+        "before = faults()\n"
         "for _ in range(3): step()\n"
         "print(faults() - before)"
     )
