@@ -6,9 +6,9 @@ import shlex
 import shutil
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 import torch
@@ -22,10 +22,11 @@ from options.base_options import Options
 from options.train_options import nothing_left
 from util import distributed
 from util.device import peak_memory, pick_device
+from util.resume import Position
 
 T = TypeVar("T")
 Parse = Callable[[list[str]], Options]
-Resume = Callable[[Options, BaseModel, int], Mapping[str, Any]]
+Resume = Callable[[Options, BaseModel, int], Position]
 STRIDES = (4, 8, 16, 32, 64, 128, 256, 512)
 
 
@@ -159,11 +160,11 @@ def measure(opt: Options, loader: EpochLoader, resume: Resume) -> BaseModel:
     model.prepare_training(opt)
     check_sizes(opt, model, loader)
     start = resume(opt, model, len(loader.dataset))
-    epochs = opt.n_epochs + opt.n_epochs_decay - start["epoch"] + 1
+    epochs = opt.n_epochs + opt.n_epochs_decay - start.epoch + 1
     if epochs < 1:
-        more = ["--n_epochs", str(start["epoch"] - opt.n_epochs_decay)]
-        raise DataError(nothing_left(opt, start["epoch"] - 1), mend=more)
-    loader.sampler.set_epoch(start["epoch"], skip=start["epoch_images"])
+        more = ["--n_epochs", str(start.epoch - opt.n_epochs_decay)]
+        raise DataError(nothing_left(opt, start.epoch - 1), mend=more)
+    loader.sampler.set_epoch(start.epoch, skip=start.epoch_images)
     batch = next(iter(loader))
     try:
         for _ in range(2):  # the first one also allocates and chooses kernels
@@ -183,7 +184,7 @@ def measure(opt: Options, loader: EpochLoader, resume: Resume) -> BaseModel:
     if bad := [name for name, value in values.items() if not math.isfinite(value)]:
         raise ValueError(f"{', '.join(bad)}: not finite in the second step: lower --lr")
     steps = math.ceil(len(loader.dataset) / loader.sampler.step_size(0))
-    left = epochs * steps - start["epoch_images"] // loader.sampler.step_size(0)
+    left = epochs * steps - start.epoch_images // loader.sampler.step_size(0)
     print(
         f"{model.summary()}\nOne step of {len(batch['A'])} pictures: {seconds:.2f} s, {memory_taken(device)}. "
         f"An epoch of {steps} steps: {duration(steps * seconds)}; all {epochs} to do: {duration(left * seconds)}."
