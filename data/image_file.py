@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+import torch
 from PIL import Image, ImageOps
 from PIL.ImageFile import ImageFile
 from torch import Tensor
@@ -29,7 +30,7 @@ def reading(path: Path) -> Iterator[None]:
     """Turn whatever goes wrong inside into a DataError that names the file."""
     try:
         yield
-    except DataError:
+    except (DataError, ImportError):  # a library that is not installed is no fault of the file
         raise
     except Exception as error:  # the decoders raise a dozen unrelated types for a broken file
         raise DataError(
@@ -75,7 +76,8 @@ def read_pixels(path: Path, channels: int) -> Tensor:
     with open_image(path, verify=True) as file:
         is_upright = file.getexif().get(EXIF_ORIENTATION, 1) == 1  # the decoder would not look into XMP for it
         if channels == 3 and file.format == "JPEG" and file.mode == "RGB" and is_upright:
-            pixels = decode_jpeg(path)
+            # not by its path, for which the decoder would change the filters of warnings: that is not safe in threads
+            pixels = decode_jpeg(torch.from_numpy(np.fromfile(path, np.uint8)))
             assert isinstance(pixels, Tensor)
             return pixels
         image = load_rgb(file, path)

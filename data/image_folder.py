@@ -82,10 +82,7 @@ def any_images(dataroot: str | Path, phase: str, domain: str, limit: float = mat
 
 def _not_empty(folder: Path, paths: list[Path]) -> list[Path]:
     if not paths:
-        raise DataError(
-            f"No image in {folder}: --dataroot needs files that end in {' '.join(EXTENSIONS)},"
-            " and --max_dataset_size has to be at least 1."
-        )
+        raise DataError(f"No image in {folder}: --dataroot needs files that end in {' '.join(EXTENSIONS)}.")
     return paths
 
 

@@ -33,7 +33,12 @@ class NoiseDataset(BaseDataset):
         super().__init__(opt)
         if opt.is_train:
             raise DataError("--dataset_mode noise holds no pictures to train on: choose another one")
-        for flag in ("dataroot", "preprocess", "center_crop", "value_range"):
+        if opt.given("seed"):
+            raise DataError("--seed means nothing to --dataset_mode noise: --seeds are those of its images")
+        for flag in (
+            "dataroot", "preprocess", "center_crop", "value_range", "load_size", "no_flip", "serial_batches",
+            "max_dataset_size", "skip_bad_images",
+        ):  # fmt: skip
             if opt.given(flag):
                 raise DataError(f"--{flag} means nothing to --dataset_mode noise, which reads no file: leave it out")
         count = DEFAULT_COUNT if opt.num_test == math.inf else opt.num_test

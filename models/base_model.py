@@ -201,9 +201,11 @@ class BaseModel(nn.Module):
         for name, net in self.named_children():
             shapes_only = copy.deepcopy(net).to("meta")
             channels = next(weight for weight in net.parameters() if weight.dim() == 4).shape[1]
-            advice = "change --crop_size or --load_size (ResNets take multiples of 4, U-Nets of 128 or 256)"
+            advice = (
+                "use --preprocess resize_and_crop; --crop_size: multiples of 4 for ResNets, of 128 or 256 for U-Nets"
+            )
             if name.startswith("netD"):
-                advice = "use a larger --crop_size and --load_size, or fewer layers: --netD n_layers --n_layers_D 1"
+                advice = "use larger ones, or fewer layers: --netD n_layers --n_layers_D 1"
             for width, height in sizes:
                 try:
                     made = shapes_only(torch.empty(1, channels, height, width, device="meta")).shape[2:]

@@ -87,6 +87,9 @@ def find_trained(argv: Sequence[str] | None = None) -> Trained:
                 saved = {"direction": TestOptions().parse(argv).direction}  # a lone G was trained in the one asked for
     saved |= inferred
     opt = TestOptions().parse(argv, saved)
+    for flag in ("epoch", "load_iter", "no_ema", "model_suffix"):
+        if file and flag in opt.as_dict() and opt.given(flag):
+            raise ValueError(f"--{flag} chooses among the weights of a run, but --weights {file} is one file")
     if opt.model == "test" and saved.get("model") in ("colorization", "sagan"):
         raise ValueError(f"a run of {saved['model']} does not translate pictures into pictures: leave out --model test")
     reverse = file is None and opt.direction != saved.get("direction", "AtoB")

@@ -48,7 +48,7 @@ class TrainOptions(BaseOptions):
         add_display_flags(parser)
 
     def complete(self, flags: dict[str, Any], given: Mapping[str, Any], parser: ArgumentParser) -> None:
-        """Fill in the learning rates; refuse a run without epochs, or with two beginnings."""
+        """Fill in the learning rates; refuse flags that contradict each other, or would change nothing."""
         super().complete(flags, given, parser)
         for rate in ("lr_G", "lr_D"):
             if flags[rate] is None or ("lr" in given and rate not in given):
@@ -57,6 +57,10 @@ class TrainOptions(BaseOptions):
             parser.error("--init_from starts a run and --continue_train goes on with one: leave one of them out")
         if flags["override"] and not flags["continue_train"]:
             parser.error("--override is about the flags of a run that goes on: it needs --continue_train")
+        if "lambda_gp" in given and flags["gan_mode"] != "wgangp":
+            parser.error("--lambda_gp is of --gan_mode wgangp: add that, or leave it out")
+        if flags["save_by_iter"] and not flags["save_latest_freq"]:
+            parser.error("--save_by_iter keeps the saves of --save_latest_freq, which is 0: no save is kept by it")
         epochs = flags["n_epochs"] + flags["n_epochs_decay"]
         if flags["epoch_count"] > epochs:
             parser.error(

@@ -84,8 +84,8 @@ class Browser:
             self.call("Input.dispatchKeyEvent", type="keyUp", key=key, windowsVirtualKeyCode=code)
 
     def wait(self, script):
-        """Until a JavaScript expression is true, twenty seconds at most."""
-        for _ in range(400):
+        """Until a JavaScript expression is true, two minutes at most."""
+        for _ in range(2400):
             if self.run(script):
                 return
             time.sleep(0.05)

@@ -29,7 +29,7 @@ import sys
 from data import create_dataset
 from options.train_options import TrainOptions
 
-flags = ["--dataroot", sys.argv[1], "--load_size", "32", "--crop_size", "32", "--num_threads", "2"]
+flags = ["--dataroot", sys.argv[1], "--load_size", "32", "--crop_size", "32", "--num_threads", "1"]
 loader = create_dataset(TrainOptions().parse(flags))
 print(len(next(iter(loader))["A"]))
 """
@@ -39,7 +39,7 @@ print(len(next(iter(loader))["A"]))
 def test_errors_end_the_loading_processes_too(error, status, tiny_data):
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, tiny_data, error],
-        cwd=ROOT, env=ONE_THREAD, capture_output=True, text=True, timeout=60, check=False,
+        cwd=ROOT, env=ONE_THREAD, capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
     assert done.returncode == status
     assert "this is why" in done.stderr
@@ -49,7 +49,7 @@ def test_errors_end_the_loading_processes_too(error, status, tiny_data):
 def test_a_program_ends_with_a_loader_at_hand(tiny_data):
     done = subprocess.run(
         [sys.executable, "-c", NOTEBOOK, tiny_data],
-        cwd=ROOT, env=ONE_THREAD, capture_output=True, text=True, timeout=60, check=False,
+        cwd=ROOT, env=ONE_THREAD, capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stdout, done.stderr) == (0, "1\n", "")
 

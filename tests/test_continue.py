@@ -59,7 +59,7 @@ def test_interrupted_and_continued_equals_uninterrupted(tiny_data, tmp_path, num
         *TINY,
         *flags,
     ]
-    command = [*map(str, command), "--n_epochs", "3", "--num_threads", "1"]
+    command = [*map(str, command), "--n_epochs", "1000", "--num_threads", "1"]  # never over before the signal comes
     with subprocess.Popen(
         command, cwd=tmp_path, env=ONE_THREAD, stdout=subprocess.PIPE, text=True, start_new_session=True
     ) as process:
@@ -73,26 +73,29 @@ def test_interrupted_and_continued_equals_uninterrupted(tiny_data, tmp_path, num
     assert "To go on: " in rest
     broken = tmp_path / "broken" / "run"
     assert len(logged_losses(broken)) < len(logged_losses(whole))
-    assert training.main(["--checkpoints_dir", str(broken.parent), "--name", "run", "--continue_train"]) == 0
+    again = ["--checkpoints_dir", str(broken.parent), "--name", "run", "--continue_train"]
+    assert training.main([*again, "--n_epochs", "3"]) == 0
     assert logged_losses(broken) == logged_losses(whole)
     assert_equal_checkpoints(whole, broken)
 
 
 def test_a_killed_run_goes_on_without_a_gap_or_a_double_line(tiny_data, tmp_path):
-    flags = ["--dataroot", tiny_data, "--save_latest_freq", "4", "--update_html_freq", "2", "--n_epochs", "3"]
-    whole = train(tmp_path / "whole", *flags)
+    flags = ["--dataroot", tiny_data, "--save_latest_freq", "4", "--update_html_freq", "2"]
+    whole = train(tmp_path / "whole", *flags, "--n_epochs", "3")
     command = [sys.executable, ROOT / "train.py", "--checkpoints_dir", tmp_path / "broken", "--name", "run"]
-    command = [*map(str, [*command, *TINY, *flags])]
+    command = [*map(str, [*command, *TINY, *flags, "--n_epochs", "1000"])]
     with subprocess.Popen(command, cwd=tmp_path, env=ONE_THREAD, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
         for line in process.stdout:
             if line.startswith("(epoch: 3, iters: 1"):  # the last save was at the end of epoch 2, or after this line
                 process.kill()
                 break
+    assert process.returncode == -signal.SIGKILL
     broken = tmp_path / "broken" / "run"
     with (broken / "events.jsonl").open("a") as log:
         log.write('{"kind": "los')
-    assert training.main(["--checkpoints_dir", str(broken.parent), "--name", "run", "--continue_train"]) == 0
+    again = ["--checkpoints_dir", str(broken.parent), "--name", "run", "--continue_train"]
+    assert training.main([*again, "--n_epochs", "3"]) == 0
     assert logged_losses(broken) == logged_losses(whole)
 
     def values(run_dir):
@@ -179,6 +182,15 @@ def test_a_run_to_go_on_with_is_looked_for_before_the_pictures(flags, tiny_data,
         training.main([*places, "--name", "run", "--epoch", "7"])
 
 
+def test_a_save_is_chosen_for_something(tiny_data, tmp_path):
+    with pytest.raises(ValueError, match=r"^--epoch and --load_iter .* need --continue_train or --init_from$"):
+        train(tmp_path, "--dataroot", tiny_data, "--epoch", "5")
+    whole = train(tmp_path, "--dataroot", tiny_data, "--max_dataset_size", "1")
+    file = str(whole / "latest_net_G_A.pth")
+    with pytest.raises(ValueError, match=r"latest_net_G_A.pth is one file: --epoch and --load_iter"):
+        training.main([*TINY, "--dataroot", str(tiny_data), "--name", "new", "--init_from", file, "--load_iter", "5"])
+
+
 def test_a_run_that_is_started_anew_by_mistake_can_go_on(tiny_data, tmp_path, capsys):
     flags = ["--dataroot", tiny_data, "--max_dataset_size", "2", "--ema_decay", "0.9"]
     whole = train(tmp_path / "whole", *flags)
@@ -187,7 +199,9 @@ def test_a_run_that_is_started_anew_by_mistake_can_go_on(tiny_data, tmp_path, ca
     for _ in range(2):
         train(tmp_path, *flags, "--seed", "1", "--max_minutes", "0.00001")
     go_on = f"python train.py --name run --checkpoints_dir {tmp_path} --continue_train --epoch old"
-    assert f"run holds a run already, which this one replaces; to go on with it: {go_on}\n" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert f"run holds a run already, which this one replaces; to go on with it: {go_on}\n" in shown
+    assert f"which this one replaces; to go on with the longer one before it: {go_on}\n" in shown
     assert training.main([*go_on.split()[2:], "--max_minutes", "0"]) == 0
     assert "continuing run in epoch 2 after 2 images" in capsys.readouterr().out
     assert_equal_checkpoints(whole, run_dir)

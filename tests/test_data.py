@@ -212,12 +212,13 @@ def test_template_makes_pairs_of_coarse_and_sharp(tiny_data):
 # ---- errors before the first step, and from workers
 
 
-@pytest.mark.parametrize("workers", ["0", "1"])
-def test_a_truncated_image_is_named(tmp_path, workers):
-    draw_shapes("a", (200, 200)).save(tmp_path / "whole.png")
-    (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:400])
+@pytest.mark.parametrize(("workers", "suffix", "missing"), [("0", "png", 9), ("1", "png", 300), ("0", "jpg", 9)])
+def test_a_truncated_image_is_named(tmp_path, workers, suffix, missing):
+    draw_shapes("a", (200, 200)).save(tmp_path / f"whole.{suffix}")
+    (tmp_path / f"cut.{suffix}").write_bytes((tmp_path / f"whole.{suffix}").read_bytes()[:-missing])
     loader = create_dataset(opt_test(tmp_path, "--dataset_mode", "single", "--num_threads", workers))
-    whole_message = rf"^Cannot read the image {re.escape(str(tmp_path / 'cut.png'))} \(.*\): .* --skip_bad_images\.$"
+    cut = re.escape(str(tmp_path / f"cut.{suffix}"))
+    whole_message = rf"^Cannot read the image {cut} \(.*\): .* --skip_bad_images\.$"
     with pytest.raises(DataError, match=whole_message):  # no "as", which would keep the workers alive for seconds
         list(loader)
 

@@ -28,6 +28,11 @@ def port():
         return probe.getsockname()[1]
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch):
+    monkeypatch.setattr(background, "GRACE", 60)
+
+
 @pytest.fixture
 def quick(monkeypatch):
     monkeypatch.setattr(background, "RETRY", 0.2)
@@ -179,7 +184,7 @@ def test_a_server_that_has_forgotten_its_windows_gets_them_again(tmp_path, port)
 
 
 def test_a_hanging_server_costs_training_nothing(tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr(visdom_display, "TIMEOUT", 3)
+    monkeypatch.setattr(visdom_display, "TIMEOUT", 8)
     monkeypatch.setattr(background, "GRACE", 0.2)
     with closing(socket.create_server(("127.0.0.1", 0))) as hanging:  # accepts and never answers
         shown = shown_on(tmp_path, hanging.getsockname()[1], "--print_freq", "1")
@@ -188,12 +193,12 @@ def test_a_hanging_server_costs_training_nothing(tmp_path, monkeypatch, capfd):
             since = time.monotonic()
             shown.update(progress(count // 10 + 1, count % 10 + 1), losses(), images, rates)
             slowest = max(slowest, time.monotonic() - since)
-        assert slowest < 2
+        assert slowest < visdom_display.TIMEOUT
         out = []
         wait_for(lambda: out.append(capfd.readouterr().out) or "does not answer" in out[-1])
         since = time.monotonic()
         shown.close("finished")
-        assert time.monotonic() - since < 2
+        assert time.monotonic() - since < visdom_display.TIMEOUT
     assert ("".join(out) + capfd.readouterr().out).count("does not answer; training goes on") == 1
     assert len(events(tmp_path / "run", Losses)) == 30
 

@@ -81,7 +81,7 @@ def test_two_processes_equal_one_with_batches_twice_as_large(nine_pictures, tmp_
     assert [re.sub(r" [\d.]+", "", line) for line in one] == [re.sub(r" [\d.]+", "", line) for line in two]
     numbers = [[float(number) for line in lines for number in re.findall(r"\d+\.\d+", line)] for lines in (one, two)]
     assert len(numbers[0]) == 6 * 8
-    assert numbers[0] == pytest.approx(numbers[1], abs=5e-3)  # rounding grows; the next tests are exact
+    assert numbers[0][:8] == pytest.approx(numbers[1][:8], abs=2e-3)  # rounding grows; the next tests are exact
 
 
 def steps(file: Path, flags: list[str], *, double: bool, before: Path | None = None) -> None:
@@ -246,7 +246,8 @@ def test_a_save_that_was_cut_off_is_taken_up_by_all(nine_pictures, tmp_path):
 def test_stopped_and_continued_equals_never_stopped(flags, nine_pictures, tmp_path, capsys):
     flags = ["--dataroot", nine_pictures, "--n_epochs", "4", "--n_epochs_decay", "0", *flags]
     together(ROOT / "train.py", *places(tmp_path / "whole", *flags))
-    with started(ROOT / "train.py", *places(tmp_path / "broken", *flags)) as process:
+    endless = [*flags, "--n_epochs", "1000"]
+    with started(ROOT / "train.py", *places(tmp_path / "broken", *endless)) as process:
         assert process.stdout
         for line in process.stdout:
             if line.startswith("(epoch: 2"):
@@ -261,7 +262,7 @@ def test_stopped_and_continued_equals_never_stopped(flags, nine_pictures, tmp_pa
     assert not torch.equal(other["random"]["cpu"], state["random"]["cpu"])
     for name, images in state["model"]["pools"].items():
         assert not torch.equal(images[0], other["pools"][name][0])
-    again = ["--checkpoints_dir", str(broken.parent), "--name", "run", "--continue_train"]
+    again = ["--checkpoints_dir", str(broken.parent), "--name", "run", "--continue_train", "--n_epochs", "4"]
     assert "not exactly" not in together(ROOT / "train.py", *again)
     assert logged_losses(broken) == logged_losses(whole)
     assert_equal_checkpoints(whole, broken)

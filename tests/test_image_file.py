@@ -1,5 +1,7 @@
 """Reading image files of every kind, and the errors about them."""
 
+import sys
+
 import numpy as np
 import pytest
 import tifffile
@@ -76,6 +78,13 @@ def test_8_bit_pictures_are_read_as_by_pillow(mode, channels, tmp_path):
         wanted = read_image(path).convert("L" if channels == 1 else "RGB")
         assert torch.equal(reader(path), pil_to_tensor(wanted))
         assert reader.format(path) == PixelFormat("uint8", (0, 255))
+
+
+def test_a_library_that_is_not_there_is_not_taken_for_a_damaged_picture(tmp_path, monkeypatch):
+    draw_shapes("a").save(tmp_path / "a.jpg")
+    monkeypatch.setitem(sys.modules, "torchcodec.decoders", None)
+    with pytest.raises(ImportError):
+        ImageReader()(tmp_path / "a.jpg")
 
 
 @pytest.mark.parametrize("orientation", range(10))  # 0 and 9 are none

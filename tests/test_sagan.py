@@ -290,7 +290,7 @@ def test_a_seed_is_an_image_whatever_else_is_made(tmp_path):
     assert list(some) == ["seed0007", "seed0002", "seed0003"]
     assert torch.equal(some["seed0002"], five["seed0002"])
     assert len(noise()) == 64
-    for flags in (["--dataroot", "x"], ["--preprocess", "none"], ["--center_crop", "9"], ["--value_range", "0,9"]):
+    for flags in (["--dataroot", "x"], ["--seed", "1"], ["--max_dataset_size", "9"], ["--value_range", "0,9"]):
         with pytest.raises(ValueError, match=f"{flags[0]} means nothing to --dataset_mode noise"):
             noise(*flags)
 

@@ -109,8 +109,7 @@ def test_time_line(browser, tmp_path):
     assert browser.run(
         "[...document.querySelectorAll('article img')].every(image => image.alt.startsWith('epoch 3: '))"
     )
-    browser.run("document.querySelector('.play').click()")
-    assert browser.run(heading) == "epoch 1"
+    assert browser.run(f"document.querySelector('.play').click(), {heading}") == "epoch 1"
     browser.wait(f"{heading} === 'epoch 3' && document.querySelector('.play').textContent === 'Play'")
     assert browser.complaints() == []
 

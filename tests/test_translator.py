@@ -208,6 +208,8 @@ def test_weights_of_an_unknown_run_translate_a_folder(tiny_data, tmp_path, file,
     assert sorted(path.name for path in file.parent.iterdir()) == ["horse2zebra.pth", "results"]
     assert testing.main([*argv, "--results_dir", str(tmp_path / "results"), "--name", "mine", "--num_test", "1"]) == 0
     assert (tmp_path / "results" / "mine" / "test_latest" / "index.html").is_file()
+    with pytest.raises(ValueError, match=r"^--epoch chooses among the weights of a run"):
+        testing.main([*argv, "--epoch", "5"])
 
 
 def test_a_folder_of_weights_without_options_is_understood(tiny_data, tmp_path, capsys):

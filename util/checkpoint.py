@@ -88,7 +88,7 @@ def no_weights(run_dir: Path, wanted: str) -> ValueError:
         there = f"--checkpoints_dir {run_dir.parent} holds {', '.join(runs) or 'no runs'}"
         return ValueError(f"no run {run_dir.name!r}: {there}; choose one by --name")
     found = ", ".join(sorted(path.name for path in run_dir.glob("*_net_*.pth"))) or "no weights"
-    return ValueError(f"{wanted} is not in {run_dir}, which holds {found}: look at --name, --epoch and --model_suffix")
+    return ValueError(f"{wanted} is not in {run_dir}, which holds {found}: look at --name and --epoch")
 
 
 def load_networks(model: nn.Module, run_dir: Path, label: str) -> bool:

@@ -16,7 +16,7 @@ from util import distributed
 from util.checkpoint import load_networks, no_weights
 from util.finite import agreed
 from util.init_from import init_from
-from util.saves import OLD, WEIGHTS, read_state, save_checkpoint
+from util.saves import OLD, WEIGHTS, read_state, save_checkpoint, to_set_aside, whole_save
 
 SAVED = ("epoch", "epoch_images", "total_images", "steps")  # of a Position
 
@@ -128,14 +128,17 @@ def resume(opt: Options, model: BaseModel, pictures: int, *, run_dir: Path, stat
     With --continue_train, `model` and the random generators take over what the run has saved.
     """
     start = Position(opt.epoch_count)
+    label = save_label(opt.epoch, opt.load_iter)
     if not opt.continue_train:
+        if label != "latest" and not opt.init_from:
+            raise ValueError("--epoch and --load_iter choose a save: they need --continue_train or --init_from")
         if any(run_dir.glob("latest_net_*.pth")):
-            old = f"{continue_command(opt)} --epoch {OLD}"
-            print(f"{run_dir} holds a run already, which this one replaces; to go on with it: {old}")
+            kept = "it" if to_set_aside(run_dir) else "the longer one before it" if whole_save(run_dir, OLD) else ""
+            advice = f"; to go on with {kept}: {continue_command(opt)} --epoch {OLD}" if kept else ""
+            print(f"{run_dir} holds a run already, which this one replaces{advice}")
         if opt.init_from:
             start_from(opt, model, run_dir)
         return start
-    label = save_label(opt.epoch, opt.load_iter)
     filled = load_networks(model, run_dir, label)
     if state is None or not filled:
         print(f"only weights go on: optimizers and schedules start anew, in epoch {opt.epoch_count}")
@@ -169,5 +172,7 @@ def start_from(opt: Options, model: BaseModel, run_dir: Path) -> None:
         raise ValueError(f"--init_from {opt.init_from}: no such file or folder, nor a run in {opt.checkpoints_dir}")
     if source.resolve() == run_dir.resolve():
         raise ValueError(f"--init_from {source}: the new run would overwrite it; choose another --name")
+    if source.is_file() and save_label(opt.epoch, opt.load_iter) != "latest":
+        raise ValueError(f"--init_from {source} is one file: --epoch and --load_iter choose among those of a run")
     trained = read_saved(source if source.is_dir() else source.parent).get("direction", opt.direction)
     print(init_from(model, source, save_label(opt.epoch, opt.load_iter), reverse=trained != opt.direction))

@@ -123,11 +123,11 @@ def finish_save(run_dir: Path, label: str) -> None:
         _rename(run_dir, label, whole_save(run_dir, label))
 
 
-def set_aside(run_dir: Path) -> None:
-    """Keep the last save in run_dir as `old`, before a new run of this name replaces it.
+def to_set_aside(run_dir: Path) -> dict[str, Path]:
+    """Name -> place of the files of the last save in run_dir that a new run of this name should keep as `old`.
 
-    Not if it is of the very start of a run, or the `old` one has seen more images: who starts a run anew by mistake may
-    do so twice.
+    None if it is of the very start of a run, or the `old` one has seen more images: who starts a run anew by mistake
+    may do so twice.
     """
     images = {}
     for label in ("latest", OLD):
@@ -135,12 +135,16 @@ def set_aside(run_dir: Path) -> None:
         state = files.get(STATE.format(label=label))
         images[label] = read_file(state).get("total_images", 0) if state else -1
     files = whole_save(run_dir, "latest") or {path.name: path for path in run_dir.glob("latest_net_*.pth")}
-    if not files or images["latest"] == 0 or images[OLD] > images["latest"]:
-        return
-    for path in run_dir.glob(f"{OLD}_*.pth*"):
-        path.unlink()
-    for name, path in files.items():  # the state last
-        _link(path, run_dir / f"{OLD}{name.removeprefix('latest')}")
+    return {} if images["latest"] == 0 or images[OLD] > images["latest"] else files
+
+
+def set_aside(run_dir: Path) -> None:
+    """Keep the last save in run_dir as `old`, before a new run of this name replaces it."""
+    if files := to_set_aside(run_dir):
+        for path in run_dir.glob(f"{OLD}_*.pth*"):
+            path.unlink()
+        for name, path in files.items():  # the state last
+            _link(path, run_dir / f"{OLD}{name.removeprefix('latest')}")
 
 
 def _link(path: Path, to: Path) -> None:

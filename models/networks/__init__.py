@@ -66,8 +66,8 @@ def define_G(opt: Any, input_nc: int, output_nc: int) -> nn.Module:
         not opt.netG.startswith("resnet") or opt.norm in ("batch", "syncbatch") or opt.spectral_norm_G
     ):
         raise ValueError(
-            "--checkpoint_blocks is for --netG resnet... without batch norm and spectral norm, which would count twice "
-            "what is computed twice: leave it out, or use --norm instance"
+            "--checkpoint_blocks is for --netG resnet..., without batch norm and --spectral_norm_G, which would count "
+            "twice what is computed twice: leave it out"
         )
     net = choose("--netG", opt.netG, GENERATORS)(
         input_nc,
