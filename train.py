@@ -24,8 +24,8 @@ from util.display import Display, NoDisplay, Progress, create_display
 from util.dry_run import dry_run
 from util.finite import LossGuard, NotFiniteError
 from util.interrupt import stop_requests
-from util.resume import Position, parse_options, resume, roll_back, save_label, save_run, saved_state
-from util.saves import OLD, set_aside, sole_writer
+from util.resume import Position, parse_options, resume, roll_back, save_run, saved_state
+from util.saves import OLD, save_label, set_aside, sole_writer
 
 ROLLBACKS = 3  # at most, in the life of a run
 

@@ -24,7 +24,7 @@ from options.test_options import TestOptions
 from util.checkpoint import find_weights, load_weights, read_weights
 from util.device import pick_device
 from util.images import to_image
-from util.saves import WEIGHTS
+from util.saves import WEIGHTS, save_label
 
 Picture = TypeVar("Picture", Image.Image, np.ndarray, Tensor)
 
@@ -71,7 +71,7 @@ def find_trained(argv: Sequence[str] | None = None) -> Trained:
     """
     argv = sys.argv[1:] if argv is None else argv
     flags = TestOptions().peek(argv)
-    label = f"iter_{flags['load_iter']}" if flags["load_iter"] else flags["epoch"]
+    label = save_label(flags["epoch"], flags["load_iter"])
     file = Path(flags["weights"]) if flags.get("weights") else None
     if file:
         run_dir, argv = file.parent, [f"--name={file.stem}", *argv]

@@ -16,7 +16,7 @@ from util import distributed
 from util.checkpoint import load_networks, no_weights
 from util.finite import agreed
 from util.init_from import init_from
-from util.saves import OLD, WEIGHTS, read_state, save_checkpoint, to_set_aside, whole_save
+from util.saves import OLD, WEIGHTS, read_state, save_checkpoint, save_label, to_set_aside, whole_save
 
 SAVED = ("epoch", "epoch_images", "total_images", "steps")  # of a Position
 
@@ -55,10 +55,10 @@ def random_state() -> dict:
 
 
 def save_run(
-    model: BaseModel, position: Position, options: Mapping[str, Any], run_dir: Path, label: str, *, pictures: int
+    model: BaseModel, position: Position, options: dict[str, Any], run_dir: Path, label: str, *, pictures: int
 ) -> None:
     """Save weights and all that `resume` goes on with, by the first of all processes; `pictures` are in an epoch."""
-    state = {"options": dict(options), "model": model.training_state(), "random": random_state()}
+    state = {"options": options, "model": model.training_state(), "random": random_state()}
     processes = distributed.gather({"pools": state["model"]["pools"], "random": state["random"]})
     place = {name: getattr(position, name) for name in SAVED} | {"pictures": pictures}
     with agreed():
@@ -94,11 +94,6 @@ def roll_back(model: BaseModel, run_dir: Path) -> Position:
     start = take_over(model, state)
     model.halve_rates(halvings + 1)
     return start
-
-
-def save_label(epoch: str, load_iter: int) -> str:
-    """How the names of the files begin that --epoch or --load_iter ask for."""
-    return f"iter_{load_iter}" if load_iter else epoch
 
 
 def saved_state(run_dir: Path, flags: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -123,6 +123,11 @@ def finish_save(run_dir: Path, label: str) -> None:
         _rename(run_dir, label, whole_save(run_dir, label))
 
 
+def save_label(epoch: str, load_iter: int) -> str:
+    """How the names of the files begin that --epoch or --load_iter ask for."""
+    return f"iter_{load_iter}" if load_iter else epoch
+
+
 def to_set_aside(run_dir: Path) -> dict[str, Path]:
     """Name -> place of the files of the last save in run_dir that a new run of this name should keep as `old`.
 
