@@ -1,7 +1,7 @@
 """Print what training computes, to the last bit: python -m tests.fingerprint > before.txt.
 
-Four steps of every model on tiny networks, in fp32 and bf16 and with each kind of normalization. A refactoring prints the
-same text as the commit before it, on the same machine: `git worktree add ../before HEAD^` and compare.
+Four steps of every model on tiny networks, in fp32 and bf16 and with each kind of normalization. A refactoring prints
+the same text as the commit before it, on the same machine: `git worktree add ../before HEAD^` and compare.
 """
 
 import hashlib
@@ -87,7 +87,7 @@ def digest(value: Any) -> str:
 def leaves(value: Any, key: str = "") -> Iterator[bytes]:
     """The keys and values in `value`, depth first, as bytes."""
     if isinstance(value, Mapping):
-        for name in value:
+        for name in sorted(value, key=str):
             yield from leaves(value[name], f"{key}/{name}")
     elif isinstance(value, list | tuple):
         for number, item in enumerate(value):
