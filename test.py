@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import itertools
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,19 +15,21 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from data import EpochLoader, create_dataset
+from display.attention_maps import AttentionMap, Watch
+from display.pages.results import ResultsPage
+from inference.trained import Trained, find_trained
 from models.base_model import BaseModel
 from models.networks.attention import attention_blocks
-from models.translator import Trained, find_trained
+from models.weights import find_weights, load_weights
 from options.base_options import Options
+from training.metrics import mean_absolute_error, psnr, ssim
 from util import distributed
-from util.attention import AttentionMap
-from util.checkpoint import find_weights, load_weights
-from util.command import run_command, writing
-from util.device import keep_freed_memory, pick_device
-from util.html import ResultsPage
-from util.metrics import mean_absolute_error, psnr, ssim
+from util.command import configure_logging, run_command, writing
+from util.device import autocast, keep_freed_memory, select_device
 
-Log = Callable[[str, Mapping[str, Tensor]], None]  # takes the name of a picture and what was made of it
+log = logging.getLogger("test")
+
+LogResult = Callable[[str, Mapping[str, Tensor]], None]  # takes the name of an image and its results
 TRUTH = {"fake_B": "real_B", "fake_B_rgb": "real_B_rgb"}  # label of a translation -> of what it should be
 
 
@@ -41,24 +44,25 @@ class Translation:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Parse, load, translate every image, write the page. Returns the exit status. Of several processes, one works."""
+    """Parse, load, translate every image, write the page. Returns the exit status. Only rank 0 works."""
+    configure_logging()
     if not distributed.is_main():
         return 0
     trained = find_trained(argv)
     opt = trained.opt
     keep_freed_memory()
     if trained.inferred:
-        print(trained.inferred)
+        log.info("%s", trained.inferred)
     torch.manual_seed(opt.seed)  # of dropout, which upstream keeps on
     loader = create_dataset(opt)
-    model, files = trained.build(pick_device(opt.device, opt.gpu_ids))
+    model, files = trained.build(select_device(opt.device, opt.gpu_ids))
     sizes = {size for sizes in loader.dataset.sizes.values() for size in sizes}
     model.check_sizes(sizes)
     if opt.verbose:
-        print(model.summary(verbose=True))
+        log.info("%s", model.summary(verbose=True))
     for name, path in files.items():
-        print(f"{name} is {path}")
-    add_judges(trained, model, sizes)
+        log.info("%s is %s", name, path)
+    add_discriminators(trained, model, sizes)
 
     folder = Path(opt.results_dir) / opt.name / f"{opt.phase}_{trained.label}"
     with writing("--results_dir", folder):
@@ -81,29 +85,36 @@ def save_results(opt: Options, model: BaseModel, loader: EpochLoader, files: dic
     count = int(min(opt.num_test, total))
     for caption, picture in model.overview(loader.dataset).items():
         page.add_overview(caption, picture)
-    results = tqdm(itertools.islice(translate(model, loader), count), total=count, unit="image", disable=None)
-    with create_log(opt, folder) as log:
-        add_results(page, results, aspect_ratio=opt.aspect_ratio, log=log)
+    results = tqdm(
+        itertools.islice(translate(model, loader, precision=opt.precision), count),
+        total=count,
+        unit="image",
+        disable=None,
+    )
+    with create_sink(opt, folder) as log_result:
+        add_results(page, results, aspect_ratio=opt.aspect_ratio, log_result=log_result)
     page.save()
     limited = f", limited by --num_test {count}" if count < total else ""
-    print(f"{count} of {total} images made{limited}. Open {folder / 'index.html'}")
+    log.info("%d of %d images made%s. Open %s", count, total, limited, folder / "index.html")
     return 0
 
 
 @contextlib.contextmanager
-def create_log(opt: Options, folder: Path) -> Iterator[Log]:
+def create_sink(opt: Options, folder: Path) -> Iterator[LogResult]:
     """Where results go beside the page: to Weights & Biases with --use_wandb, which keeps files in `folder`."""
     if not opt.use_wandb:
         yield lambda name, images: None
         return
-    from util.display import create_wandb
+    from display.create import create_wandb
 
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.closing(create_wandb(opt, folder)) as sink:
         yield sink.result
 
 
-def add_results(page: ResultsPage, results: Iterable[Translation], *, aspect_ratio: float, log: Log) -> None:
+def add_results(
+    page: ResultsPage, results: Iterable[Translation], *, aspect_ratio: float, log_result: LogResult
+) -> None:
     """Put every result on the page and into the log, under the name of its file."""
     names: set[str] = set()
     for result in results:
@@ -112,7 +123,7 @@ def add_results(page: ResultsPage, results: Iterable[Translation], *, aspect_rat
         names.add(name)
         images = {key: stretch(image, aspect_ratio) for key, image in result.images.items()}
         page.add(name, images, result.attention, scores(result))
-        log(name, images)
+        log_result(name, images)
 
 
 def scores(result: Translation) -> dict[str, float]:
@@ -125,36 +136,37 @@ def scores(result: Translation) -> dict[str, float]:
     return {}
 
 
-def add_judges(trained: Trained, model: BaseModel, sizes: set[tuple[int, int]]) -> None:
+def add_discriminators(trained: Trained, model: BaseModel, sizes: set[tuple[int, int]]) -> None:
     """Give the model its discriminators, whose attention the page shows, if they have any and their files are there.
 
-    Results do without them, so where they cannot be used a line says why and that is all.
+    They do not change the results, so when they cannot be used, a log message says why.
     """
-    translators = set(dict(model.named_children()))
+    generators = set(dict(model.named_children()))
     model.add_discriminators(trained.opt)
-    judges = {name: net for name, net in model.named_children() if name not in translators}
+    discriminators = {name: net for name, net in model.named_children() if name not in generators}
     try:
-        if any(attention_blocks(net) for net in judges.values()):
-            for name, net in judges.items():
+        if any(attention_blocks(net) for net in discriminators.values()):
+            for name, net in discriminators.items():
                 sources = model.sources(name, reverse=trained.reverse)
                 load_weights(net, find_weights(trained.run_dir, trained.label, sources))
                 net.requires_grad_(False).eval()
             model.check_sizes(sizes)
             return
     except ValueError as error:
-        print(f"the page does without the attention of discriminators: {error}")
-    for name in judges:
+        log.warning("the page does not show the attention of the discriminators: %s", error)
+    for name in discriminators:
         delattr(model, name)
 
 
-def translate(model: BaseModel, loader: EpochLoader) -> Iterator[Translation]:
+def translate(model: BaseModel, loader: EpochLoader, *, precision: str = "fp32") -> Iterator[Translation]:
     """Run the model over the data, one result an image."""
     dataset = loader.dataset
     root_A, root_B = (common_folder(paths) if paths else Path() for paths in (dataset.A_paths, dataset.B_paths))
     for batch in loader:
-        with model.autocast(), model.watch() as attention:
+        with torch.no_grad(), autocast(model.device, precision), Watch(model.attention_views()) as watch:
             images = model(batch)
-            model.run_judges(images)
+            watch.run_missing(images)
+        attention = watch.maps()
         for i, path in enumerate(batch["A_paths"]):
             name = relative_name(path, root_A)
             yield Translation(

@@ -1,5 +1,6 @@
 """Train a model: python train.py --dataroot ./datasets/maps --name maps --model cycle_gan_attn."""
 
+import logging
 import math
 import sys
 import time
@@ -12,116 +13,131 @@ from typing import Any
 import torch
 
 from data import EpochLoader, create_dataset
+from display.attention_maps import attention_of
+from display.create import create_display
+from display.display import Display, NoDisplay
+from display.events import Progress
 from models import create_model
 from models.base_model import BaseModel
-from models.compiling import compile_networks
 from options.base_options import Options
-from options.train_options import TrainOptions, continue_command, nothing_left, run_flags
+from options.train_options import TrainOptions, nothing_left, run_flags
+from training.checkpoints import keep_as_old, run_lock
+from training.compiling import compile_networks
+from training.dry_run import dry_run
+from training.finite import LossGuard, NotFiniteError
+from training.optimization import Optimization, create_optimization
+from training.resume import Position, parse_options, resume, resume_command, roll_back, save_run, saved_state
 from util import distributed
-from util.command import run_command, writing
-from util.device import keep_freed_memory, pick_device, use_tf32
-from util.display import Display, NoDisplay, Progress, create_display
-from util.dry_run import dry_run
-from util.finite import LossGuard, NotFiniteError
-from util.interrupt import stop_requests
-from util.resume import Position, parse_options, resume, roll_back, save_run, saved_state
-from util.saves import OLD, save_label, set_aside, sole_writer
+from util.checkpoint_files import OLD, checkpoint_label
+from util.command import configure_logging, run_command, writing
+from util.device import keep_freed_memory, select_device, use_tf32
+from util.signals import stop_requests
 
 ROLLBACKS = 3  # at most, in the life of a run
+
+log = logging.getLogger("train")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Parse, build, train. Returns the exit status: 0, or 128 + the number of the signal that ended the run early."""
+    configure_logging()
     flags = TrainOptions().peek(argv)
     run_dir = Path(flags["checkpoints_dir"]) / flags["name"]
-    with ExitStack() as claims:
+    with ExitStack() as locks:
         if run_dir.is_dir() and not flags["dry_run"]:
-            claim(run_dir, claims)  # before the state is read, which another process might save anew
+            lock(run_dir, locks)  # before the state is read, which another process might overwrite
         state = saved_state(run_dir, flags) if flags["continue_train"] else None
-        going_on = partial(parse_options, run_dir=run_dir, state=state)
-        parse = going_on if flags["continue_train"] else TrainOptions().parse
+        parse: Callable[[list[str] | None], Options] = TrainOptions().parse
+        if flags["continue_train"]:
+            parse = partial(parse_options, run_dir=run_dir, state=state)
         if flags["dry_run"]:
             words = sys.argv[1:] if argv is None else argv
             return dry_run(words, parse, partial(resume, run_dir=run_dir, state=state))
-        return run(parse(argv), run_dir, state, claims)
+        return run(parse(argv), run_dir, state, locks)
 
 
-def claim(run_dir: Path, claims: ExitStack) -> None:
-    """Keep other processes from training the run in run_dir, until `claims` end."""
+def lock(run_dir: Path, locks: ExitStack) -> None:
+    """Lock the run against other training processes until `locks` is closed."""
     if distributed.is_main():
         with writing("--checkpoints_dir", run_dir):
-            claims.enter_context(sole_writer(run_dir))
+            locks.enter_context(run_lock(run_dir))
 
 
-def run(opt: Options, run_dir: Path, state: dict[str, Any] | None, claims: ExitStack) -> int:
-    """Build all that training needs, and train. Returns the exit status."""
+def run(opt: Options, run_dir: Path, state: dict[str, Any] | None, locks: ExitStack) -> int:
+    """Build everything that training needs, and train. Returns the exit status."""
     keep_freed_memory()
     torch.manual_seed(opt.seed)
     loader = create_dataset(opt)
-    device = pick_device(opt.device, opt.gpu_ids)
+    device = select_device(opt.device, opt.gpu_ids)
     if opt.tf32:
         use_tf32(device)
-    model = create_model(opt).to(device)
-    model.prepare_training(opt)
+    model, optimization = create_model(opt).to(device), create_optimization(opt, device)
+    model.prepare_training(opt, optimization)
     model.check_sizes({size for sizes in loader.dataset.sizes.values() for size in sizes})
     if rank := distributed.rank():
-        torch.manual_seed(opt.seed + rank)  # weights are made, and the same in all processes; noise should not be
+        torch.manual_seed(opt.seed + rank)  # the weights are the same in all processes, the noise is not
     distributed.setup(device)
-    start = resume(opt, model, len(loader.dataset), run_dir=run_dir, state=state)
+    epoch_size = len(loader.dataset)
+    start = resume(opt, model, optimization, epoch_size=epoch_size, run_dir=run_dir, state=state)
     if (done := start.epoch - 1) > opt.n_epochs + opt.n_epochs_decay:
-        print(nothing_left(opt, done))
+        log.info("%s", nothing_left(opt, done))
         distributed.shutdown()
         return 0
     distributed.broadcast(model)
-    if len(loader.dataset) < (most := distributed.largest(len(loader.dataset))):
-        raise ValueError(
-            f"--dataroot {opt.dataroot}: {len(loader.dataset)} pictures here, but {most} on another machine"
-        )
-    if distributed.count() > 1:
-        print(f"{distributed.count()} processes, {loader.sampler.step_size(0)} pictures a step")
+    if epoch_size < (most := distributed.all_reduce_max(epoch_size)):
+        raise ValueError(f"--dataroot {opt.dataroot}: {epoch_size} images here, but {most} on another machine")
+    if distributed.world_size() > 1:
+        log.info("%d processes, %d images a step", distributed.world_size(), loader.sampler.step_size(0))
     with writing("--checkpoints_dir", run_dir):
         if distributed.is_main():
             run_dir.mkdir(parents=True, exist_ok=True)
-            claim(run_dir, claims)
-            if not opt.continue_train or save_label(opt.epoch, opt.load_iter) not in ("latest", OLD):
-                set_aside(run_dir)
-        print(model.summary(verbose=opt.verbose))
+            lock(run_dir, locks)
+            if not opt.continue_train or checkpoint_label(opt.epoch, opt.load_iter) not in ("latest", OLD):
+                keep_as_old(run_dir)
+        log.info("%s", model.summary(verbose=opt.verbose))
         if opt.compile:
-            steps = (opt.n_epochs + opt.n_epochs_decay) * math.ceil(len(loader.dataset) / loader.sampler.step_size(0))
+            steps = (opt.n_epochs + opt.n_epochs_decay) * math.ceil(epoch_size / loader.sampler.step_size(0))
             sizes = max(len(sizes) for sizes in loader.dataset.sizes.values())
-            print(compile_networks(model, steps=steps, sizes=sizes))
-        status = train_until_done(opt, model, loader, run_dir, start)
+            log.info("%s", compile_networks(model, steps=steps, sizes=sizes))
+        status = train_until_done(opt, model, optimization, loader, run_dir, start)
     distributed.shutdown()
     return status
 
 
-def train_until_done(opt: Options, model: BaseModel, loader: EpochLoader, run_dir: Path, start: Position) -> int:
-    """Train from `start`, and again from the last save where --on_nan says so. Returns the exit status."""
+def train_until_done(
+    opt: Options, model: BaseModel, optimization: Optimization, loader: EpochLoader, run_dir: Path, start: Position
+) -> int:
+    """Train from `start`, and again from the last checkpoint if --on_nan says so. Returns the exit status."""
     deadline = time.monotonic() + 60 * opt.max_minutes if opt.max_minutes else math.inf
     while True:
         try:
-            return train(opt, model, loader, run_dir, start, deadline=deadline)
+            return train(opt, model, optimization, loader, run_dir, start, deadline=deadline)
         except NotFiniteError as error:
-            if opt.on_nan == "stop" or model.halvings == ROLLBACKS:
+            halvings = optimization.lr_halvings
+            if opt.on_nan == "stop" or halvings == ROLLBACKS:
                 raise NotFiniteError(f"{error}. {advice(opt.on_nan, run_dir)}") from error
-            start = roll_back(model, run_dir)
-            print(f"{error}. Back in epoch {start.epoch}, learning rates halved ({model.halvings} of {ROLLBACKS})")
+            start = roll_back(model, optimization, run_dir)
+            log.warning(
+                "%s. Rolled back to epoch %d with half the learning rates (%d of %d)",
+                error, start.epoch, halvings + 1, ROLLBACKS,
+            )  # fmt: skip
 
 
 def advice(on_nan: str, run_dir: Path) -> str:
     """What to do about losses that are not finite."""
     if on_nan == "stop":
-        return f"{run_dir} holds the last good state: look at the pictures, then add --continue_train --on_nan rollback"
-    return f"{run_dir} holds the last good state, but {ROLLBACKS} times half the learning rate was not enough"
+        return f"{run_dir} holds the last good state: look at the images, then add --continue_train --on_nan rollback"
+    return f"{run_dir} holds the last good state, but halving the learning rate {ROLLBACKS} times was not enough"
 
 
 def train(
-    opt: Options, model: BaseModel, loader: EpochLoader, run_dir: Path, position: Position, *, deadline: float
-) -> int:
+    opt: Options, model: BaseModel, optimization: Optimization, loader: EpochLoader, run_dir: Path, position: Position,
+    *, deadline: float,
+) -> int:  # fmt: skip
     """Train from `position` on, which moves with every step. Returns the exit status.
 
     Raises:
-        NotFiniteError: a loss is nan or infinite; the last save is from before.
+        NotFiniteError: a loss is NaN or infinite; the last checkpoint is from before.
     """
     epochs, epoch_size, started = opt.n_epochs + opt.n_epochs_decay, len(loader.dataset), time.monotonic()
     guard = LossGuard()
@@ -135,65 +151,71 @@ def train(
 
     def save(label: str) -> None:
         guard.settle()
-        save_run(model, position, opt.portable(), run_dir, label, pictures=epoch_size)
+        save_run(model, optimization, position, opt.portable(), run_dir, label, epoch_size=epoch_size)
 
-    save("latest")  # there is something to go on with from the first step, and the disk has room
+    save("latest")  # so the run can be resumed from its first step, and the disk has room
     shown = distributed.is_main()
     if shown:
-        opt.save(run_dir)  # not before: where the disk is full, these would lie beside the weights of an earlier run
+        opt.save(run_dir)  # not earlier: on a full disk, it would lie beside the weights of an earlier run
 
     page = "" if opt.no_html else f"; the page of the run is {run_dir / 'web' / 'index.html'}"
-    attention, continued = model.attention, position.continued
-    display = create_display(opt, run_dir, progress(), attention, continued=continued) if shown else NoDisplay()
+    attention, resumed = partial(attention_of, model, precision=opt.precision), position.resumed
+    display = create_display(opt, run_dir, progress(), attention, resumed=resumed) if shown else NoDisplay()
     with stop_requests() as signals, closed_on_error(display):
         for running in range(position.epoch, epochs + 1):
             loader.sampler.set_epoch(running, skip=position.epoch_images)
             waiting_since = time.perf_counter()
             for batch in batches(loader, partial(save, "latest")):
                 stepping_since, seen = time.perf_counter(), position.epoch_images
-                size, model.share = loader.sampler.step_size(seen), loader.sampler.share(seen)
+                size, share = loader.sampler.step_size(seen), loader.sampler.share(seen)
+                optimization.begin_step(share=share)
                 losses, images = model.step(batch)
                 guard.check(losses, [*batch["A_paths"], *batch.get("B_paths", [])])
                 now = time.perf_counter()
                 position.advance(size)
                 at = progress(size, (now - stepping_since) / size, (stepping_since - waiting_since) / size)
                 if at.crossed(opt.print_freq):
-                    losses = distributed.average(losses, model.share)
-                display.update(at, losses, partial(model.preview, images), model.learning_rates)
+                    losses = distributed.average(losses, share)
+                display.update(at, losses, partial(model.preview, images), optimization.learning_rates)
                 if at.epoch_ended:
-                    model.end_epoch()
+                    optimization.end_epoch()
                     position.next_epoch()
                     if running % opt.save_epoch_freq == 0:
                         save(str(running))
                 due = at.crossed(opt.save_latest_freq)
                 if due and opt.save_by_iter:
                     save(f"iter_{at.images}")
-                stop = distributed.largest(bool(signals or time.monotonic() > deadline))
+                stop = distributed.all_reduce_max(bool(signals or time.monotonic() > deadline))
                 if due or at.epoch_ended or stop:
                     save("latest")
                 if stop and position.epoch <= epochs:
                     display.close("stopped")
-                    print(f"stopped in epoch {position.epoch}, state saved{page}. To go on: {continue_command(opt)}")
+                    log.info(
+                        "stopped in epoch %d, checkpoint saved%s. To resume: %s",
+                        position.epoch, page, resume_command(opt),
+                    )  # fmt: skip
                     return 128 + signals[0] if signals else 0
                 waiting_since = time.perf_counter()
     display.close("finished")
-    print(f"all {epochs} epochs are done; weights are in {run_dir}{page}. Next: python test.py {run_flags(opt)}")
+    log.info(
+        "all %d epochs are done; weights are in %s%s. Next: python test.py %s", epochs, run_dir, page, run_flags(opt)
+    )
     return 0
 
 
 def batches(loader: EpochLoader, save: Callable[[], None]) -> Iterator[dict]:
-    """The batches of an epoch. What was learnt is saved before an error in loading is shown, such as a bad picture."""
+    """The batches of an epoch. A checkpoint is saved before an error in loading, such as a damaged image, is raised."""
     try:
         yield from loader
     except Exception:
-        if distributed.count() == 1:  # others would not take part in saving: they wait for a step
+        if distributed.world_size() == 1:  # others would not take part in saving: they wait for a step
             save()
         raise
 
 
 @contextmanager
 def closed_on_error(display: Display) -> Iterator[None]:
-    """Close `display` before an error is shown."""
+    """Close `display` before an error is raised."""
     try:
         yield
     except BaseException:

@@ -19,12 +19,14 @@ from torchvision.transforms.v2.functional import to_pil_image
 
 import test
 from benchmarks import plain
-from data import BUNDLED, create_dataset
+from data import create_dataset
 from models import create_model
-from models.compiling import compile_networks
 from models.networks.attention import attend
 from options.train_options import TrainOptions
+from training.compiling import compile_networks
+from training.optimization import create_optimization
 from util.device import keep_freed_memory
+from util.paths import BUNDLED
 
 
 @dataclass
@@ -52,7 +54,7 @@ def training(*, model: str, size: int, batch: int = 1, flags: Sequence[str] = ()
     keep_freed_memory()
     opt = TrainOptions().parse(["--model", model, *flags])
     net = create_model(opt)
-    net.prepare_training(opt)
+    net.prepare_training(opt, create_optimization(opt, net.device))
     images = {side: torch.rand(batch, 3, size, size) * 2 - 1 for side in "AB"}
     prepare = (lambda: compile_networks(net, steps=1_000_000, sizes=1)) if compiled else lambda: None
     return Case(lambda: net.step(images), items=batch, prepare=prepare)

@@ -18,12 +18,11 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, default_co
 from data.base_dataset import BaseDataset, Sample
 from data.image_folder import DataError
 from util import distributed
-from util.device import pick_device
+from util.device import select_device
 from util.images import PixelFormat
-from util.interrupt import SIGNALS
+from util.paths import BUNDLED
 from util.registry import find_class
-
-BUNDLED = Path(__file__).resolve().parent.parent / "datasets"
+from util.signals import SIGNALS
 
 
 class EpochSampler(DistributedSampler[Any]):
@@ -117,14 +116,14 @@ def create_dataset(opt: Any) -> EpochLoader:
         raise DataError(f"--value_range {opt.value_range}: {why}, which are always 0 to 255.")
     if opt.batch_size > 1:
         check_same_size(dataset, opt.batch_size)
-    device = pick_device(opt.device, opt.gpu_ids)
+    device = select_device(opt.device, opt.gpu_ids)
     workers = min(opt.num_threads, math.ceil(len(dataset) / opt.batch_size))
     if not opt.given("num_threads"):
         # On the CPU, workers take the cores from the training itself; a pair at 64 px loads in 1 ms, by a worker in 2.
-        cores = max(cpu_count() // distributed.local_count(), 1)
+        cores = max(cpu_count() // distributed.local_world_size(), 1)
         workers = min(workers, cores) if device.type != "cpu" else 0
     # testing takes one process
-    processes = {"process": distributed.rank(), "processes": distributed.count()} if opt.is_train else {}
+    processes = {"process": distributed.rank(), "processes": distributed.world_size()} if opt.is_train else {}
     return EpochLoader(
         dataset,
         batch_size=opt.batch_size,

@@ -7,7 +7,7 @@ from data.base_dataset import BaseDataset, Sample, create_transform
 from data.check import Check
 from data.image_file import read_image
 from data.image_folder import DataError, any_images
-from util.colour import split_lab
+from util.color import split_lab
 
 
 class ColorizationDataset(BaseDataset):

@@ -11,8 +11,8 @@ from torch import Tensor
 from data.arrays import MAX_CHANNELS
 from data.image_file import image_sizes
 from data.image_folder import DataError
+from options.choices import PREPROCESS
 
-PREPROCESS = ("resize_and_crop", "crop", "scale_width", "scale_width_and_crop", "none")
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow makes grey of colours
 
 

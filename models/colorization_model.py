@@ -3,11 +3,9 @@
 from argparse import ArgumentParser
 from typing import Any
 
-from torch import nn
-
-from models.base_model import Images
+from models.base_model import AttentionView, Images
 from models.pix2pix_model import Pix2PixModel
-from util.colour import join_lab
+from util.color import join_lab
 
 
 class ColorizationModel(Pix2PixModel):
@@ -40,6 +38,6 @@ class ColorizationModel(Pix2PixModel):
             "real_B_rgb": join_lab(L, images["real_B"]),
         }
 
-    def judges(self) -> dict[str, tuple[tuple[str, ...], nn.Module]]:
-        """None: what D judges is L and ab, of which no picture is shown."""
-        return {}
+    def attention_views(self) -> dict[str, AttentionView]:
+        """The generator alone: D takes L and ab, which no image shows."""
+        return {"G": AttentionView.on(self.netG, "real_A")}

@@ -1,21 +1,32 @@
 """CycleGAN: translation between two sets of pictures that need no pairs."""
 
 from argparse import ArgumentParser
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from data import BUNDLED
 from models import networks
-from models.base_model import BaseModel, Images, Losses
+from models.base_model import AttentionView, BaseModel, Images, Losses, Optimization
+from models.image_pool import ImagePool
 from models.losses import GANLoss
 from models.networks.layers import run_together
 from options import values
-from util.image_pool import ImagePool
+from util.paths import BUNDLED
 
-IMAGES = ("real_A", "fake_B", "rec_A", "real_B", "fake_A", "rec_B", "idt_A", "idt_B")  # in the order they are shown
-LOSSES = ("G_A", "G_B", "cycle_A", "cycle_B", "idt_A", "idt_B", "D_A", "D_B")
+
+class Cycle(NamedTuple):
+    """One direction of a training step, without graph: images (B, C, H, W) in [-1, 1] and losses (scalars).
+
+    `idt` and `loss_idt` are None when there is no identity loss.
+    """
+
+    fake: Tensor
+    rec: Tensor
+    idt: Tensor | None
+    loss_G: Tensor
+    loss_cycle: Tensor
+    loss_idt: Tensor | None
 
 
 class CycleGANModel(BaseModel):
@@ -46,9 +57,9 @@ class CycleGANModel(BaseModel):
         self.netD_A = networks.define_D(opt, opt.output_nc).to(self.device)
         self.netD_B = networks.define_D(opt, opt.input_nc).to(self.device)
 
-    def prepare_training(self, opt: Any) -> None:
+    def prepare_training(self, opt: Any, optimization: Optimization) -> None:
         """Discriminators, losses, pools and optimizers."""
-        super().prepare_training(opt)
+        super().prepare_training(opt, optimization)
         if opt.lambda_identity and opt.input_nc != opt.output_nc:
             raise ValueError(
                 f"the identity loss compares pictures of A and B, but --input_nc {opt.input_nc} and --output_nc "
@@ -58,9 +69,9 @@ class CycleGANModel(BaseModel):
         self.add_discriminators(opt)
         self.gan_loss = GANLoss(opt.gan_mode, lambda_gp=opt.lambda_gp)
         self.pools = {"fake_A": ImagePool(opt.pool_size), "fake_B": ImagePool(opt.pool_size)}
-        self.add_optimizer("G", [self.netG_A, self.netG_B], opt, lr=opt.lr_G)
-        self.add_optimizer("D", [self.netD_A, self.netD_B], opt, lr=opt.lr_D)
-        self.add_ema("netG_A", "netG_B")
+        optimization.add("G", [self.netG_A, self.netG_B], lr=opt.lr_G)
+        optimization.add("D", [self.netD_A, self.netD_B], lr=opt.lr_D)
+        optimization.add_averages(self, "netG_A", "netG_B")
 
     def forward(self, batch: dict) -> Images:
         """Translate a batch in both directions and back: images (B, C, H, W) in [-1, 1]."""
@@ -73,56 +84,69 @@ class CycleGANModel(BaseModel):
 
     def step(self, batch: dict) -> tuple[Losses, Images]:
         """The generators first, then the discriminators, which see fakes from the pools."""
-        x: Images = dict(zip(("real_A", "real_B"), self.inputs(batch, "A", "B"), strict=True))
-        losses: Losses = {}
-        for a, b, weight in (("A", "B", self.lambda_A), ("B", "A", self.lambda_B)):
-            with self.autocast():
-                images, terms = self.there_and_back(a, b, x[f"real_{a}"], weight)
-            self.backward("G", *terms.values())
-            x |= {name: image.detach() for name, image in images.items()}
-            losses |= {name: loss.detach() for name, loss in terms.items()}
-            del images, terms  # and what they keep for the backward pass, before the other direction
-        self.update("G")
-        for a, b in ("AB", "BA"):
-            with self.autocast():
-                fake = self.pools[f"fake_{b}"].query(x[f"fake_{b}"])
-                loss = self.gan_loss.discriminator(self.get_submodule(f"netD_{a}"), x[f"real_{b}"], fake)
-            self.backward("D", loss)
-            losses[f"D_{a}"] = loss.detach()
-        self.update("D")
-        self.end_step()
-        losses = {name: losses[name] for name in LOSSES if name in losses}
-        return losses | self.gammas(), {name: x[name] for name in IMAGES if name in x}
+        real_A, real_B = self.inputs(batch, "A", "B")
+        A = self.backward_cycle(real_A, self.netG_A, self.netG_B, self.netD_A, self.lambda_A)
+        B = self.backward_cycle(real_B, self.netG_B, self.netG_A, self.netD_B, self.lambda_B)
+        self.optimization.update("G")
+        loss_D_A = self.backward_D(self.netD_A, real_B, self.pools["fake_B"].query(A.fake))
+        loss_D_B = self.backward_D(self.netD_B, real_A, self.pools["fake_A"].query(B.fake))
+        self.optimization.update("D")
+        self.optimization.end_step()
 
-    def there_and_back(self, a: str, b: str, real: Tensor, weight: float) -> tuple[Images, Losses]:
-        """Translate real pictures of domain `a` into `b` and back: the images made, and the generators' losses.
+        losses: dict[str, Tensor | None] = {
+            "G_A": A.loss_G, "G_B": B.loss_G, "cycle_A": A.loss_cycle, "cycle_B": B.loss_cycle,
+            "idt_A": B.loss_idt, "idt_B": A.loss_idt, "D_A": loss_D_A, "D_B": loss_D_B,
+        }  # fmt: skip
+        images: dict[str, Tensor | None] = {
+            "real_A": real_A, "fake_B": A.fake, "rec_A": A.rec,
+            "real_B": real_B, "fake_A": B.fake, "rec_B": B.rec,
+            "idt_A": B.idt, "idt_B": A.idt,
+        }  # fmt: skip
+        return without_none(losses) | self.gammas(), without_none(images)
 
-        The network that leads back sees the translation and, for the identity loss, the picture itself: in one batch,
-        where that makes no difference.
+    def backward_cycle(self, real: Tensor, net: nn.Module, back: nn.Module, netD: nn.Module, weight: float) -> "Cycle":
+        """Translate `real` (B, C, H, W) with `net`, and back; accumulate the gradients of the generators' losses.
+
+        Called for one direction after the other, so that the graph of the first is freed before the second is built.
+
+        Args:
+            back: the generator of the other direction.
+            netD: the discriminator of the translations.
+            weight: of the cycle loss and, times lambda_identity, of the identity loss.
         """
-        G, back, D = (self.get_submodule(name) for name in (f"netG_{a}", f"netG_{b}", f"netD_{a}"))
-        fake = G(real)
-        images, losses = {f"fake_{b}": fake}, {f"G_{a}": self.gan_loss.generator(D, fake)}
-        if self.lambda_identity:
-            both = run_together(back, fake, real)
-            images |= dict(zip((f"rec_{a}", f"idt_{b}"), both, strict=True))
-            losses[f"idt_{b}"] = F.l1_loss(images[f"idt_{b}"], real) * weight * self.lambda_identity
-        else:
-            images[f"rec_{a}"] = back(fake)
-        losses[f"cycle_{a}"] = F.l1_loss(images[f"rec_{a}"], real) * weight
-        return images, losses
+        with self.optimization.autocast():
+            fake = net(real)
+            losses = [self.gan_loss.generator(netD, fake)]
+            rec, idt = run_together(back, fake, real) if self.lambda_identity else (back(fake), None)
+            if idt is not None:
+                losses.append(F.l1_loss(idt, real) * weight * self.lambda_identity)
+            losses.append(F.l1_loss(rec, real) * weight)
+        self.optimization.backward("G", *losses)
+        loss_G, *loss_idt, loss_cycle = (loss.detach() for loss in losses)
+        images = fake.detach(), rec.detach(), None if idt is None else idt.detach()
+        return Cycle(*images, loss_G, loss_cycle, loss_idt[0] if loss_idt else None)
 
-    def translators(self) -> dict[str, tuple[str, nn.Module]]:
-        """The generators."""
-        return {"G_A": ("real_A", self.netG_A), "G_B": ("real_B", self.netG_B)}
+    def backward_D(self, netD: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
+        """The loss of a discriminator, detached; its gradients are accumulated."""
+        with self.optimization.autocast():
+            loss = self.gan_loss.discriminator(netD, real, fake)
+        self.optimization.backward("D", loss)
+        return loss.detach()
 
-    def judges(self) -> dict[str, tuple[tuple[str, ...], nn.Module]]:
-        """The discriminators, on translations."""
-        if not hasattr(self, "netD_A"):
-            return {}
-        return {"D_A": (("fake_B",), self.netD_A), "D_B": (("fake_A",), self.netD_B)}
+    def attention_views(self) -> dict[str, AttentionView]:
+        """The generators on real images, the discriminators on translations."""
+        views = {"G_A": AttentionView.on(self.netG_A, "real_A"), "G_B": AttentionView.on(self.netG_B, "real_B")}
+        if hasattr(self, "netD_A"):
+            views["D_A"] = AttentionView.on(self.netD_A, "fake_B")
+            views["D_B"] = AttentionView.on(self.netD_B, "fake_A")
+        return views
 
     def sources(self, name: str, *, reverse: bool) -> list[str]:
         """In the other direction, the two generators change places."""
         label = name.removeprefix("net")
         return [label.translate(str.maketrans("AB", "BA")) if reverse else label]
+
+
+def without_none(tensors: dict[str, Tensor | None]) -> dict[str, Tensor]:
+    """The entries that are there: without identity loss, some are not."""
+    return {name: tensor for name, tensor in tensors.items() if tensor is not None}

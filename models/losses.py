@@ -8,8 +8,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from models.networks.layers import run_together
-
-MODES = ("lsgan", "vanilla", "wgangp", "hinge")
+from options.choices import GAN_MODES
 
 
 class GANLoss:
@@ -23,8 +22,8 @@ class GANLoss:
     """
 
     def __init__(self, mode: str = "lsgan", *, lambda_gp: float = 10.0):
-        if mode not in MODES:
-            raise ValueError(f"--gan_mode {mode}: choose from {', '.join(MODES)}")
+        if mode not in GAN_MODES:
+            raise ValueError(f"--gan_mode {mode}: choose from {', '.join(GAN_MODES)}")
         self.mode = mode
         self.lambda_gp = lambda_gp
 
@@ -38,9 +37,9 @@ class GANLoss:
 
         lsgan and vanilla are halved, which slows the discriminator down relative to the generator, as in CycleGAN.
         """
-        return self.total(self.verdicts(net, real, fake))
+        return self.total(self.discriminator_terms(net, real, fake))
 
-    def verdicts(self, net: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor) -> dict[str, Tensor]:
+    def discriminator_terms(self, net: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor) -> dict[str, Tensor]:
         """The terms of `discriminator` one by one, not yet halved: "real", "fake" and, in wgangp, "penalty"."""
         fake = fake.detach()
         on_real, on_fake = run_together(net, real, fake)
@@ -49,12 +48,12 @@ class GANLoss:
             terms["penalty"] = self.lambda_gp * gradient_penalty(net, real, fake)
         return terms
 
-    def total(self, verdicts: dict[str, Tensor]) -> Tensor:
+    def total(self, terms: dict[str, Tensor]) -> Tensor:
         """The loss of `discriminator` from its terms; a scalar."""
-        loss = verdicts["real"] + verdicts["fake"]
+        loss = terms["real"] + terms["fake"]
         if self.mode in ("lsgan", "vanilla"):
             return loss / 2
-        return loss + verdicts["penalty"] if self.mode == "wgangp" else loss
+        return loss + terms["penalty"] if self.mode == "wgangp" else loss
 
     def distance(self, score: Tensor, real: bool) -> Tensor:
         """Distance of scores, of any shape, from the verdict `real`; a scalar."""

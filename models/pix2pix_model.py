@@ -4,14 +4,13 @@ from argparse import ArgumentParser
 from typing import Any
 
 import torch
-from torch import nn
 from torch.nn import functional as F
 
 from models import networks
-from models.base_model import BaseModel, Images, Losses
+from models.base_model import AttentionView, BaseModel, Images, Losses, Optimization
+from models.image_pool import ImagePool
 from models.losses import GANLoss
 from options import values
-from util.image_pool import ImagePool
 
 
 class Pix2PixModel(BaseModel):
@@ -38,16 +37,16 @@ class Pix2PixModel(BaseModel):
         """D, which judges A and B together."""
         self.netD = networks.define_D(opt, opt.input_nc + opt.output_nc).to(self.device)
 
-    def prepare_training(self, opt: Any) -> None:
+    def prepare_training(self, opt: Any, optimization: Optimization) -> None:
         """Discriminator, losses, pool and optimizers."""
-        super().prepare_training(opt)
+        super().prepare_training(opt, optimization)
         self.lambda_L1 = opt.lambda_L1
         self.add_discriminators(opt)
         self.gan_loss = GANLoss(opt.gan_mode, lambda_gp=opt.lambda_gp)
         self.pools = {"fake_AB": ImagePool(opt.pool_size)}
-        self.add_optimizer("G", [self.netG], opt, lr=opt.lr_G)
-        self.add_optimizer("D", [self.netD], opt, lr=opt.lr_D)
-        self.add_ema("netG")
+        optimization.add("G", [self.netG], lr=opt.lr_G)
+        optimization.add("D", [self.netD], lr=opt.lr_D)
+        optimization.add_averages(self, "netG")
 
     def forward(self, batch: dict) -> Images:
         """Translate a batch: images (B, C, H, W) in [-1, 1], as they are shown."""
@@ -60,26 +59,25 @@ class Pix2PixModel(BaseModel):
 
     def step(self, batch: dict) -> tuple[Losses, Images]:
         """The discriminator first, which sees fakes from the pool, then the generator."""
-        with self.autocast():
+        with self.optimization.autocast():
             x = self.translate(batch)
             real_AB, fake_AB = (torch.cat([x["real_A"], x[label]], 1) for label in ("real_B", "fake_B"))
-            verdicts = self.gan_loss.verdicts(self.netD, real_AB, self.pools["fake_AB"].query(fake_AB))
-        self.backward("D", self.gan_loss.total(verdicts))
-        self.update("D")
-        with self.autocast():
+            terms = self.gan_loss.discriminator_terms(self.netD, real_AB, self.pools["fake_AB"].query(fake_AB))
+        self.optimization.backward("D", self.gan_loss.total(terms))
+        self.optimization.update("D")
+        with self.optimization.autocast():
             losses = {
                 "G_GAN": self.gan_loss.generator(self.netD, fake_AB),
                 "G_L1": F.l1_loss(x["fake_B"], x["real_B"]) * self.lambda_L1,
             }
-        self.backward("G", *losses.values())
-        self.update("G")
-        self.end_step()
-        return losses | {f"D_{name}": loss for name, loss in verdicts.items()} | self.gammas(), x
+        self.optimization.backward("G", *losses.values())
+        self.optimization.update("G")
+        self.optimization.end_step()
+        return losses | {f"D_{name}": loss for name, loss in terms.items()} | self.gammas(), x
 
-    def translators(self) -> dict[str, tuple[str, nn.Module]]:
-        """The generator."""
-        return {"G": ("real_A", self.netG)}
-
-    def judges(self) -> dict[str, tuple[tuple[str, ...], nn.Module]]:
-        """The discriminator, on A and its translation."""
-        return {"D": (("real_A", "fake_B"), self.netD)} if hasattr(self, "netD") else {}
+    def attention_views(self) -> dict[str, AttentionView]:
+        """The generator on A; the discriminator on A and its translation."""
+        views = {"G": AttentionView.on(self.netG, "real_A")}
+        if hasattr(self, "netD"):
+            views["D"] = AttentionView.on(self.netD, "real_A", "fake_B")
+        return views

@@ -8,15 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from data import BUNDLED
 from data.base_dataset import BaseDataset
 from models import networks
 from models.augment import DiffAugment
-from models.base_model import BaseModel, Images, Losses
+from models.base_model import AttentionView, BaseModel, Images, Losses, Optimization
 from models.losses import GANLoss
 from options import values
-from util.attention import watch
-from util.images import grid, to_tensor
+from util.images import grid
+from util.paths import BUNDLED
 
 SAMPLES = 64  # in a grid
 FRAMES = 8  # from one sample to the next
@@ -65,9 +64,9 @@ class SAGANModel(BaseModel):
         """D, which gives an image one score."""
         self.netD = networks.define_image_D(opt, opt.input_nc).to(self.device)
 
-    def prepare_training(self, opt: Any) -> None:
+    def prepare_training(self, opt: Any, optimization: Optimization) -> None:
         """The discriminator, its loss and augmentation, the optimizers, and the noise behind the grid of samples."""
-        super().prepare_training(opt)
+        super().prepare_training(opt, optimization)
         if opt.checkpoint_blocks:
             raise ValueError("--checkpoint_blocks is for the ResNets that translate pictures: leave it out")
         if opt.given("pool_size"):
@@ -76,9 +75,9 @@ class SAGANModel(BaseModel):
         self.add_discriminators(opt)
         self.gan_loss = GANLoss(opt.gan_mode, lambda_gp=opt.lambda_gp)
         self.augment = DiffAugment(networks.stages(opt.diffaugment))
-        self.add_optimizer("G", [self.netG], opt, lr=opt.lr_G)
-        self.add_optimizer("D", [self.netD], opt, lr=opt.lr_D)
-        self.add_ema("netG")
+        optimization.add("G", [self.netG], lr=opt.lr_G)
+        optimization.add("D", [self.netD], lr=opt.lr_D)
+        optimization.add_averages(self, "netG")
         generator = torch.Generator().manual_seed(opt.seed)
         self.fixed_noise = torch.randn(SAMPLES, self.netG.z_dim, generator=generator).to(self.device)
 
@@ -99,19 +98,19 @@ class SAGANModel(BaseModel):
         """The discriminator first, d_steps times on the same real images, then the generator, with fresh noise."""
         (real,) = self.inputs(batch, "A")
         for _ in range(self.d_steps):
-            with self.autocast():
+            with self.optimization.autocast():
                 with torch.no_grad():
                     fake = self.netG(self.noise())
                 # the last batch of an epoch may be smaller; the generator's batch statistics want a whole one
                 loss_D = self.gan_loss.discriminator(self.judge, real, fake[: len(real)])
-            self.backward("D", loss_D)
-            self.update("D")
-        with self.autocast():
+            self.optimization.backward("D", loss_D)
+            self.optimization.update("D")
+        with self.optimization.autocast():
             fake = self.netG(self.noise())
             loss_G = self.gan_loss.generator(self.judge, fake)
-        self.backward("G", loss_G)
-        self.update("G")
-        self.end_step()
+        self.optimization.backward("G", loss_G)
+        self.optimization.update("G")
+        self.optimization.end_step()
         return {"G": loss_G, "D": loss_D} | self.gammas(), {"fake": fake, "real": real}
 
     def check_sizes(self, sizes: Iterable[tuple[int, int]]) -> None:
@@ -125,22 +124,18 @@ class SAGANModel(BaseModel):
 
     @torch.no_grad()
     def preview(self, images: Images) -> Images:
-        """A grid of samples, always from the same noise, the first of them, where G looked, and the real images."""
-        ((_, net),) = self.translators().values()
+        """A grid of samples, always from the same noise, the first of them, and the real images."""
+        net = self.sampler()
         training = net.training
-        with self.autocast(), watch({"G": ("sample", net.eval())}) as attention:
-            samples = net(self.fixed_noise)
+        with self.optimization.autocast():
+            samples = net.eval()(self.fixed_noise)
         net.train(training)
-        pictures = {"samples": grid(samples), "sample": samples[0]}
-        for block in attention:
-            pictures[f"G_{block.stage}"] = to_tensor(block[0].picture(samples[0]))
-        pictures["real"] = grid(images["real"][:SAMPLES])
-        return {label: picture[None] for label, picture in pictures.items()}
+        figures = {"samples": grid(samples), "sample": samples[0], "real": grid(images["real"][:SAMPLES])}
+        return {label: figure[None] for label, figure in figures.items()}
 
-    def run_translators(self, images: Images) -> None:
-        """The generator, on the noise behind the sample that `preview` returned."""
-        ((_, net),) = self.translators().values()
-        net(self.fixed_noise[:1])
+    def sampler(self) -> nn.Module:
+        """The generator that samples are shown of: in training its average, if there is one."""
+        return getattr(self, "netG_ema", self.netG)
 
     @torch.no_grad()
     def overview(self, dataset: BaseDataset) -> Images:
@@ -153,13 +148,12 @@ class SAGANModel(BaseModel):
             pictures["interpolation"] = grid(self.netG(torch.cat(strips)), FRAMES)
         return pictures
 
-    def translators(self) -> dict[str, tuple[str, nn.Module]]:
-        """The generator; in training its average, if it has one."""
-        return {"G": ("sample", self.get_submodule("netG_ema" if self.ema_decay else "netG"))}
-
-    def judges(self) -> dict[str, tuple[tuple[str, ...], nn.Module]]:
-        """The discriminator, on samples."""
-        return {"D": (("sample",), self.netD)} if hasattr(self, "netD") else {}
+    def attention_views(self) -> dict[str, AttentionView]:
+        """The generator, on the noise of the sample that `preview` shows, and the discriminator, on that sample."""
+        views = {"G": AttentionView(self.sampler(), "sample", lambda _: self.fixed_noise[:1])}
+        if hasattr(self, "netD"):
+            views["D"] = AttentionView.on(self.netD, "sample")
+        return views
 
 
 def interpolate(start: Tensor, end: Tensor, steps: int) -> Tensor:

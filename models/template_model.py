@@ -7,13 +7,12 @@ python train.py --model template --name sharpen.
 from argparse import ArgumentParser
 from typing import Any
 
-from torch import nn
 from torch.nn import functional as F
 
-from data import BUNDLED
 from models import networks
-from models.base_model import BaseModel, Images, Losses
+from models.base_model import AttentionView, BaseModel, Images, Losses, Optimization
 from options import values
+from util.paths import BUNDLED
 
 
 class TemplateModel(BaseModel):
@@ -33,12 +32,12 @@ class TemplateModel(BaseModel):
         super().__init__()
         self.netG = networks.define_G(opt, opt.input_nc, opt.output_nc)
 
-    def prepare_training(self, opt: Any) -> None:
+    def prepare_training(self, opt: Any, optimization: Optimization) -> None:
         """What training needs beside: here, only an optimizer."""
-        super().prepare_training(opt)
+        super().prepare_training(opt, optimization)
         self.lambda_regression = opt.lambda_regression
-        self.add_optimizer("G", [self.netG], opt, lr=opt.lr_G)
-        self.add_ema("netG")
+        optimization.add("G", [self.netG], lr=opt.lr_G)
+        optimization.add_averages(self, "netG")
 
     def forward(self, batch: dict) -> Images:
         """Images (B, C, H, W) in [-1, 1] under the labels that pages and files show."""
@@ -47,14 +46,14 @@ class TemplateModel(BaseModel):
 
     def step(self, batch: dict) -> tuple[Losses, Images]:
         """Forward, losses, update. You choose the names of losses and images: they show up in the log and on pages."""
-        with self.autocast():
+        with self.optimization.autocast():
             x = self(batch)
             losses = {"regression": F.l1_loss(x["fake_B"], x["real_B"]) * self.lambda_regression}
-        self.backward("G", losses["regression"])
-        self.update("G")
-        self.end_step()
+        self.optimization.backward("G", losses["regression"])
+        self.optimization.update("G")
+        self.optimization.end_step()
         return losses | self.gammas(), x
 
-    def translators(self) -> dict[str, tuple[str, nn.Module]]:
-        """The generators."""
-        return {"G": ("real_A", self.netG)}
+    def attention_views(self) -> dict[str, AttentionView]:
+        """The generator, shown over its input."""
+        return {"G": AttentionView.on(self.netG, "real_A")}

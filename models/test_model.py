@@ -3,11 +3,9 @@
 from argparse import ArgumentParser
 from typing import Any
 
-from torch import nn
-
-from data import BUNDLED
 from models import networks
-from models.base_model import BaseModel, Images
+from models.base_model import AttentionView, BaseModel, Images
+from util.paths import BUNDLED
 
 
 class TestModel(BaseModel):
@@ -42,9 +40,9 @@ class TestModel(BaseModel):
         (real,) = self.inputs(batch, "A")
         return {"real": real, "fake": self.netG(real)}
 
-    def translators(self) -> dict[str, tuple[str, nn.Module]]:
-        """The generators."""
-        return {"G": ("real", self.netG)}
+    def attention_views(self) -> dict[str, AttentionView]:
+        """The generator, shown over its input."""
+        return {"G": AttentionView.on(self.netG, "real")}
 
     def sources(self, name: str, *, reverse: bool) -> list[str]:
         """G_A or G_B by direction; a lone generator knows only the one that it was trained in."""

@@ -9,14 +9,23 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, NoReturn
 
-from data import BUNDLED
-from data.transforms import PREPROCESS
-from models.networks import DISCRIMINATORS, GENERATORS, IMAGE_DISCRIMINATORS, NOISE_GENERATORS
-from models.networks.layers import NORMS
 from options import values
+from options.choices import (
+    DEVICES,
+    DIRECTIONS,
+    DISCRIMINATORS,
+    GENERATORS,
+    IMAGE_DISCRIMINATORS,
+    INIT_TYPES,
+    NOISE_GENERATORS,
+    NORMS,
+    PREPROCESS,
+    UPSAMPLINGS,
+)
 from options.parser import RENAMED, Parser
+from util.files import atomic
+from util.paths import BUNDLED
 from util.registry import choices, find_class
-from util.saves import temporary
 
 BUNDLED_MARK = "bundled:"  # before the name of a folder in datasets/
 
@@ -84,9 +93,8 @@ class Options:
         lines = ",\n".join(f"  {json.dumps(flag)}: {text}" for flag, text in texts.items())
         contents = {"json": f"{{\n{lines}\n}}\n".encode(), "txt": f"{self}\n".encode(errors="surrogateescape")}
         for suffix, content in contents.items():
-            path = run_dir / f"{self._name}_opt.{suffix}"
-            temporary(path).write_bytes(content)
-            temporary(path).replace(path)
+            with atomic(run_dir / f"{self._name}_opt.{suffix}") as path:
+                path.write_bytes(content)
 
 
 def read_saved(run_dir: Path) -> dict[str, Any]:
@@ -216,7 +224,7 @@ def add_run_flags(parser: ArgumentParser) -> None:
     images = "load the weights that --save_by_iter kept after so many images instead; 0 = as --epoch says"
     add("--load_iter", type=values.non_negative_int, default=0, help=images)
     add("--seed", type=values.seed, default=0, help="random seed of weights, order, augmentation and dropout")
-    add("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="auto = a GPU if there is one")
+    add("--device", default="auto", choices=DEVICES, help="auto = a GPU if there is one")
     add("--gpu_ids", type=values.gpu_ids, default="0", help="CUDA GPUs, as 0,1: one for each process; -1 = CPU")
     add("--display_winsize", type=values.positive_int, default=256, help="width of pictures on pages, in px")
     add("--verbose", action="store_true", help="print the layers of the networks, and tracebacks of errors")
@@ -232,7 +240,7 @@ def add_data_flags(parser: ArgumentParser) -> None:
     )
     modes = f"data/DATASET_MODE_dataset.py: {', '.join(choices('data'))}"
     add("--dataset_mode", type=values.class_name("data"), default="unaligned", help=modes)
-    add("--direction", default="AtoB", choices=("AtoB", "BtoA"), help="which domain is translated to which")
+    add("--direction", default="AtoB", choices=DIRECTIONS, help="which domain is translated to which")
     size = "how pictures get their size. resize: to a square of LOAD_SIZE; scale_width: to a width of LOAD_SIZE, in "
     size += "proportion; crop: a square of CROP_SIZE is cut out"
     add("--preprocess", default="resize_and_crop", choices=PREPROCESS, help=size)
@@ -263,10 +271,10 @@ def add_network_flags(parser: ArgumentParser) -> None:
     add("--ndf", type=values.positive_int, default=64, help="channels of D's first layer")
     add("--n_layers_D", type=values.positive_int, default=3, help="halving layers of --netD n_layers")
     add("--z_dim", type=values.positive_int, default=128, help="length of the noise vectors that images are made from")
-    add("--norm", default="instance", choices=list(NORMS), help="normalisation in G and D")
+    add("--norm", default="instance", choices=NORMS, help="normalisation in G and D")
     add("--no_dropout", action="store_true", help="no dropout in G")
     upsample = "how G enlarges; nearest = resize, then convolve, which leaves no grid pattern"
-    add("--upsample", default="deconv", choices=("deconv", "nearest"), help=upsample)
+    add("--upsample", default="deconv", choices=UPSAMPLINGS, help=upsample)
     stages = "stages of {} followed by self-attention: {}. Separated by commas, or none"
     resnet = "down1, down2, block1 ..., bottleneck (the middle), up1, up2; sagan's: l1 ..., sagan_resnet's: block1 ..."
     add("--attn_G", default="none", help=stages.format("G", resnet))
@@ -275,5 +283,5 @@ def add_network_flags(parser: ArgumentParser) -> None:
     switch = argparse.BooleanOptionalAction
     add("--spectral_norm_G", action=switch, default=False, help="spectral normalisation in G")
     add("--spectral_norm_D", action=switch, default=False, help="spectral normalisation in D")
-    add("--init_type", default="normal", choices=("normal", "xavier", "kaiming", "orthogonal"), help="initial weights")
+    add("--init_type", default="normal", choices=INIT_TYPES, help="initial weights")
     add("--init_gain", type=values.positive_float, default=0.02, help="scale of initial weights; kaiming takes none")

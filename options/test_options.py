@@ -5,9 +5,9 @@ from argparse import ArgumentParser
 from collections.abc import Mapping
 from typing import Any
 
-from models.base_model import PRECISIONS
 from options import values
 from options.base_options import BaseOptions
+from options.choices import PRECISIONS
 
 
 class TestOptions(BaseOptions):

@@ -6,12 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from models.base_model import PRECISIONS
-from models.losses import MODES
-from models.optim import POLICIES
 from options import values
 from options.base_options import BaseOptions, Options
-from util import distributed
+from options.choices import GAN_MODES, LR_POLICIES, PRECISIONS
 
 
 class TrainOptions(BaseOptions):
@@ -102,7 +99,7 @@ def add_training_flags(parser: ArgumentParser) -> None:
     add("--max_minutes", type=values.non_negative_float, default=0.0, help="save and stop after so long; 0 = no limit")
     nan = "when a loss is not finite: stop, or go back to the last save with half the learning rate, 3 times at most"
     add("--on_nan", default="stop", choices=("stop", "rollback"), help=nan)
-    add("--gan_mode", default="lsgan", choices=MODES, help="adversarial loss")
+    add("--gan_mode", default="lsgan", choices=GAN_MODES, help="adversarial loss")
     add("--lambda_gp", type=values.non_negative_float, default=10.0, help="gradient penalty's weight in wgangp")
     add("--pool_size", type=values.non_negative_int, default=50, help="older fakes to show to D; 0 = none")
     add(
@@ -141,7 +138,7 @@ def add_rate_flags(parser: ArgumentParser) -> None:
     add("--lr_D", type=values.positive_float, help="of the discriminators; left out: --lr")
     add("--beta1", type=values.fraction, default=0.5, help="momentum of Adam")
     add("--beta2", type=values.fraction, default=0.999, help="memory of Adam for the size of gradients")
-    add("--lr_policy", default="linear", choices=POLICIES, help=policy)
+    add("--lr_policy", default="linear", choices=LR_POLICIES, help=policy)
     add("--lr_decay_iters", type=values.positive_int, default=50, help="epochs between steps of --lr_policy step")
 
 
@@ -189,11 +186,6 @@ def nothing_left(opt: Options, done: int) -> str:
         f"nothing left to do: {done} epochs are done, and --n_epochs {opt.n_epochs} with --n_epochs_decay "
         f"{opt.n_epochs_decay} asks for {opt.n_epochs + opt.n_epochs_decay}"
     )
-
-
-def continue_command(opt: Options) -> str:
-    """What to type to go on with a run, with as many processes."""
-    return f"{distributed.launcher()} train.py {run_flags(opt)} --continue_train"
 
 
 def run_flags(opt: Options) -> str:

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from data import BUNDLED
 from data.image_file import read_image
+from training.metrics import mean_absolute_error, ssim
 from util.command import run_command
-from util.metrics import mean_absolute_error, ssim
+from util.paths import BUNDLED
 
 REFERENCES = {
     "the photo left as it is": (80.1, 0.267, 0.859),

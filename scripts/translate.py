@@ -9,10 +9,10 @@ from tqdm import tqdm
 from data.check import leave_out_bad
 from data.image_file import ImageReader
 from data.image_folder import EXTENSIONS, is_image, list_images
-from models.translator import Translator, as_tensor
+from inference.translator import Translator, as_tensor
 from options import values
 from util.command import run_command
-from util.device import pick_device
+from util.device import select_device
 from util.images import PixelFormat, is_viewable, save_image
 
 
@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> int:
         epoch=args.epoch,
         ema=not args.no_ema,
         evaluate=args.eval,
-        device=pick_device(args.device),
+        device=select_device(args.device),
     )
     value_range = values.bounds(args.value_range) or translator.value_range
     taken = "the number that the generator takes"

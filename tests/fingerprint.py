@@ -14,6 +14,8 @@ from torch import Tensor
 
 from models import create_model
 from options.train_options import TrainOptions
+from training.optimization import create_optimization
+from training.resume import training_state
 from util.registry import choices
 
 STEPS = 4
@@ -62,7 +64,8 @@ def fingerprint(name: str, flags: Sequence[str]) -> Iterator[str]:
     opt = TrainOptions().parse(argv)
     torch.manual_seed(opt.seed)
     model = create_model(opt)
-    model.prepare_training(opt)
+    optimization = create_optimization(opt, model.device)
+    model.prepare_training(opt, optimization)
     generator = torch.Generator().manual_seed(1)
     for step in range(STEPS):
         batch = {
@@ -70,9 +73,9 @@ def fingerprint(name: str, flags: Sequence[str]) -> Iterator[str]:
             "B": torch.rand(2, opt.output_nc, side, side, generator=generator) * 2 - 1,
         }
         losses, _ = model.step(batch)
-        yield f"{step + 1} " + " ".join(f"{key} {value.item().hex()}" for key, value in losses.items())
+        yield f"{step + 1} " + " ".join(f"{key} {float(value).hex()}" for key, value in losses.items())
     yield f"weights {digest(model.state_dict())}"
-    yield f"training state {digest(model.training_state())}"
+    yield f"training state {digest(training_state(model, optimization))}"
     yield f"random state {digest(torch.get_rng_state())}"
 
 

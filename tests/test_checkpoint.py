@@ -9,10 +9,10 @@ from torch import nn
 
 from models.base_model import BaseModel
 from models.networks import DISCRIMINATORS, GENERATORS
+from models.weights import load_weights, read_weights
 from tests.golden.fill import fill
 from tests.test_networks import GOLDEN, build_golden, golden_networks
-from util.checkpoint import load_weights, read_weights
-from util.saves import save_checkpoint
+from training.checkpoints import save_checkpoint
 
 
 def small(**keywords) -> nn.Module:

@@ -12,10 +12,10 @@ import torch
 
 import test as testing
 import train as training
+from display.event_log import LogReader
+from display.events import Losses
 from tests.test_cli import ONE_THREAD, ROOT, TINY, logged_losses, train
-from util.display.event_log import LogReader
-from util.display.events import Losses
-from util.saves import read_state
+from training.checkpoints import read_state
 
 
 def all_tensors(content) -> list[torch.Tensor]:

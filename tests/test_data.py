@@ -8,13 +8,14 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from data import BUNDLED, EpochSampler, create_dataset
+from data import EpochSampler, create_dataset
 from data.image_file import image_size
 from data.image_folder import DataError, list_images
 from data.unaligned_dataset import UnalignedDataset
 from options.test_options import TestOptions
 from options.train_options import TrainOptions
 from tests.conftest import draw_shapes
+from util.paths import BUNDLED
 
 # From Python 3.12 on: workers are forked beside the threads that feed earlier workers, as a DataLoader always does.
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")

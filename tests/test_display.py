@@ -16,14 +16,14 @@ import pytest
 import torch
 from PIL import Image
 
+from display.create import Display, Progress, create_display
+from display.event_log import EventLog, LogReader
+from display.events import End, Images, Losses, Start, charts, from_json, to_json
+from display.pages.training import PageSink
+from display.sink import Sink
+from display.sinks.console import ConsoleSink
+from display.sinks.loss_log import LossLogSink
 from options.train_options import TrainOptions
-from util.display import Display, Progress, create_display
-from util.display.console import ConsoleSink
-from util.display.event_log import EventLog, LogReader
-from util.display.events import End, Images, Losses, Start, charts, from_json, to_json
-from util.display.html import PageSink
-from util.display.loss_log import LossLogSink
-from util.display.sink import Sink
 
 LABELS = ("real_A", "fake_B", "rec_A", "real_B", "fake_A", "rec_B")
 
@@ -56,7 +56,7 @@ def display(run_dir, *sinks, losses_freq=1, at=None):
     """A display that has started: of a new run, or of one that goes on at a position."""
     run_dir.mkdir(exist_ok=True)
     shown = Display(EventLog(run_dir), sinks, at=at or progress(1, 0), losses_freq=losses_freq)
-    shown.start({"name": "run"}, continued=at is not None)
+    shown.start({"name": "run"}, resumed=at is not None)
     return shown
 
 
@@ -354,7 +354,7 @@ def test_flags_choose_the_sinks(tmp_path):
 def test_a_run_can_go_on_from_its_very_start(tmp_path):
     place = options(tmp_path, "--display_id", "0", "--no_html", "--print_freq", "1")
     for continued in (False, True):
-        train(create_display(place, tmp_path, progress(1, 0), continued=continued), epochs=[1])
+        train(create_display(place, tmp_path, progress(1, 0), resumed=continued), epochs=[1])
     assert [event.continued for event in events(tmp_path, Start)] == [False, True]
     assert [event.images for event in events(tmp_path, Losses)] == list(range(1, 11))
     assert len(without_times(tmp_path)) == 10
@@ -363,7 +363,7 @@ def test_a_run_can_go_on_from_its_very_start(tmp_path):
 @pytest.mark.parametrize("package", ["wandb", "tensorboard"])
 def test_optional_packages_have_to_be_installed_and_nothing_is_lost_without(tmp_path, monkeypatch, package):
     train(display(tmp_path), epochs=[1])
-    for name in [package, f"util.display.{package}", "torch.utils.tensorboard"]:
+    for name in [package, f"display.create.{package}", "torch.utils.tensorboard"]:
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setitem(sys.modules, package, None)  # as if it were not
     with pytest.raises(ValueError, match=rf"--use_{package}: .*; pip install {package}"):

@@ -7,11 +7,11 @@ from itertools import pairwise
 import pytest
 
 import train as training
+from display.events import Images, Losses
+from scripts import replay
 from test import main as run_test
 from tests.test_cli import train as run_training
 from tests.test_display import events, without_times
-from util.display import replay
-from util.display.events import Images, Losses
 
 
 def send(tmp_path, to, *flags):

@@ -10,13 +10,15 @@ from contextlib import closing, contextmanager
 
 import pytest
 
+from display import background
+from display.background import Background
+from display.create import create_display
+from display.events import Images, Losses
+from display.pages.training import PageSink
+from display.sinks import visdom as visdom_display
+from display.sinks.visdom import Client
+from scripts import replay
 from tests.test_display import LABELS, display, events, images, losses, options, progress, rates, train
-from util.display import background, create_display, replay
-from util.display import visdom as visdom_display
-from util.display.background import Background
-from util.display.events import Images, Losses
-from util.display.html import PageSink
-from util.display.visdom import Client
 
 pytestmark = pytest.mark.filterwarnings("ignore:The 'warn' method is deprecated:DeprecationWarning")  # in visdom
 
@@ -74,7 +76,7 @@ def shown_on(tmp_path, port, *more, at=None):
     """The display of train.py with these flags, without its console."""
     (tmp_path / "run").mkdir(exist_ok=True)
     opt = options(tmp_path, *flags(port, *more))
-    shown = create_display(opt, tmp_path / "run", at or progress(1, 0), continued=at is not None)
+    shown = create_display(opt, tmp_path / "run", at or progress(1, 0), resumed=at is not None)
     shown.sinks = shown.sinks[1:]
     return shown
 
@@ -212,7 +214,7 @@ def test_values_that_have_not_arrived_in_the_end_are_announced(tmp_path, port, m
         server.send_signal(signal.SIGSTOP)  # hangs in the middle of a run
         shown.update(progress(1, 2), losses(), images, rates)
         shown.close("finished")
-        assert "has not got all in time; `python -m util.display.replay` sends it" in capfd.readouterr().out
+        assert "has not got all in time; `python -m scripts.replay` sends it" in capfd.readouterr().out
     assert len(events(tmp_path / "run", Losses)) == 2
 
 

@@ -26,10 +26,11 @@ from options.train_options import TrainOptions
 from tests.conftest import draw_shapes
 from tests.test_cli import ONE_THREAD, ROOT, TINY, logged_losses
 from tests.test_continue import assert_equal_checkpoints
+from training.optimization import create_optimization
 from util import distributed
+from util.checkpoint_files import temporary
 from util.command import run_command
-from util.device import pick_device
-from util.saves import temporary
+from util.device import select_device
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 
@@ -93,7 +94,8 @@ def steps(file: Path, flags: list[str], *, double: bool, before: Path | None = N
     opt = TrainOptions().parse(flags)
     torch.manual_seed(0)
     loader, model = create_dataset(opt), create_model(opt)
-    model.prepare_training(opt)
+    optimization = create_optimization(opt, model.device)
+    model.prepare_training(opt, optimization)
     if double:
         model.double()
     given = torch.load(before, weights_only=True) if before else []
@@ -104,19 +106,20 @@ def steps(file: Path, flags: list[str], *, double: bool, before: Path | None = N
         for batch in loader:
             if given:
                 model.load_state_dict(given[len(made)]["weights"])
-                for name, optimizer in model.optimizers.items():
+                for name, optimizer in optimization.optimizers.items():
                     optimizer.load_state_dict(given[len(made)]["optimizers"][name])
             state = {
                 "weights": model.state_dict(),
-                "optimizers": {name: optimizer.state_dict() for name, optimizer in model.optimizers.items()},
+                "optimizers": {name: optimizer.state_dict() for name, optimizer in optimization.optimizers.items()},
             }
             made.append(copy.deepcopy(state))
-            model.share = loader.sampler.share(seen)
+            share = loader.sampler.share(seen)
+            optimization.begin_step(share=share)
             pictures = {key: value.double() if double and key in "AB" else value for key, value in batch.items()}
-            losses = distributed.average(model.step(pictures)[0], model.share)
+            losses = distributed.average(model.step(pictures)[0], share)
             seen += loader.sampler.step_size(seen)
             made[-1] |= {"after": copy.deepcopy(model.state_dict()), "losses": losses}
-        model.end_epoch()
+        optimization.end_epoch()
     weights = torch.cat([weight.detach().flatten() for weight in model.parameters()])
     everywhere = distributed.gather(weights)
     if everywhere:
@@ -349,9 +352,9 @@ def test_every_process_has_a_gpu(gpu_ids, device, message, monkeypatch):
         monkeypatch.setenv(name, value)
     if message:
         with pytest.raises(ValueError, match=message):
-            pick_device("auto", gpu_ids)
+            select_device("auto", gpu_ids)
     else:
-        assert pick_device("auto", gpu_ids) == torch.device(device)
+        assert select_device("auto", gpu_ids) == torch.device(device)
 
 
 if __name__ == "__main__":

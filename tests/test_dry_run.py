@@ -14,8 +14,8 @@ from models.cycle_gan_model import CycleGANModel
 from tests.conftest import draw_shapes
 from tests.test_cli import ROOT, TINY, script
 from tests.test_distributed import started
-from util.dry_run import DryRun, duration, replaced
-from util.saves import temporary
+from training.dry_run import DryRun, duration, replaced
+from util.checkpoint_files import temporary
 
 
 def dry_run(capsys, *flags, status=0):

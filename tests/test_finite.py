@@ -9,8 +9,8 @@ from torch import nn
 import train as training
 from models.cycle_gan_model import CycleGANModel
 from tests.test_cli import TINY, logged_losses, script, train
-from util.finite import LossGuard, NotFiniteError
-from util.saves import read_state, save_checkpoint
+from training.checkpoints import read_state, save_checkpoint
+from training.finite import LossGuard, NotFiniteError
 
 
 def test_the_losses_and_files_of_a_step_are_named():

@@ -8,8 +8,8 @@ import torch
 import train as training
 from tests.test_cli import train
 from tests.test_models import random_batch, training_model
-from util.init_from import init_from
-from util.saves import save_checkpoint
+from training.checkpoints import save_checkpoint
+from training.init_from import init_from
 
 
 @pytest.fixture

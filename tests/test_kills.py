@@ -17,11 +17,12 @@ import torch
 from torch import nn
 
 import train as training
+from models.weights import find_weights, load_networks
 from tests.test_cli import TINY, logged_losses, train
 from tests.test_continue import assert_equal_checkpoints
-from util.checkpoint import find_weights, load_networks
-from util.finite import NotFiniteError
-from util.saves import read_state, save_checkpoint, temporary, whole_save
+from training.checkpoints import read_state, save_checkpoint
+from training.finite import NotFiniteError
+from util.checkpoint_files import complete_checkpoint, temporary
 
 # The server that new processes are forked from imports torch once for all of them, and has no threads.
 PROCESSES = multiprocessing.get_context("forkserver")
@@ -90,7 +91,9 @@ def test_a_save_that_is_killed_anywhere_leaves_the_old_one_or_the_new_one(tmp_pa
         averages = find_weights(run_dir, "latest", ["G_A_ema", "G_A"])
         assert ("G_A_ema" in averages.name) == (state["value"] == 1)
         save_checkpoint(model, run_dir, "latest", {"value": 3.0})
-        assert set(whole_save(run_dir, "latest").values()) == set(run_dir.glob("*.pth")) == set(run_dir.iterdir())
+        assert (
+            set(complete_checkpoint(run_dir, "latest").values()) == set(run_dir.glob("*.pth")) == set(run_dir.iterdir())
+        )
         found.append(state["value"])
     assert found == sorted(found) and {1.0, 2.0} == set(found) and len(found) >= 9
 
@@ -121,13 +124,13 @@ def test_the_state_is_read_while_a_run_gives_files_their_names(tmp_path, monkeyp
         path.replace(temporary(path))
 
     def look(run_dir: Path, label: str) -> dict[str, Path]:
-        found = whole_save(run_dir, label)
+        found = complete_checkpoint(run_dir, label)
         assert found["latest_state.pth"] == temporary(tmp_path / "latest_state.pth")
         for path in found.values():
             path.replace(path.with_suffix(""))
         return found
 
-    monkeypatch.setattr("util.saves.whole_save", look)
+    monkeypatch.setattr("training.checkpoints.complete_checkpoint", look)
     assert read_state(tmp_path, "latest")["value"] == 1
 
 
@@ -144,7 +147,7 @@ def kill_and_continue(
     places = ["--checkpoints_dir", str(folder), "--name", "run"]
     run_dir, done, saving = folder / "run", 0, 0
     while True:
-        saved, left = bool(whole_save(run_dir, "latest")), unnamed(run_dir)
+        saved, left = bool(complete_checkpoint(run_dir, "latest")), unnamed(run_dir)
         process = start(training.main, folder / "log.txt", [*places, *(["--continue_train"] if saved else flags)])
         if done < kills:
             process.join(rng.uniform(0, longest))

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from models.losses import MODES, GANLoss, gradient_penalty
+from models.losses import GANLoss, gradient_penalty
 from models.networks.patchgan import NLayerDiscriminator
+from options.choices import GAN_MODES
 from tests.test_networks import GOLDEN
 
 
@@ -23,7 +24,7 @@ def test_hinge():
     assert GANLoss("hinge").generator(nn.Identity(), score).item() == pytest.approx(-0.5)
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", GAN_MODES)
 def test_the_discriminator_never_teaches_the_generator(mode):
     net = NLayerDiscriminator(3, ndf=8, n_layers=1, attention=["bottleneck"])
     real = torch.randn(2, 3, 16, 16)

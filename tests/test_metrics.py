@@ -6,11 +6,11 @@ import pytest
 import torch
 from PIL import Image
 
-from data import BUNDLED
 from data.image_file import image_size
 from scripts.score_earth import load, score
 from scripts.score_earth import main as score_earth
-from util.metrics import mean_absolute_error, ssim
+from training.metrics import mean_absolute_error, ssim
+from util.paths import BUNDLED
 
 
 def earth(folder: str) -> torch.Tensor:

@@ -5,10 +5,12 @@ import torch
 
 from models import create_model
 from models.cycle_gan_model import CycleGANModel
+from models.image_pool import ImagePool
 from options.train_options import TrainOptions
 from tests.golden.fill import fill
 from tests.test_networks import GOLDEN
-from util.image_pool import ImagePool
+from training.optimization import create_optimization
+from training.resume import load_training_state, training_state
 
 TINY = ["--netG", "resnet_6blocks", "--ngf", "8", "--ndf", "8", "--crop_size", "32", "--load_size", "32"]
 
@@ -17,7 +19,7 @@ def training_model(*flags: str):
     opt = TrainOptions().parse([*TINY, *flags])
     torch.manual_seed(opt.seed)
     model = create_model(opt)
-    model.prepare_training(opt)
+    model.prepare_training(opt, create_optimization(opt, model.device))
     return model
 
 
@@ -84,15 +86,15 @@ def test_every_gan_mode_trains_pairs_with_attention(gan_mode):
 def test_plateau_watches_the_generator_whoever_moves_first():
     model = training_model("--model", "pix2pix", "--dataroot", ".", "--lr_policy", "plateau")
     losses, _ = model.step(random_batch(2))
-    model.end_epoch()
-    best = model.schedulers["G"].best
-    assert best == model.schedulers["D"].best == pytest.approx((losses["G_GAN"] + losses["G_L1"]).item())
+    model.optimization.end_epoch()
+    best = model.optimization.schedulers["G"].best
+    assert best == model.optimization.schedulers["D"].best == pytest.approx((losses["G_GAN"] + losses["G_L1"]).item())
 
 
 def test_the_generator_step_leaves_no_gradient_on_the_discriminators():
     model = training_model("--model", "cycle_gan")
     x = model(random_batch())
-    model.backward("G", model.gan_loss.generator(model.netD_A, x["fake_B"]))
+    model.optimization.backward("G", model.gan_loss.generator(model.netD_A, x["fake_B"]))
     assert all(weight.grad is None for weight in model.netD_A.parameters())
 
 
@@ -120,12 +122,12 @@ def test_training_state_continues_bit_for_bit(name):
     model = training_model(*flags)
     for _ in range(3):
         model.step(random_batch(2))
-    state, weights, random = model.training_state(), model.state_dict(), torch.get_rng_state()
+    state, weights, random = training_state(model, model.optimization), model.state_dict(), torch.get_rng_state()
     copied = torch.utils._pytree.tree_map(lambda x: x.clone() if torch.is_tensor(x) else x, (state, weights))
     expected, _ = model.step(random_batch(2))
 
     continued = training_model(*flags, "--seed", "5")
-    continued.load_training_state(copied[0], epoch=1)
+    load_training_state(continued, continued.optimization, copied[0], epoch=1)
     continued.load_state_dict(copied[1])
     torch.set_rng_state(random)
     losses, _ = continued.step(random_batch(2))
@@ -139,7 +141,7 @@ def test_identity_loss_needs_equal_channels():
 
 
 @pytest.mark.parametrize(
-    ("size", "message"), [(30, "multiples of 4"), (8, "netD_A cannot take pictures of 8x8 pixels: .* fewer layers")]
+    ("size", "message"), [(30, "multiples of 4"), (8, "netD_A cannot take images of 8x8 pixels: .* fewer layers")]
 )
 def test_sizes_the_networks_cannot_take(size, message):
     with pytest.raises(ValueError, match=message):

@@ -9,13 +9,14 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from models.optim import adam, make_scheduler, update_ema
+from training.optimization import update_average
+from training.schedules import make_scheduler
 
 
 def rates(policy: str, *, losses: Sequence[float] = (), epoch: int = 1) -> list[float]:
     """The rate of each epoch of a run of 4 + 4 epochs that starts at rate 1 in the given epoch."""
     weight = nn.Parameter(torch.zeros(1))
-    optimizer = adam([weight], lr=1.0)
+    optimizer = torch.optim.Adam([weight], lr=1.0)
     scheduler = make_scheduler(optimizer, policy, n_epochs=4, n_epochs_decay=4, lr_decay_iters=3, epoch=epoch)
     result = []
     for done in range(8 - epoch + 1):
@@ -52,7 +53,7 @@ def test_a_run_that_starts_late_has_the_rates_of_its_epochs(policy):
 
 
 def test_unknown_policy_lists_the_choices():
-    with pytest.raises(ValueError, match="--lr_policy poly: choose from linear, step, plateau, cosine"):
+    with pytest.raises(ValueError, match="policy='poly': choose from linear, step, plateau, cosine"):
         rates("poly")
 
 
@@ -61,10 +62,10 @@ def test_ema_ramps_up_averages_statistics_and_takes_counters_over():
     average = copy.deepcopy(net)
     net.weight.data.fill_(3.0)
     net.running_mean.fill_(5.0)
-    update_ema(average, net, decay=0.999, updates=0)  # decay 1 / 10
+    update_average(average, net, decay=0.999, updates=0)  # decay 1 / 10
     torch.testing.assert_close(average.weight.data, torch.full((2,), 0.1 * 1 + 0.9 * 3))
     torch.testing.assert_close(average.running_mean, torch.full((2,), 0.9 * 5))
     net.num_batches_tracked.fill_(7)
-    update_ema(average, net, decay=0.5, updates=10**6)
+    update_average(average, net, decay=0.5, updates=10**6)
     assert average.num_batches_tracked == 7
     torch.testing.assert_close(average.weight.data, torch.full((2,), 0.5 * 2.8 + 0.5 * 3))

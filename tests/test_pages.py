@@ -10,10 +10,10 @@ from PIL import Image
 
 import test as testing
 import train as training
+from display.attention_maps import AttentionMap, even_grid
+from display.pages.results import ResultsPage
 from tests.browser import check_page
 from tests.conftest import draw_shapes
-from util.attention import AttentionMap, even_grid
-from util.html import ResultsPage
 from util.images import to_image, to_tensor
 
 LABELS = ("real_A", "fake_B", "rec_A", "real_B", "fake_A", "rec_B")

@@ -13,7 +13,7 @@ from data import create_dataset
 from data.noise_dataset import truncate
 from models import create_model
 from models.networks import IMAGE_DISCRIMINATORS, NOISE_GENERATORS, define_image_D, define_noise_G
-from models.networks.attention import SelfAttention2d
+from models.networks.attention import SelfAttention2d, attention_maps
 from models.networks.infer import infer_network
 from models.networks.layers import init_weights, spectral_normalise
 from models.networks.sagan import (
@@ -29,6 +29,7 @@ from options.train_options import TrainOptions
 from tests.conftest import draw_shapes
 from tests.golden.fill import fill
 from tests.test_networks import GOLDEN
+from training.optimization import create_optimization
 
 TINY = ["--model", "sagan", "--crop_size", "32", "--load_size", "32", "--ngf", "8", "--ndf", "8", "--batch_size", "4"]
 NETWORKS = {"sagan_G": SAGANGenerator, "sagan_D": SAGANDiscriminator}
@@ -38,7 +39,7 @@ def training_model(*flags: str):
     opt = TrainOptions().parse([*TINY, *flags])
     torch.manual_seed(opt.seed)
     model = create_model(opt)
-    model.prepare_training(opt)
+    model.prepare_training(opt, create_optimization(opt, model.device))
     return model
 
 
@@ -58,7 +59,7 @@ def test_networks_equal_the_reference(name):
         key: list(shape) for key, shape in entry["shapes"].items()
     }
     net.load_state_dict(fill(net.state_dict()))
-    out, maps = net(entry["input"], return_attention=True)
+    out, maps = attention_maps(net, entry["input"])
     torch.testing.assert_close(out, entry["output"])
     torch.testing.assert_close(net(entry["input"]), entry["output"])
     for number in (1, 2):
@@ -86,9 +87,9 @@ def test_every_size_makes_images_and_one_score_each(size, channels, make_G, make
 
 
 def test_sizes_and_stages_that_there_are_not_are_refused():
-    with pytest.raises(ValueError, match="--crop_size 48: SAGAN makes images of 32, 64, 128, 256 pixels"):
+    with pytest.raises(ValueError, match="image_size=48: SAGAN makes images of 32, 64, 128, 256 pixels"):
         SAGANGenerator(image_size=48)
-    with pytest.raises(ValueError, match=r"no stage 'l9' .* choose from l1, l2, l3, l4; or default, or none"):
+    with pytest.raises(ValueError, match=r"attention='l9': choose from l1, l2, l3, l4, default$"):
         SAGANDiscriminator(attention=["l9"])
 
 
@@ -96,9 +97,8 @@ def test_the_papers_blocks_pool_keys_and_values():
     block = SelfAttention2d(16, pooled=True)
     block.gamma.data.fill_(0.5)
     x = torch.randn(2, 16, 6, 4)
-    out, attention = block(x, return_attention=True)
+    out, attention = block(x), block.weights(x)
     assert attention.shape == (2, 24, 6)
-    torch.testing.assert_close(block(x), out)
     weights = {name: weight.squeeze() for name, weight in block.named_parameters()}
     key = torch.nn.functional.max_pool2d(torch.einsum("oc,bchw->bohw", weights["key_conv.weight"], x), 2).flatten(2)
     value = torch.nn.functional.max_pool2d(torch.einsum("oc,bchw->bohw", weights["value_conv.weight"], x), 2).flatten(2)
@@ -106,7 +106,7 @@ def test_the_papers_blocks_pool_keys_and_values():
     seen = torch.einsum("bij,bcj->bci", torch.softmax(torch.einsum("bci,bcj->bij", query, key), -1), value)
     expected = x + 0.5 * torch.einsum("oc,bci->boi", weights["out_conv.weight"], seen).view_as(x)
     torch.testing.assert_close(out, expected)
-    looks = block.look_from([(0, 0), (3, 1)], x)
+    looks = block.maps(x, [(0, 0), (3, 1)])
     torch.testing.assert_close(looks.sum((2, 3)), torch.ones(2, 2))
     torch.testing.assert_close(looks[:, 1, ::2, ::2].flatten(1) * 4, attention[:, 3 * 4 + 1])
 
@@ -166,8 +166,8 @@ def test_networks_are_constant_in_eval_mode_and_survive_copies():
 
 def test_each_update_reaches_its_own_network_alone():
     model = training_model("--lr_G", "0.001", "--lr_D", "0.002")
-    assert [model.optimizers[name].param_groups[0]["lr"] for name in ("G", "D")] == [0.001, 0.002]
-    assert model.optimizers["G"].param_groups[0]["betas"] == (0.0, 0.9)
+    assert [model.optimization.optimizers[name].param_groups[0]["lr"] for name in ("G", "D")] == [0.001, 0.002]
+    assert model.optimization.optimizers["G"].param_groups[0]["betas"] == (0.0, 0.9)
     loss = model.gan_loss.generator(model.judge, model.netG(model.noise()))
     model.backward("G", loss)
     assert all(weight.grad is None for weight in model.netD.parameters())
@@ -192,7 +192,7 @@ def test_every_gan_mode_trains_also_on_less_than_a_batch(gan_mode):
 def test_d_steps_update_the_discriminator_more_often():
     model = training_model("--d_steps", "3")
     model.step(batch())
-    steps = {name: int(next(iter(opt.state.values()))["step"]) for name, opt in model.optimizers.items()}
+    steps = {name: int(next(iter(opt.state.values()))["step"]) for name, opt in model.optimization.optimizers.items()}
     assert steps == {"G": 1, "D": 3}
 
 

@@ -11,12 +11,12 @@ from torch import nn
 import test
 import train
 from models import networks
-from models.compiling import PAYS_AFTER, compile_networks
 from models.networks import attention
 from models.networks.layers import NarrowConv2d, ReflectionPad2d, norm_layer, run_together, spectral_normalise
 from models.networks.resnet import ResidualBlock
 from options.train_options import TrainOptions
 from tests.test_models import random_batch, training_model
+from training.compiling import PAYS_AFTER, compile_networks
 from util.device import use_tf32
 from util.images import to_tensor
 
@@ -32,31 +32,31 @@ def with_gradients(inputs: list[torch.Tensor]) -> list[torch.Tensor]:
     return [out, *torch.autograd.grad(out.sin().sum(), inputs)]
 
 
-@pytest.mark.parametrize("piece", [1, 40, 2**20])
-def test_attention_in_pieces_is_attention(monkeypatch, piece):
+@pytest.mark.parametrize("chunk", [1, 40, 2**20])
+def test_attention_in_chunks_is_attention(monkeypatch, chunk):
     whole = with_gradients(attention_inputs())
     monkeypatch.setattr(attention, "LARGEST_MAP", 1)
-    monkeypatch.setattr(attention, "PIECE", piece)
+    monkeypatch.setattr(attention, "CHUNK", chunk)
     for a, b in zip(with_gradients(attention_inputs()), whole, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
-def test_attention_in_many_pieces_adds_up_in_float32(monkeypatch):
+def test_attention_in_many_chunks_adds_up_in_float32(monkeypatch):
     exact = [torch.randn(1, 2048, size, dtype=torch.float64) for size in (2, 2, 4)]
     expected = with_gradients([x.requires_grad_() for x in exact])
     monkeypatch.setattr(attention, "LARGEST_MAP", 1)
-    monkeypatch.setattr(attention, "PIECE", 1)
+    monkeypatch.setattr(attention, "CHUNK", 1)
     made = with_gradients([x.detach().bfloat16().requires_grad_() for x in exact])
     for a, b in zip(made, expected, strict=True):
         assert (a - b).abs().mean() < 0.02 * b.abs().mean()
 
 
-def test_attention_in_pieces_can_be_differentiated_twice(monkeypatch):
+def test_attention_in_chunks_can_be_differentiated_twice(monkeypatch):
     monkeypatch.setattr(attention, "LARGEST_MAP", 1)
     assert torch.autograd.gradgradcheck(attention.attend, [x[:1, :3] for x in attention_inputs()])
 
 
-def test_attention_in_pieces_keeps_no_map():
+def test_attention_in_chunks_keeps_no_map():
     saved = []
     inputs = [torch.randn(1, 4097, size, requires_grad=True) for size in (2, 2, 4)]
     with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x.numel()) or x, lambda x: x):
@@ -67,7 +67,7 @@ def test_attention_in_pieces_keeps_no_map():
 def test_the_softmax_of_attention_is_in_float32_under_autocast():
     block = attention.SelfAttention2d(8)
     with torch.autocast("cpu", torch.bfloat16):
-        _, weights = block(torch.randn(1, 8, 4, 4), return_attention=True)
+        weights = block.weights(torch.randn(1, 8, 4, 4))
     assert weights.dtype == torch.float32
 
 
@@ -141,22 +141,22 @@ def test_scaled_losses_give_the_same_step():
     for enabled in (False, True):
         torch.manual_seed(0)
         model = training_model("--model", "cycle_gan")
-        model.scaler = torch.amp.GradScaler("cpu", enabled=enabled, init_scale=1024.0, growth_interval=1)
+        model.optimization.scaler = torch.amp.GradScaler("cpu", enabled=enabled, init_scale=1024.0, growth_interval=1)
         model.step(random_batch())
         weights.append(list(model.parameters()))
-    assert model.scaler.get_scale() == 2048  # both optimizers' gradients were finite
-    assert model.training_state()["scaler"]["scale"] == 2048
+    assert model.optimization.scaler.get_scale() == 2048  # both optimizers' gradients were finite
+    assert model.optimization.state_dict()["scaler"]["scale"] == 2048
     for a, b in zip(*weights, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=5e-4)
 
 
 def test_a_gradient_that_overflows_is_left_out():
     model = training_model("--model", "cycle_gan")
-    model.scaler = torch.amp.GradScaler("cpu", init_scale=1e38)
+    model.optimization.scaler = torch.amp.GradScaler("cpu", init_scale=1e38)
     before = [weight.clone() for weight in model.netG_A.parameters()]
     model.step(random_batch())
     assert all(torch.equal(a, b) for a, b in zip(before, model.netG_A.parameters(), strict=True))
-    assert model.scaler.get_scale() < 1e38
+    assert model.optimization.scaler.get_scale() < 1e38
 
 
 def test_a_short_run_is_not_compiled():
@@ -174,7 +174,7 @@ def test_compiling_draws_no_random_numbers():
 
 def test_without_a_compiler_training_goes_on():
     script = (
-        "from models.compiling import compile_networks; from tests.test_models import training_model, random_batch\n"
+        "from training.compiling import compile_networks; from tests.test_models import training_model, random_batch\n"
         "model = training_model('--model', 'cycle_gan'); print(compile_networks(model, steps=10000, sizes=1))\n"
         "losses, _ = model.step(random_batch()); print(len(losses))"
     )
@@ -211,7 +211,7 @@ def test_tf32_is_for_gpus():
         use_tf32(torch.device("cpu"))
 
 
-def test_the_gradient_penalty_passes_attention_in_pieces(monkeypatch):
+def test_the_gradient_penalty_passes_attention_in_chunks(monkeypatch):
     monkeypatch.setattr(attention, "LARGEST_MAP", 1)
     model = training_model("--model", "cycle_gan_attn", "--gan_mode", "wgangp")
     losses, _ = model.step(random_batch())

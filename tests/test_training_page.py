@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
+from display.event_log import EventLog
+from display.events import End, Images, Losses, Progress, Start
+from display.history import History
+from display.pages.charts import BUCKETS, limits, summarise
+from display.pages.training import PageSink
 from tests.browser import check_page
 from tests.test_pages import HOSTILE, LABELS, WIDTHS, attention, picture
-from util.display.charts import BUCKETS, limits, summarise
-from util.display.event_log import EventLog
-from util.display.events import End, Images, Losses, Progress, Start
-from util.display.history import History
-from util.display.html import PageSink
 
 SIZE = 64  # images an epoch
 

@@ -8,7 +8,8 @@ from PIL import Image
 
 from data.image_file import read_image
 from data.image_folder import DataError
-from data.transforms import PREPROCESS, Transform
+from data.transforms import Transform
+from options.choices import PREPROCESS
 from tests.conftest import draw_shapes
 
 

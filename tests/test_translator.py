@@ -9,16 +9,16 @@ import pytest
 import torch
 from PIL import Image
 
-import models
 import test as testing
-from models import Translator
+from display.attention_maps import Watch
+from inference import Translator
+from models.base_model import AttentionView
 from models.networks import GENERATORS
+from models.networks.any_size import AnySize, fitting_size, reflect, visible_cells
 from models.networks.layers import init_weights
-from models.networks.sizes import accept_any_size, fitting_size, reflect, visible_cells
 from options.train_options import TrainOptions
 from tests.conftest import draw_shapes
 from tests.test_cli import ROOT, train
-from util.attention import watch
 
 SIZES = [(1, 1), (3, 2), (7, 9), (37, 41), (64, 20)]
 
@@ -47,15 +47,12 @@ def file(tmp_path):
 def test_import_is_cheap():
     code = "import sys, models; sys.exit('options.base_options' in sys.modules or 'torchvision' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
-    with pytest.raises(AttributeError, match="no attribute 'Translater'"):
-        models.Translater  # noqa: B018
 
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("name", ["resnet_6blocks", "unet_128"])
 def test_any_size_comes_back_the_same(name, size):
-    net = generator(name, 3, 2).eval()
-    accept_any_size(net)
+    net = AnySize(generator(name, 3, 2).eval())
     made = net(torch.rand(2, 3, *size) * 2 - 1)
     assert made.shape == (2, 2, *size) and made.isfinite().all()
 
@@ -65,9 +62,8 @@ def test_fitting_sizes_are_not_padded():
     x = torch.rand(1, 3, 16, 20)
     expected = net(x)
     assert fitting_size(net, x.shape[2:]) == (16, 20)
-    accept_any_size(net)
-    assert torch.equal(net(x), expected)
-    odd = net(x[..., :14, :17])
+    assert torch.equal(AnySize(net)(x), expected)
+    odd = AnySize(net)(x[..., :14, :17])
     assert not torch.equal(odd, expected[..., :14, :17]), "what is cut off is not seen by the network"
     assert fitting_size(generator("unet_256"), (256, 257)) == (256, 512)
 
@@ -134,10 +130,10 @@ def test_other_pictures_are_refused(file, picture, message):
 
 
 def test_attention_is_shown_where_the_picture_is():
-    net = generator("resnet_6blocks", attention=["block3"])
-    accept_any_size(net)
-    with watch({"G": ("real", net)}) as maps:
+    net = AnySize(generator("resnet_6blocks", attention=["block3"]))
+    with Watch({"G": AttentionView.on(net, "real")}) as watch:
         net(torch.rand(1, 3, 17, 5))
+    maps = watch.maps()
     assert maps[0].weights.shape == (1, 10, 5, 2), "of 5 x 2 cells, padded to 20 x 8 pixels, that is, all"
     net = generator("unet_128")
     assert visible_cells(net, (30, 128), (32, 32)) == (8, 32)

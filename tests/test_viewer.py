@@ -4,7 +4,6 @@ import itertools
 import math
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,12 +11,14 @@ from PIL import Image
 
 import test as testing
 import train as training
-from models.networks.attention import SelfAttention2d, attention_blocks
+from display.attention_maps import AttentionMap, Watch, attention_of, even_grid, heat_colours, overlay
+from models.base_model import AttentionView
+from models.networks import GENERATORS
+from models.networks.attention import SelfAttention2d, attention_blocks, attention_maps
 from models.networks.patchgan import NLayerDiscriminator
 from models.networks.resnet import ResnetGenerator
 from models.networks.sagan import SAGANDiscriminator, SAGANResnetGenerator
-from tests.test_cli import TINY
-from util.attention import AttentionMap, even_grid, exact_maps, heat_colours, overlay, watch
+from tests.test_cli import ROOT, TINY
 from util.images import to_tensor
 
 WIDTHS = (390, 1400)
@@ -47,41 +48,43 @@ def test_even_grid_is_spread_and_inside():
     assert even_grid(64, 48)[-1] == (62, 46)
 
 
-def test_exact_maps_are_those_of_the_network():
-    net = sharpen(ResnetGenerator(3, 3, ngf=8, n_blocks=6, attention=["down2", "block1"]).eval())
-    images = torch.rand(2, 3, 24, 32) * 2 - 1
-    _, expected = net(images, return_attention=True)
-    maps = exact_maps(net, images)
-    assert {name: tuple(weights.shape) for name, weights in maps.items()} == {
-        "down2": (2, 6, 8, 6, 8),
-        "block1": (2, 6, 8, 6, 8),
-    }
-    for name, weights in maps.items():
-        torch.testing.assert_close(weights, expected[name], atol=1e-5, rtol=1e-4)
+def test_attention_maps_in_a_notebook():
+    """No other import has to come first, and nothing but torch and the networks is imported."""
+    code = "import sys; from models.networks.attention import attention_maps; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, check=True, timeout=100, capture_output=True, text=True
+    )
+    assert not {"PIL", "tifffile", "torchvision", "data", "options", "models.base_model"} & set(done.stdout.split())
 
 
-def test_exact_maps_in_a_notebook():
-    """No other import has to come first."""
-    code = "from util.attention import exact_maps"
-    subprocess.run([sys.executable, "-c", code], cwd=Path(testing.__file__).parent, check=True, timeout=100)
-
-
-def test_exact_maps_of_pooled_attention_from_noise():
+def test_attention_maps_of_pooled_attention_from_noise():
     net = sharpen(SAGANResnetGenerator(image_size=32, ngf=8, z_dim=16).eval())
-    ((_, weights),) = exact_maps(net, torch.randn(2, 16)).items()
-    assert weights.shape == (2, 16, 16, 16, 16)
-    torch.testing.assert_close(weights.sum((3, 4)), torch.ones(2, 16, 16))
+    images, maps = attention_maps(net, torch.randn(2, 16))
+    assert images.shape == (2, 3, 32, 32)
+    ((_, weights),) = maps.items()
+    assert weights.shape == (2, 256, 64)
+    torch.testing.assert_close(weights.sum(2), torch.ones(2, 256))
+
+
+@pytest.mark.parametrize("name", sorted(GENERATORS))
+def test_every_generator_gives_its_attention_maps(name):
+    net = GENERATORS[name](3, 3, ngf=8, attention=["bottleneck"]).eval()
+    images = torch.rand(1, 3, net.smallest, net.smallest) * 2 - 1
+    out, maps = attention_maps(net, images)
+    assert torch.equal(out, net(images))
+    ((_, weights),) = maps.items()
+    torch.testing.assert_close(weights.sum(2), torch.ones(weights.shape[:2]))
 
 
 def test_small_maps_are_exact_and_large_ones_their_means():
     images = torch.rand(1, 3, 48, 144) * 2 - 1
     net = sharpen(ResnetGenerator(3, 3, ngf=8, n_blocks=6, attention=["down1", "down2"]).eval())  # 24 x 72, 12 x 36
-    with watch({"G": ("real_A", net)}) as maps, torch.no_grad():
+    with Watch({"G": AttentionView.on(net, "real_A")}) as watch, torch.no_grad():
         net(images)
-    exact = exact_maps(net, images)
-    large, small = maps
+    exact = attention_maps(net, images)[1]["down2"].unflatten(2, (12, 36))
+    large, small = watch.maps()
     assert (small.network, small.stage, small.over, small.cells) == ("G", "down2", "real_A", (12, 36))
-    rows = torch.stack([exact["down2"][0, row, column] for row, column in small.points])
+    rows = torch.stack([exact[0, row * 36 + column] for row, column in small.positions])
     means = torch.nn.functional.adaptive_avg_pool2d(rows, (12, 32))
     torch.testing.assert_close(small.weights[0], means * 12 * 36, rtol=1e-3, atol=1e-4)
     entropy = -(rows * rows.clamp(min=1e-30).log2()).sum((1, 2))
@@ -96,8 +99,9 @@ def test_an_even_look_has_weights_of_one_and_the_most_entropy():
     assert isinstance(block, SelfAttention2d)
     torch.nn.init.zeros_(block.query_conv.weight)
     torch.nn.init.zeros_(block.query_conv.bias)
-    with watch({"D": ("fake_B", net)}) as maps:
+    with Watch({"D": AttentionView.on(net, "fake_B")}) as watch:
         net(torch.rand(2, 3, 32, 32))
+    maps = watch.maps()
     torch.testing.assert_close(maps[0].weights, torch.ones(2, 16, 4, 4))
     torch.testing.assert_close(maps[0].entropy, torch.full((2, 16), math.log2(16)))
     assert maps[0].gamma == 0
@@ -109,7 +113,7 @@ def test_picture_of_a_map_shows_the_sharpest_point():
     weights = torch.zeros(4, 2, 2)
     weights[2, 0, 1] = 4
     block = AttentionMap("G", "up1", "real", 0.5, (2, 2), even_grid(2, 2), weights, entropy)
-    image = block.picture(torch.zeros(3, 64, 64))
+    image = block.figure(torch.zeros(3, 64, 64))
     side = image.width
     assert sum(image.getpixel((side * 3 // 4, side // 4))) > sum(image.getpixel((side // 8, side // 8))) + 200
     red, _, blue = image.getpixel((int(side * 0.25 + 2.7 * side / 64), side * 3 // 4))
@@ -188,8 +192,8 @@ def test_clicks_show_where_the_network_looks(browser, run, width):
     generator = ResnetGenerator(3, 3, ngf=8, n_blocks=6, attention=["bottleneck"])
     generator.load_state_dict(torch.load(run / "run" / "latest_net_G_A.pth", weights_only=True))
     with Image.open(results / "images" / "0_real_A.png") as image:
-        _, maps = generator(to_tensor(image)[None], return_attention=True)
-    (expected,) = maps.values()
+        _, maps = attention_maps(generator, to_tensor(image)[None])
+    expected = maps["block3"].unflatten(2, (8, 8)).unflatten(1, (8, 8))
     browser.open(results / "index.html", width=width)
     click(browser, "[data-label=real_A] img", 0.7, 0.2)  # on the page: opens the viewer there
     torch.testing.assert_close(heat(browser), relative(expected[0, 1, 5]), atol=0.01, rtol=0)
@@ -215,7 +219,8 @@ def test_every_block_with_its_gamma_and_entropy(browser, run):
     discriminator = NLayerDiscriminator(3, ndf=8, attention=["bottleneck"])
     discriminator.load_state_dict(weights)
     with Image.open(results / "images" / "0_fake_B.png") as image:
-        (expected,) = exact_maps(discriminator, to_tensor(image)[None]).values()
+        _, maps = attention_maps(discriminator, to_tensor(image)[None])
+    expected = maps["layer3"].unflatten(2, (4, 4)).unflatten(1, (4, 4))
     browser.open(results / "index.html", width=1400)
     browser.run("document.querySelector('.view').click()")
     heat(browser)
@@ -310,18 +315,19 @@ def test_watching_changes_nothing(tiny_data):
     """No weight, statistic, mode or random number."""
     from models import create_model
     from options.train_options import TrainOptions
+    from training.optimization import create_optimization
 
     flags = ["--dataroot", str(tiny_data), "--netG", "resnet_6blocks", "--ngf", "8", "--ndf", "8", "--norm", "batch"]
     more = ["--model", "cycle_gan_attn", "--spectral_norm_D", "--spectral_norm_G", "--display_id", "0"]
     opt = TrainOptions().parse([*flags, *more])
     model = create_model(opt)
-    model.prepare_training(opt)
+    model.prepare_training(opt, create_optimization(opt, model.device))
     model.netG_B.eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     modes = [module.training for module in model.modules()]
     images = {label: torch.rand(2, 3, 32, 32) for label in ("real_A", "fake_B", "real_B", "fake_A")}
     random_state = torch.get_rng_state()
-    maps = model.attention(images)
+    maps = attention_of(model, images)
     assert [(block.network, tuple(block.weights.shape)) for block in maps] == [
         (name, (1, side**2, side, side)) for name, side in (("G_A", 8), ("G_B", 8), ("D_A", 4), ("D_B", 4))
     ]

@@ -1,7 +1,8 @@
-"""How the scripts meet their users' mistakes, and disks that are full or cannot be written."""
+"""What the scripts share: log messages on the console, errors as one line, exit statuses."""
 
 import contextlib
 import io
+import logging
 import os
 import signal
 import sys
@@ -9,8 +10,33 @@ import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from tqdm import tqdm
+
 from util import distributed
-from util.interrupt import Output
+from util.signals import Output
+
+PACKAGES = ("train", "test", "scripts", "display", "training", "inference", "models", "data", "options", "util")
+
+
+class ConsoleHandler(logging.Handler):
+    """Writes to the present sys.stdout, above any progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record."""
+        try:
+            tqdm.write(self.format(record), file=sys.stdout)
+        except Exception:  # as logging's own handlers do
+            self.handleError(record)
+
+
+def configure_logging() -> None:
+    """Show the log messages of this project on the console. Only scripts call it; calling it again changes nothing."""
+    for package in PACKAGES:
+        logger = logging.getLogger(package)
+        if not any(isinstance(handler, ConsoleHandler) for handler in logger.handlers):
+            logger.addHandler(ConsoleHandler())
+            logger.setLevel(logging.INFO)
+            logger.propagate = False
 
 
 def run_command(main: Callable[[], int]) -> int:
@@ -20,7 +46,7 @@ def run_command(main: Callable[[], int]) -> int:
     """
     if isinstance(sys.stdout, io.TextIOWrapper) and isinstance(sys.stderr, io.TextIOWrapper):
         sys.stdout, sys.stderr = Output.like(sys.stdout), Output.like(sys.stderr)
-    who = Path(sys.argv[0]).name + (f" (process {distributed.rank()})" if distributed.count() > 1 else "")
+    who = Path(sys.argv[0]).name + (f" (process {distributed.rank()})" if distributed.world_size() > 1 else "")
     try:
         with contextlib.ExitStack() as stack:
             if not distributed.is_main():

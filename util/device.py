@@ -9,8 +9,8 @@ import torch
 from util import distributed
 
 
-def pick_device(device: str = "auto", gpu_ids: str = "0") -> torch.device:
-    """The device that --device and --gpu_ids ask for.
+def select_device(device: str = "auto", gpu_ids: str = "0") -> torch.device:
+    """The device that --device and --gpu_ids ask for; a GPU becomes the current CUDA device.
 
     `auto` takes the first of gpu_ids where CUDA is there, else Apple's mps, else the CPU; gpu_ids -1 is the CPU. Of
     several processes, each takes the next of gpu_ids; 0 alone, the default, stands for as many as there are processes.
@@ -24,7 +24,7 @@ def pick_device(device: str = "auto", gpu_ids: str = "0") -> torch.device:
     if device in ("auto", "cuda") and torch.cuda.is_available():
         if first == "-1":
             raise ValueError("--gpu_ids -1 is the CPU, but --device cuda asks for a GPU: leave one of them out")
-        processes = distributed.local_count()
+        processes = distributed.local_world_size()
         numbers = [int(first), *map(int, others)] if gpu_ids != "0" else list(range(processes))
         if len(numbers) < processes:
             raise ValueError(f"--gpu_ids {gpu_ids}: {processes} processes need a GPU each: name all, or leave it out")
@@ -33,12 +33,28 @@ def pick_device(device: str = "auto", gpu_ids: str = "0") -> torch.device:
             raise ValueError(
                 f"--gpu_ids {','.join(map(str, numbers))}: this machine has GPUs 0 to {torch.cuda.device_count() - 1}"
             )
+        torch.cuda.set_device(index)
         return torch.device("cuda", index)
     if device in ("auto", "mps") and torch.backends.mps.is_available():
         return torch.device("mps")
     if device == "auto":
         return torch.device("cpu")
     raise ValueError(f"--device {device}: PyTorch finds none on this machine; --device cpu works everywhere")
+
+
+PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The context of a forward pass in fp32, bf16 or fp16.
+
+    Raises:
+        ValueError: fp16 on another device than an NVIDIA GPU.
+    """
+    if precision == "fp16" and device.type != "cuda":
+        raise ValueError(f"precision={precision!r} is for NVIDIA GPUs, not for {device.type}: use bf16 or fp32")
+    dtype = PRECISIONS[precision]
+    return torch.autocast(device.type, dtype, enabled=dtype is not None)
 
 
 def use_tf32(device: torch.device) -> None:

@@ -17,7 +17,7 @@ TIMEOUT = timedelta(minutes=10)
 T = TypeVar("T")
 
 
-def count() -> int:
+def world_size() -> int:
     """The number of processes, on all machines."""
     return _from_torchrun("WORLD_SIZE", 1)
 
@@ -27,7 +27,7 @@ def rank() -> int:
     return _from_torchrun("RANK", 0)
 
 
-def local_count() -> int:
+def local_world_size() -> int:
     """The number of processes on this machine."""
     return _from_torchrun("LOCAL_WORLD_SIZE", 1)
 
@@ -44,10 +44,10 @@ def is_main() -> bool:
 
 def launcher() -> str:
     """What to type before the name of a script to start as many processes as there are."""
-    if count() == 1:
+    if world_size() == 1:
         return "python"
-    machines = f"--nnodes={count() // local_count()} " if count() > local_count() else ""
-    return f"torchrun {machines}--nproc_per_node={local_count()}"
+    machines = f"--nnodes={world_size() // local_world_size()} " if world_size() > local_world_size() else ""
+    return f"torchrun {machines}--nproc_per_node={local_world_size()}"
 
 
 def setup(device: torch.device) -> None:
@@ -59,19 +59,17 @@ def setup(device: torch.device) -> None:
         ConnectionError: they do not come together.
         ValueError: the processes cannot work on such a device.
     """
-    if count() == 1:
+    if world_size() == 1:
         return
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"several processes cannot share the device {device}: use --device cpu, or one process")
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
     with _together():
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
 
 
 def setup_alone() -> None:
     """Let this process try what is meant for all: sums over them are its own."""
-    if count() > 1:
+    if world_size() > 1:
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
 
 
@@ -83,15 +81,15 @@ def shutdown() -> None:
 
 def broadcast(model: nn.Module) -> None:
     """Give all processes the weights and buffers of process 0."""
-    if count() > 1:
+    if world_size() > 1:
         with _together():
             for tensor in model.state_dict().values():
                 dist.broadcast(tensor, 0)
 
 
-def add_up(tensors: Sequence[Tensor]) -> None:
+def all_reduce(tensors: Sequence[Tensor]) -> None:
     """Replace each tensor, in place, by its sum over all processes: the same bits in all of them."""
-    if count() > 1:
+    if world_size() > 1:
         flat = torch.cat([tensor.flatten() for tensor in tensors])
         with _together():
             dist.all_reduce(flat)
@@ -102,18 +100,13 @@ def add_up(tensors: Sequence[Tensor]) -> None:
 def average(values: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
     """The mean of each scalar over all processes, weighed by their shares, which add up to 1."""
     together = torch.stack([value.detach().float() for value in values.values()]) * share
-    add_up([together])
+    all_reduce([together])
     return dict(zip(values, together.unbind(), strict=True))
 
 
-def total(x: Tensor) -> Tensor:
-    """The sum of x over all processes, as a function that gradients pass, of any order."""
-    return _Total.apply(x)
-
-
-def largest(value: int) -> int:
+def all_reduce_max(value: int) -> int:
     """The largest of the numbers that the processes give."""
-    if count() == 1:
+    if world_size() == 1:
         return value
     number = torch.tensor(value)
     with _together():
@@ -123,24 +116,12 @@ def largest(value: int) -> int:
 
 def gather(value: T) -> list[T]:
     """The values of all processes, by rank, in process 0; an empty list in the others. Tensors should be on the CPU."""
-    if count() == 1:
+    if world_size() == 1:
         return [value]
-    values: list[Any] = [None] * count()
+    values: list[Any] = [None] * world_size()
     with _together():
         dist.gather_object(value, values if is_main() else None)
     return values if is_main() else []
-
-
-class _Total(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        x = x.clone()
-        add_up([x])
-        return x
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return total(gradient)
 
 
 def _from_torchrun(variable: str, otherwise: int) -> int:

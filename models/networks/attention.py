@@ -1,8 +1,9 @@
-"""Self-attention over the positions of a feature map, as SAGAN uses it, and its place beside a chain of layers."""
+"""SAGAN's self-attention over the positions of a feature map, where it is placed, and its attention maps."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -10,28 +11,31 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 from torch.nn import functional as F
 
-LARGEST_MAP = 2**24  # elements of one picture's attention map (4096 x 4096) up to which it is kept for the backward
-LARGEST_MAPS = 2**26  # and of those of a batch
-PIECE = 2**22  # elements of the part of a map that is worked on at a time
+LARGEST_MAP = 2**24  # elements of one image's attention map (4096 x 4096) up to which it is kept for the backward pass
+LARGEST_MAPS = 2**26  # the same for the maps of a batch
+CHUNK = 2**22  # elements of an attention map that are computed at a time
 
 
 class SelfAttention2d(nn.Module):
-    """x + gamma * attention(x), where every position of a feature map looks at all others.
+    """x + gamma * attention(x), where every position of a feature map attends to all positions.
 
     Zhang et al. 2019, Self-Attention Generative Adversarial Networks, https://arxiv.org/abs/1805.08318. Queries and
-    keys have C / 8 channels and are compared without scaling; `gamma` is learned and starts at 0, so that a new block
-    changes nothing.
+    keys have C / 8 channels and are compared without scaling; `gamma` is learned and starts at 0, so a new block is the
+    identity.
 
     Args:
         channels: C, a multiple of 8.
-        pooled: the form of the paper's own code, where keys and values are max-pooled to a quarter of the positions,
-            values have C / 2 channels, a further convolution leads back to C, and no convolution has a bias.
+        pooled: the form of the authors' TensorFlow code: keys and values are max-pooled to a quarter of the positions,
+            values have C / 2 channels, another convolution leads back to C, and no convolution has a bias.
+
+    Raises:
+        ValueError: `channels` is not a multiple of 8.
     """
 
     def __init__(self, channels: int, *, pooled: bool = False):
         super().__init__()
         if channels % 8:
-            raise ValueError(f"attention needs a multiple of 8 channels, got {channels}: change --ngf or --ndf")
+            raise ValueError(f"channels={channels} is not a multiple of 8, as attention needs")
         value_channels = channels // 2 if pooled else channels
         self.query_conv = nn.Conv2d(channels, channels // 8, 1, bias=not pooled)
         self.key_conv = nn.Conv2d(channels, channels // 8, 1, bias=not pooled)
@@ -40,29 +44,31 @@ class SelfAttention2d(nn.Module):
         self.pool = nn.MaxPool2d(2) if pooled else nn.Identity()
         self.gamma = nn.Parameter(torch.zeros(1))
 
-    def forward(self, x: Tensor, return_attention: bool = False) -> Tensor | tuple[Tensor, Tensor]:
-        """(B, C, H, W) -> (B, C, H, W), and when asked the attention map (B, N, N), N = H * W; pooled: (B, N, N / 4).
-
-        Row i of the map holds the weights, summing to 1, with which position i looks at all others. See `attend` for
-        what is built when it is not asked for.
-        """
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W). See `attend` for when the attention map is built."""
         query = tokens(self.query_conv(x))
         key, value = (tokens(self.pool(conv(x))) for conv in (self.key_conv, self.value_conv))
-        if return_attention:
-            attention = look(query, key)
-            out = attention.to(value.dtype) @ value
-        else:
-            out = attend(query, key, value)
-        out = x + self.gamma * self.out_conv(out.transpose(1, 2).unflatten(2, x.shape[2:]))
-        return (out, attention) if return_attention else out
+        out = attend(query, key, value)
+        return x + self.gamma * self.out_conv(out.transpose(1, 2).unflatten(2, x.shape[2:]))
 
-    def look_from(self, points: Sequence[tuple[int, int]], x: Tensor) -> Tensor:
-        """Where single positions (row, column) of x, (B, C, H, W), look: (B, len(points), H, W), each summing to 1."""
-        rows = [row * x.shape[3] + column for row, column in points]
-        query, key = tokens(self.query_conv(x))[:, rows], self.pool(self.key_conv(x))
-        weights = look(query, tokens(key)).unflatten(2, key.shape[2:])
-        weights = F.interpolate(weights, x.shape[2:])  # what was pooled shares its weight
-        return weights / weights.sum(dim=(2, 3), keepdim=True)
+    def weights(self, x: Tensor, positions: Sequence[int] | None = None) -> Tensor:
+        """The attention weights for an input (B, C, H, W): (B, N, M), N = H * W, M = N, or N / 4 if pooled.
+
+        Row i sums to 1: the weights with which position i attends to all positions, counted row by row.
+
+        Args:
+            positions: compute only these rows, N = len(positions).
+        """
+        query, key = tokens(self.query_conv(x)), tokens(self.pool(self.key_conv(x)))
+        return attention_weights(query if positions is None else query[:, positions], key)
+
+    def maps(self, x: Tensor, positions: Sequence[tuple[int, int]]) -> Tensor:
+        """The attention maps of single positions (row, column): (B, len(positions), H, W), each summing to 1."""
+        height, width = x.shape[2:]
+        weights = self.weights(x, [row * width + column for row, column in positions])
+        pooled = (height, width) if isinstance(self.pool, nn.Identity) else (height // 2, width // 2)
+        maps = F.interpolate(weights.unflatten(2, pooled), (height, width))  # pooled positions share their weight
+        return maps / maps.sum(dim=(2, 3), keepdim=True)
 
 
 def tokens(x: Tensor) -> Tensor:
@@ -70,53 +76,62 @@ def tokens(x: Tensor) -> Tensor:
     return x.flatten(2).transpose(1, 2)
 
 
-def look(query: Tensor, key: Tensor) -> Tensor:
-    """softmax(query key^T), (B, N, D) and (B, M, D) -> (B, N, M), the softmax in float32 at least."""
+def attention_weights(query: Tensor, key: Tensor) -> Tensor:
+    """softmax(query key^T): (B, N, D) and (B, M, D) -> (B, N, M), with the softmax in float32 or wider."""
     weights = query @ key.transpose(1, 2)
     return torch.softmax(weights, dim=-1, dtype=torch.promote_types(weights.dtype, torch.float32))
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """softmax(query key^T) value: (B, N, D), (B, M, D) and (B, M, C) -> (B, N, C), of the dtype of `value`.
+    """softmax(query key^T) value: (B, N, D), (B, M, D) and (B, M, C) -> (B, N, C), in the dtype of `value`.
 
-    On GPUs the fused kernels of PyTorch do it. On CPUs they are slower than the plain products, which build the map
-    (B, N, M); where that would be large, it is built piece by piece, and again in the backward pass, so that memory
-    grows with N + M.
+    GPUs use PyTorch's fused kernels. On CPUs these are slower than the two matrix products, which build the attention
+    map (B, N, M); a large map is built in chunks instead, and again in the backward pass, so memory grows with N + M.
     """
     if not query.is_cpu:
-        # the fused kernels want channels last, and queries and keys as wide as values; zeros change no product
-        wider = (0, value.shape[-1] - query.shape[-1])
-        query, key, value = F.pad(query, wider), F.pad(key, wider), value.contiguous()
-        return F.scaled_dot_product_attention(query[:, None], key[:, None], value[:, None], scale=1.0).squeeze(1)
+        return attend_fused(query, key, value)
     one_map = query.shape[1] * key.shape[1]
     if one_map <= LARGEST_MAP and len(query) * one_map <= LARGEST_MAPS:
-        return look(query, key).to(value.dtype) @ value
-    return _AttendInPieces.apply(query, key, value)
+        return attend_plain(query, key, value)
+    return _AttendInChunks.apply(query, key, value)
 
 
-class _AttendInPieces(torch.autograd.Function):
-    """`attend` without the map: a few rows of it at a time, made anew in the backward pass."""
+def attend_fused(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """`attend` by torch.nn.functional.scaled_dot_product_attention, which may choose a fused kernel."""
+    # the fused kernels need queries and keys as wide as values; zeros change no product
+    wider = (0, value.shape[-1] - query.shape[-1])
+    query, key, value = F.pad(query, wider), F.pad(key, wider), value.contiguous()
+    return F.scaled_dot_product_attention(query[:, None], key[:, None], value[:, None], scale=1.0).squeeze(1)
+
+
+def attend_plain(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """`attend` by two matrix products."""
+    return attention_weights(query, key).to(value.dtype) @ value
+
+
+class _AttendInChunks(torch.autograd.Function):
+    """`attend` without the whole map: a chunk of its rows at a time, computed again in the backward pass."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         ctx.save_for_backward(query, key, value)
         out = value.new_empty(*query.shape[:2], value.shape[2])
-        for rows in _pieces(query, key):
-            out[rows] = look(query[rows], key[rows[:1]]).to(value.dtype) @ value[rows[:1]]
+        for rows in _chunks(query, key):
+            out[rows] = attend_plain(query[rows], key[rows[:1]], value[rows[:1]])
         return out
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
         query, key, value = ctx.saved_tensors
-        if torch.is_grad_enabled():  # this gradient will be differentiated, which the pieces are not made for
-            out = look(query, key).to(value.dtype) @ value
+        if torch.is_grad_enabled():  # this gradient will be differentiated, which the chunks do not support
+            out = attend_plain(query, key, value)
             return torch.autograd.grad(out, (query, key, value), gradient, create_graph=True)
         precise = torch.promote_types(value.dtype, torch.float32)
         to_query = torch.empty_like(query)
         to_key, to_value = (torch.zeros_like(x.transpose(1, 2), dtype=precise) for x in (key, value))
-        for rows in _pieces(query, key):
+        for rows in _chunks(query, key):
             image, from_out = rows[:1], gradient[rows]
-            weights = look(query[rows], key[image])
+            weights = attention_weights(query[rows], key[image])
             # not weights^T times the gradient: in bf16 that product of PyTorch's takes a thousand times longer on CPUs
             to_value[image] += from_out.transpose(1, 2) @ weights.to(value.dtype)
             to_weights = (from_out @ value[image].transpose(1, 2)).to(weights.dtype)
@@ -127,99 +142,109 @@ class _AttendInPieces(torch.autograd.Function):
         return to_query, to_key.transpose(1, 2).to(key.dtype), to_value.transpose(1, 2).to(value.dtype)
 
 
-def _pieces(query: Tensor, key: Tensor) -> Iterator[tuple[slice, slice]]:
+def _chunks(query: Tensor, key: Tensor) -> Iterator[tuple[slice, slice]]:
     """Parts of the rows of the maps, of one image each: (image, rows)."""
-    rows = max(PIECE // key.shape[1], 1)
+    rows = max(CHUNK // key.shape[1], 1)
     for image in range(len(query)):
         for first in range(0, query.shape[1], rows):
             yield slice(image, image + 1), slice(first, first + rows)
 
 
 def place_attention(
-    stages: Mapping[str, tuple[int, int]], attention: Iterable[str]
-) -> tuple[nn.ModuleDict, dict[int, str]]:
-    """New blocks at the stages named by `attention`: stage -> SelfAttention2d, and number of the place -> stage.
+    stages: Mapping[str, int],
+    attention: Iterable[str],
+    *,
+    aliases: Mapping[str, Sequence[str]] = MappingProxyType({}),
+    pooled: bool = False,
+) -> dict[str, SelfAttention2d]:
+    """New attention blocks for a network: stage -> block, in the order of `attention`.
 
     Args:
-        stages: where blocks may be placed: name -> (number of the place, channels there). Two names for one place are
-            one block, known by the first of them.
-        attention: names among these.
+        stages: the stages after which a block may act: name -> channels there.
+        attention: names among `stages` and `aliases`.
+        aliases: other names for one or more stages.
+        pooled: the form of the blocks, see SelfAttention2d.
 
     Raises:
-        ValueError: a name is not among the stages; the message lists those that are.
+        ValueError: a name is unknown; the message lists the choices.
     """
-    first_names = {place: (name, channels) for name, (place, channels) in reversed(list(stages.items()))}
-    blocks, names = nn.ModuleDict(), {}
-    for wanted in attention:
-        if wanted not in stages:
-            raise ValueError(
-                f"no stage {wanted!r} for attention (--attn_G, --attn_D): choose from {', '.join(stages)}; or none"
-            )
-        place = stages[wanted][0]
-        name, channels = first_names[place]
-        blocks[name] = SelfAttention2d(channels)
-        names[place] = name
-    return blocks, names
+    names: dict[str, None] = {}
+    for name in attention:
+        chosen = aliases.get(name, (name,))
+        if unknown := set(chosen) - stages.keys():
+            raise ValueError(f"attention={unknown.pop()!r}: choose from {', '.join([*stages, *aliases])}")
+        names |= dict.fromkeys(chosen)
+    return {name: SelfAttention2d(stages[name], pooled=pooled) for name in names}
 
 
 class AttentiveChain(nn.Module):
     """A chain of layers, `self.model`, with attention blocks beside it, in `self.attention`.
 
-    The chain keeps its indices, hence its state_dict keys, wherever attention is placed: a checkpoint made without
-    attention fits, and with gamma = 0 gives the same output.
+    The chain keeps its indices, hence its state_dict keys, wherever attention is placed: a checkpoint without attention
+    fits, and with gamma = 0 gives the same output.
 
     Args:
         layers: the chain.
-        stages: where attention may be placed, as in `place_attention`; the number is the index of the last layer.
-        attention: names of the stages after which a block acts.
+        stages: where attention may be placed: name -> (index of the layer before it, channels there).
+        attention, aliases: see `place_attention`.
     """
 
-    def __init__(self, layers: Iterable[nn.Module], stages: Mapping[str, tuple[int, int]], attention: Iterable[str]):
+    def __init__(
+        self,
+        layers: Iterable[nn.Module],
+        stages: Mapping[str, tuple[int, int]],
+        attention: Iterable[str],
+        aliases: Mapping[str, Sequence[str]],
+    ):
         super().__init__()
         self.model = nn.Sequential(*layers)
-        self.attention, self._block_after = place_attention(stages, attention)
+        channels = {name: channels for name, (_, channels) in stages.items()}
+        self.attention = nn.ModuleDict(place_attention(channels, attention, aliases=aliases))
+        self._block_after = {stages[name][0]: name for name in self.attention}
 
-    def forward(self, x: Tensor, return_attention: bool = False) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
-        """Run the chain on (B, C, H, W); the result has the dtype of `x` under autocast too.
-
-        When asked, the attention maps come with it: stage -> (B, h, w, h, w), where [b, i, j] is the picture, summing
-        to 1, of where position (i, j) looks.
-        """
-        dtype, maps = x.dtype, {}
+    def forward(self, x: Tensor) -> Tensor:
+        """Run the chain on (B, C, H, W). The result has the dtype of `x`, under autocast too."""
+        dtype = x.dtype
         for index, layer in enumerate(self.model):
             x = layer(x)
             if index in self._block_after:
-                name = self._block_after[index]
-                if return_attention:
-                    size = x.shape[2:]
-                    x, attention = self.attention[name](x, return_attention=True)
-                    maps[name] = attention.unflatten(2, size).unflatten(1, size)
-                else:
-                    x = self.attention[name](x)
-        x = x.to(dtype)
-        return (x, maps) if return_attention else x
+                x = self.attention[self._block_after[index]](x)
+        return x.to(dtype)
 
 
 def attention_blocks(net: nn.Module) -> dict[str, SelfAttention2d]:
-    """The attention blocks of any network, in their order: name, such as block5 or attn1 -> block."""
-    return {
-        name.removeprefix("attention."): block
-        for name, block in net.named_modules()
-        if isinstance(block, SelfAttention2d)
-    }
+    """The attention blocks of any network, in order: name, such as block5 or attn1 -> block."""
+    return {name.rpartition(".")[2]: block for name, block in net.named_modules() if isinstance(block, SelfAttention2d)}
 
 
 @contextmanager
 def block_inputs(net: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """Inside, the dict receives what goes into each attention block in the first run of `net`: by name of the block."""
+    """Record the input of each attention block, by its name, in the first forward pass of `net` inside the context."""
     inputs: dict[str, Tensor] = {}
 
     def keep(name: str, _block: nn.Module, args: tuple[Tensor, ...]) -> None:
         inputs.setdefault(name, args[0])
 
-    hooks = [block.register_forward_pre_hook(partial(keep, name)) for name, block in attention_blocks(net).items()]
-    try:
+    with ExitStack() as stack:
+        if any(module._compiled_call_impl for module in net.modules()):  # compiled code would not call the hooks
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        for name, block in attention_blocks(net).items():
+            stack.callback(block.register_forward_pre_hook(partial(keep, name)).remove)
         yield inputs
-    finally:
-        for hook in hooks:
-            hook.remove()
+
+
+def attention_maps(net: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """Run any network with attention on `x`, and return its output with the attention maps of all its blocks.
+
+    Args:
+        net: any network of this package.
+        x: its input: images (B, C, H, W) in [-1, 1], or noise (B, z_dim).
+
+    Returns:
+        The output, and name of the block -> (B, N, M) as in `SelfAttention2d.weights`; for SAGAN's generator and
+        discriminator the two maps that the well-known PyTorch code calls gf1, gf2 and dr1, dr2. A map has N * M values:
+        64 x 64 positions, the middle of a ResNet generator at 256 px, take 67 MB an image.
+    """
+    with block_inputs(net) as inputs:
+        out = net(x)
+    return out, {name: block.weights(inputs[name]) for name, block in attention_blocks(net).items()}

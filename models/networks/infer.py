@@ -18,7 +18,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def infer_generator(weights: Mapping[str, Tensor]) -> Flags:
-    """The flags of the generator that `weights` (as `util.checkpoint.read_weights` gives them) belong to.
+    """The flags of the generator that `weights` (as `models.weights.read_weights` gives them) belong to.
 
     All flags that `define_G` builds a network from, input_nc and output_nc among them; but not no_dropout for a U-Net,
     in which dropout leaves no trace.

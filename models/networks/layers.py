@@ -5,11 +5,11 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, parametrize
-
-from util import distributed
 
 
 class InstanceNorm2d(nn.InstanceNorm2d):
@@ -33,17 +33,17 @@ class SyncBatchNorm(nn.SyncBatchNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W), of the same dtype."""
-        if not input.is_cpu or not self.training or distributed.count() == 1:
+        if not input.is_cpu or not self.training or not dist.is_initialized():
             return super().forward(input)
         assert self.num_batches_tracked is not None and self.momentum is not None
         assert self.running_mean is not None and self.running_var is not None
         x, dims = input.to(torch.promote_types(input.dtype, torch.float32)), (0, 2, 3)
         here = x.new_tensor([x.numel() / x.shape[1]])
-        sums = distributed.total(torch.cat([x.sum(dims), here]))
+        sums = all_reduce(torch.cat([x.sum(dims), here]))
         number = sums[-1].detach()
         mean = sums[:-1] / number
         centred = x - mean[:, None, None]
-        variance = distributed.total(centred.square().sum(dims)) / number
+        variance = all_reduce(centred.square().sum(dims)) / number
         with torch.no_grad():
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean, self.momentum)

@@ -39,9 +39,8 @@ class NLayerDiscriminator(AttentiveChain):
             layers += [convolution, make_norm(channels), nn.LeakyReLU(0.2)]
             stages[f"layer{i}"] = len(layers) - 1, channels
             before = channels
-        stages["bottleneck"] = stages[f"layer{n_layers}"]
         layers.append(nn.Conv2d(before, 1, 4, stride=1, padding=1))
-        super().__init__(layers, stages, attention)
+        super().__init__(layers, stages, attention, {"bottleneck": (f"layer{n_layers}",)})
 
 
 class PixelDiscriminator(nn.Module):
@@ -53,7 +52,7 @@ class PixelDiscriminator(nn.Module):
     def __init__(self, input_nc: int, *, ndf: int = 64, norm: str = "instance", attention: Iterable[str] = ()):
         super().__init__()
         if tuple(attention):
-            raise ValueError("--netD pixel judges single pixels and has no stage for attention: --attn_D none")
+            raise ValueError("attention: a discriminator of single pixels has no stage for it; leave it empty")
         bias = needs_bias(norm)
         self.net = nn.Sequential(
             nn.Conv2d(input_nc, ndf, 1),

@@ -102,10 +102,9 @@ class ResnetGenerator(AttentiveChain):
         for i in range(1, n_blocks + 1):
             layers.append(ResidualBlock(4 * ngf, norm=norm, dropout=dropout, checkpointed=checkpoint_blocks))
             stages[f"block{i}"] = len(layers) - 1, 4 * ngf
-        stages["bottleneck"] = stages[f"block{(n_blocks + 1) // 2}"]
         for i, channels in enumerate((2 * ngf, ngf), 1):
             layers += [upsample_layer(upsample, 2 * channels, channels, bias=bias), make_norm(channels)]
             layers.append(nn.ReLU())
             stages[f"up{i}"] = len(layers) - 1, channels
         layers += [ReflectionPad2d(3), NarrowConv2d(ngf, output_nc, 7), nn.Tanh()]
-        super().__init__(layers, stages, attention)
+        super().__init__(layers, stages, attention, {"bottleneck": (f"block{(n_blocks + 1) // 2}",)})

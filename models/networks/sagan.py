@@ -1,26 +1,23 @@
 """The networks of SAGAN: images from noise, and one score for a whole image."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from torch import Tensor, nn
 
-from models.networks.attention import SelfAttention2d
+from models.networks.attention import place_attention
 
 SIZES = (32, 64, 128, 256)  # px
 
 
 class Stages(nn.Sequential):
-    """Stages in a row, under their names, with attention blocks attn1, attn2, ... after some of them.
+    """A chain of named stages, with attention blocks attn1, attn2, ... after some of them.
 
     Args:
-        stages: name -> (stage, its output channels); the last one is no place for attention.
-        attention: names of the stages after which a SelfAttention2d block acts; `default` stands for those in
-            `default` that there are.
-        default: where the authors put attention.
+        stages: name -> (stage, its output channels); no attention can follow the last one.
+        attention: names of the stages after which a SelfAttention2d block acts, see `place_attention`; `default` stands
+            for those in `default`.
+        default: where the authors place attention.
         pooled: the form of the blocks, see SelfAttention2d.
-
-    Raises:
-        ValueError: a name is not among the stages; the message lists those that are.
     """
 
     def __init__(
@@ -28,34 +25,18 @@ class Stages(nn.Sequential):
         stages: Mapping[str, tuple[nn.Module, int]],
         *,
         attention: Iterable[str],
-        default: Iterable[str],
+        default: Sequence[str],
         pooled: bool = False,
     ):
         super().__init__()
-        places = list(stages)[:-1]
-        wanted = set(attention)
-        if "default" in wanted:
-            wanted = wanted - {"default"} | set(default)
-        if unknown := sorted(wanted.difference(places)):
-            raise ValueError(
-                f"no stage {unknown[0]!r} for attention (--attn_G, --attn_D): choose from {', '.join(places)}; "
-                "or default, or none"
-            )
-        for name, (stage, channels) in stages.items():
+        channels = {name: channels for name, (_, channels) in list(stages.items())[:-1]}
+        blocks = place_attention(channels, attention, aliases={"default": default}, pooled=pooled)
+        count = 0
+        for name, (stage, _) in stages.items():
             self.add_module(name, stage)
-            if name in wanted:
-                number = sum(isinstance(layer, SelfAttention2d) for layer in self) + 1
-                self.add_module(f"attn{number}", SelfAttention2d(channels, pooled=pooled))
-
-    def run(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The result and the attention maps of all blocks: name -> (B, N, N), or (B, N, N / 4) where pooled."""
-        maps = {}
-        for name, layer in self.named_children():
-            if isinstance(layer, SelfAttention2d):
-                x, maps[name] = layer(x, return_attention=True)
-            else:
-                x = layer(x)
-        return x, maps
+            if name in blocks:
+                count += 1
+                self.add_module(f"attn{count}", blocks[name])
 
 
 class NoiseGenerator(Stages):
@@ -63,26 +44,23 @@ class NoiseGenerator(Stages):
 
     z_dim: int
 
-    def forward(self, z: Tensor, return_attention: bool = False) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
-        """(B, z_dim) of N(0, 1) -> images, of the dtype of `z` also under autocast; the maps of `run` when asked."""
-        x, maps = self.run(z[:, :, None, None]) if return_attention else (super().forward(z[:, :, None, None]), {})
-        return (x.to(z.dtype), maps) if return_attention else x.to(z.dtype)
+    def forward(self, z: Tensor) -> Tensor:
+        """(B, z_dim) of N(0, 1) -> images. They have the dtype of `z`, under autocast too."""
+        return super().forward(z[:, :, None, None]).to(z.dtype)
 
 
 class ImageDiscriminator(Stages):
     """Stages from images (B, input_nc, image_size, image_size) in [-1, 1] to scores (B,)."""
 
-    def forward(self, images: Tensor, return_attention: bool = False) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
-        """Images -> scores, of the dtype of `images` under autocast too; with the maps of `run` when asked."""
-        x, maps = self.run(images) if return_attention else (super().forward(images), {})
-        scores = x.flatten().to(images.dtype)
-        return (scores, maps) if return_attention else scores
+    def forward(self, images: Tensor) -> Tensor:
+        """Images -> scores. They have the dtype of `images`, under autocast too."""
+        return super().forward(images).flatten().to(images.dtype)
 
 
 def halvings(image_size: int) -> int:
     """How often `image_size`, in pixels, is halved down to 4. ValueError if it is not one of SIZES."""
     if image_size not in SIZES:
-        raise ValueError(f"--crop_size {image_size}: SAGAN makes images of {', '.join(map(str, SIZES))} pixels")
+        raise ValueError(f"image_size={image_size}: SAGAN makes images of {', '.join(map(str, SIZES))} pixels")
     return image_size.bit_length() - 3
 
 
@@ -119,7 +97,7 @@ class SAGANGenerator(NoiseGenerator):
             stages[f"l{number}"] = nn.Sequential(convolution, nn.BatchNorm2d(channels), nn.ReLU(inplace=True)), channels
             before = channels
         stages["last"] = nn.Sequential(nn.ConvTranspose2d(before, output_nc, 4, 2, 1), nn.Tanh()), output_nc
-        super().__init__(stages, attention=attention, default=stages.keys() & {"l3", "l4"})
+        super().__init__(stages, attention=attention, default=[name for name in ("l3", "l4") if name in stages])
         self.z_dim = z_dim
 
 
@@ -145,7 +123,7 @@ class SAGANDiscriminator(ImageDiscriminator):
             stages[f"l{number}"] = nn.Sequential(convolution, nn.LeakyReLU(0.1, inplace=True)), channels
             before = channels
         stages["last"] = nn.Sequential(nn.Conv2d(before, 1, 4)), 1
-        super().__init__(stages, attention=attention, default=stages.keys() & {"l3", "l4"})
+        super().__init__(stages, attention=attention, default=[name for name in ("l3", "l4") if name in stages])
 
 
 class UpBlock(nn.Module):

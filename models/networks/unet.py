@@ -80,19 +80,18 @@ class UnetGenerator(nn.Module):
         self.stride = self.smallest = 2**n_downs  # of H and W, as in ResnetGenerator
         depths = range(1, n_downs)
         widths = [ngf * min(2**halvings, 8) for halvings in range(n_downs)]
-        stages = {f"down{depth}": (depth, widths[depth - 1]) for depth in depths}
-        stages["bottleneck"] = stages["down3"]
-        stages |= {f"up{depth}": (-depth, widths[depth - 1]) for depth in reversed(depths)}
-        blocks, names = place_attention(stages, attention)
+        stages = {f"down{depth}": widths[depth - 1] for depth in depths}
+        stages |= {f"up{depth}": widths[depth - 1] for depth in reversed(depths)}
+        blocks = place_attention(stages, attention, aliases={"bottleneck": ("down3",)})
         level: UnetBlock | None = None
         for depth in reversed(depths):
-            attend = [blocks[names[place]] if place in names else nn.Identity() for place in (depth, -depth)]
+            attend = [blocks.get(f"{way}{depth}", nn.Identity()) for way in ("down", "up")]
             level = UnetBlock(
                 widths[depth - 1], widths[depth], below=level, norm=norm, upsample=upsample, attend=attend,
                 dropout=dropout and 4 <= depth < n_downs - 1,
             )  # fmt: skip
         self.model = UnetBlock(output_nc, ngf, below=level, input_nc=input_nc, norm=norm, upsample=upsample)
-        self.attention = blocks
+        self.attention = nn.ModuleDict(blocks)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, input_nc, H, W) -> (B, output_nc, H, W), of the dtype of x."""

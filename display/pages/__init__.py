@@ -1,0 +1,1 @@
+"""The HTML pages: results, and a run in training."""

@@ -1,0 +1,129 @@
+"""The results of a test as a page."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from types import MappingProxyType
+
+from dominate import tags as h
+from torch import Tensor
+
+from display.attention_maps import AttentionMap
+from display.pages.page import (
+    SMALL,
+    Card,
+    Figure,
+    add_cards,
+    add_header,
+    add_notes,
+    finish_page,
+    new_page,
+    save_attention,
+    source,
+)
+from util.images import COMPRESSION, PixelFormat, save_image, save_result
+
+# How close a result is to the truth: name -> (format of a figure, whether more is better).
+SCORES = {"L1": ("{:.1f} of 255", False), "PSNR": ("{:.1f} dB", True), "SSIM": ("{:.3f}", True)}
+
+
+class ResultsPage:
+    """The results of a test: `add` the pictures made from each image, then `save`.
+
+    Args:
+        folder: takes index.html and images/{stem}_{label}.png, with a .tif beside it where 8 bits are not enough.
+        title: of the page.
+        names: of the domains of real_A and real_B: B, A when the run went from B to A.
+        notes: facts and figures for the top of the page.
+        size: side of a picture in px, at most.
+        formats: "A", "B" -> the depth and range to write pictures of that domain in; 8-bit where left out.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        title: str,
+        *,
+        names: tuple[str, str] = ("A", "B"),
+        notes: Mapping[str, str] = MappingProxyType({}),
+        size: int = 256,
+        formats: Mapping[str, PixelFormat] = MappingProxyType({}),
+    ):
+        self.formats = formats
+        self.folder, self.title, self.names, self.notes, self.size = folder, title, names, dict(notes), size
+        self.cards: list[Card] = []
+        self.small = True
+
+    def add(
+        self,
+        stem: str,
+        images: Mapping[str, Tensor],
+        attention: Sequence[AttentionMap] = (),
+        scores: Mapping[str, float] = MappingProxyType({}),
+    ) -> None:
+        """Write the pictures of one test image and remember them for the page.
+
+        Args:
+            stem: name of the image without its suffix; may hold sub-folders.
+            images: label -> (C, H, W) in [-1, 1], shown in this order.
+            attention: maps for the viewer, each over one of `images`; the first of each domain is a picture too.
+            scores: how close the result is to the truth, where that is known: some of SCORES.
+
+        Raises:
+            ValueError: `stem` leads out of the folder.
+        """
+        if PurePosixPath(stem).is_absolute() or ".." in PurePosixPath(stem).parts:
+            raise ValueError(f"the name of a result leads out of {self.folder}: {stem}")
+        card = Card(stem, scores=scores, remark=scores_text(scores))
+        for label, image in images.items():
+            path = f"images/{stem}_{label}.png"
+            save_image(image, self.folder / path)
+            fmt = self.formats.get("B" if label.endswith("_B") else "A", PixelFormat())
+            save_result(image, self.folder / f"images/{stem}_{label}", fmt)
+            card.add(label, path, self.names)
+            self.small &= image.shape[-1] <= SMALL
+        for domain, block in {source(block.over): block for block in reversed(attention)}.items():
+            label = f"attention_{block.network}"
+            path = f"images/{stem}_{label}.png"
+            block.figure(images[block.over]).save(self.folder / path, compress_level=COMPRESSION)
+            card.add_figure(domain, label, path, f"where {block.network} looks")
+        if attention:
+            card.attention = f"images/{stem}_attention.js"
+            save_attention(self.folder / card.attention, attention)
+        self.cards.append(card)
+
+    def add_overview(self, caption: str, picture: Tensor) -> None:
+        """Put a picture (C, H, W) in [-1, 1] of all results at the top of the page."""
+        path = f"images/{caption}.png"
+        save_image(picture, self.folder / path)
+        self.cards.append(Card(caption, {"": [Figure(caption, path, "", caption)]}, wide=True))
+
+    def save(self) -> None:
+        """Write index.html."""
+        scores = [card.scores for card in self.cards if card.scores]
+        means = {name: sum(card[name] for card in scores) / len(scores) for name in (scores[0] if scores else ())}
+        notes = dict(self.notes)
+        if means:
+            a, b = self.names
+            notes[f"{a} → {b} against the {b} of the same name"] = f"{scores_text(means)}; {len(scores):,} images"
+        page = new_page(self.title)
+        with page.body:
+            add_header(self.title, f"{sum(not card.wide for card in self.cards):,} shown")
+            add_notes(notes)
+            with h.form(cls="tools", role="search"):
+                hint = "Filter by name, or SSIM>0.3" if means else "Filter by name"
+                h.input_(type="search", name="filter", placeholder=hint, aria_label=hint)
+                with h.select(name="order", aria_label="Order"):
+                    h.option("in the order of the test", value="")
+                    h.option("by name", value="name")
+                    for name in means:
+                        signs = ("-", "+") if SCORES[name][1] else ("+", "-")
+                        for word, sign in zip(("best", "worst"), signs, strict=True):
+                            h.option(f"{word} {name} first", value=sign + name)
+                h.span("/ filter · J, K next, previous · Enter view", cls="keys")
+            add_cards(self.cards, size=self.size, small=self.small)
+        finish_page(page, self.folder / "index.html", script=Path(__file__).with_name("results.js"))
+
+
+def scores_text(scores: Mapping[str, float]) -> str:
+    """The figures with their units: L1 45.2 of 255 · SSIM 0.310."""
+    return " · ".join(f"{name} {SCORES[name][0].format(value)}" for name, value in scores.items())

@@ -1,0 +1,170 @@
+"""The page of a run in training: how far it is, its curves, and the pictures of every epoch in a time line."""
+
+import re
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from dominate import tags as h
+from PIL import Image
+from tqdm import tqdm
+
+from display.events import End, Event, Images, Start
+from display.history import History
+from display.pages.charts import add_charts
+from display.pages.page import (
+    CAPTIONS,
+    SMALL,
+    Card,
+    add_cards,
+    add_groups,
+    add_header,
+    add_notes,
+    finish_page,
+    new_page,
+)
+from display.sink import Sink
+
+REFRESH = 30  # seconds between two looks of an open page at its file
+
+
+class Template(h.html_tag):
+    """What a script fills in, for epochs with other pictures than the last one; dominate has no tag for it."""
+
+    tagname = "template"
+
+
+class PageSink(Sink):
+    """Writes `folder`/index.html.
+
+    The page is made anew from the pictures epoch%03d_{label}.png and scripts epoch%03d_attention.js that the log has
+    left in `folder`/images, and from the log: epochs and curves from before the run was continued stay on it.
+
+    Args:
+        folder: CKPT/NAME/web.
+        name: of the run.
+        names: of the domains of real_A and real_B.
+        size: side of a picture in px, at most.
+        command: what continues the run.
+    """
+
+    epoch_images = True
+
+    def __init__(
+        self, folder: Path, name: str, *, names: tuple[str, str], size: int, images_freq: int,
+        command: str = "",
+    ):  # fmt: skip
+        self.folder, self.name, self.names, self.size = folder, name, names, size
+        self.images_freq = images_freq
+        self.command = command
+        self.options: dict[str, object] = {}
+        self.history = History(folder.parent / "events.jsonl")
+
+    def show(self, events: Sequence[Event]) -> None:
+        """Write the page once for all pictures."""
+        starts, pictures = ([event for event in events if isinstance(event, kind)] for kind in (Start, Images))
+        super().show([*starts[-1:], *pictures[-1:], *(event for event in events[-1:] if isinstance(event, End))])
+
+    def start(self, event: Start) -> None:
+        """Keep the options, to list them."""
+        self.options = event.options
+
+    def images(self, event: Images) -> None:
+        """Write the page."""
+        self.write(event, running=True)
+
+    def end(self, event: End) -> None:
+        """Write the page for the last time: from now on it stays as it is."""
+        self.write(event, running=False)
+
+    def write(self, at: Event, *, running: bool) -> None:
+        """Write index.html, once there are pictures.
+
+        While the run is `running`, an open page looks for a new one every REFRESH seconds.
+        """
+        self.history.read()
+        cards = self._cards()
+        if not cards:
+            return
+        figures = [figure for figures in cards[-1].groups.values() for figure in figures]
+        small = all(_width(self.folder / figure.path) <= SMALL for figure in figures)
+        kinds = list(dict.fromkeys(_kind(card) for card in cards))
+        page = new_page(f"{self.name} · training")
+        if running:
+            page.head.add(h.noscript(h.meta(http_equiv="refresh", content=str(REFRESH))))
+        done = 1 - at.images_left / (at.epochs * at.epoch_size)
+        with page.body:
+            add_header(f"{self.name} · training", f"epoch {min(at.epoch, at.epochs)} of {at.epochs}")
+            h.progress(value=f"{done:.4f}", max=1, aria_label=f"{done:.0%} done")
+            add_notes(self._notes(at, done, running=running))
+            if self.history.curves:
+                add_charts(self.history.curves)
+            _add_time_line(len(cards))
+            add_cards(cards[-1:], size=self.size, small=small)
+            for kind in kinds:
+                with Template(cls="kind"):
+                    add_groups(next(card for card in cards if _kind(card) == kind))
+            _add_about(self.command, self.options)
+        epochs = [[int(card.title.split()[1]), kinds.index(_kind(card)), int(bool(card.attention))] for card in cards]
+        data = {"epochs": epochs, "ends": self.history.ends, "refresh": REFRESH if running else 0}
+        finish_page(page, self.folder / "index.html", script=Path(__file__).with_name("training.js"), data=data)
+
+    def _notes(self, at: Event, done: float, *, running: bool) -> dict[str, str]:
+        """Facts and figures for the top of the page."""
+        notes = {"run": self.name, "images seen": f"{at.images:,}", "time so far": tqdm.format_interval(at.seconds)}
+        if done and running:
+            notes["time left"] = tqdm.format_interval(at.seconds / done * (1 - done))
+        for name, text in (("images_per_second", "{:.3g}"), ("peak_memory_mb", "{:,.0f} MB")):
+            if name in self.history.curves:
+                notes[name.removesuffix("_mb").replace("_", " ")] = text.format(self.history.curves[name][1][-1])
+        return notes | {"updated" if running else "ended": time.strftime("%Y-%m-%d %H:%M")}
+
+    def _cards(self) -> list[Card]:
+        """One for each epoch on disk."""
+        order = {label: place for place, label in enumerate(CAPTIONS)}
+        labels: dict[int, list[tuple[int, str]]] = defaultdict(list)
+        scripts = set()
+        for path in (self.folder / "images").glob("epoch*"):
+            match = re.fullmatch(r"epoch(\d+)_(.+)\.(png|js)", path.name)
+            if match:
+                if match[3] == "js":
+                    scripts.add(int(match[1]))
+                else:
+                    labels[int(match[1])].append((order.get(match[2], len(order)), match[2]))
+        cards = []
+        for epoch in sorted(labels):
+            stem = f"images/epoch{epoch:03d}"
+            card = Card(f"epoch {epoch}", attention=f"{stem}_attention.js" if epoch in scripts else "")
+            for _, label in sorted(labels[epoch]):
+                card.add(label, f"{stem}_{label}.png", self.names)
+            cards.append(card)
+        return cards
+
+
+def _add_time_line(count: int) -> None:
+    last = str(count - 1)  # dominate leaves attributes of 0 out
+    with h.form(cls="time"):
+        h.label("Epoch", html_for="epoch")
+        h.input_(type="range", id="epoch", name="epoch", min="0", max=last, value=last, autocomplete="off")
+        h.button("Play", type="button", cls="play", aria_pressed="false")
+
+
+def _add_about(command: str, options: Mapping[str, object]) -> None:
+    with h.section(cls="about"):
+        if command:
+            h.h2("To continue this run")
+            h.pre(h.code(command))
+        with h.details():
+            h.summary(f"Options ({len(options)})")
+            add_notes({flag: str(value) for flag, value in options.items()})
+
+
+def _kind(card: Card) -> tuple[str, ...]:
+    """What pictures an epoch has: those of a run that gained attention or another loss differ."""
+    return tuple(figure.label for figures in card.groups.values() for figure in figures)
+
+
+def _width(path: Path) -> int:
+    with Image.open(path) as image:
+        return image.width

@@ -1,0 +1,67 @@
+"""loss_log.txt, in upstream's format."""
+
+import re
+from datetime import datetime
+from pathlib import Path
+
+from display.event_log import FILE, LogReader
+from display.events import Losses, Progress, Start, charts
+from display.sink import Sink
+from util.files import atomic
+
+POSITION = re.compile(r"\(epoch: (\d+), iters: (\d+),")
+
+
+class LossLogSink(Sink):
+    """Appends a header for each start, and a line for all losses."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def start(self, event: Start) -> None:
+        """Write the header. A run that goes on loses what the file has from after that point."""
+        if event.continued:
+            self.cut(event)
+        self._append(header(event))
+
+    def losses(self, event: Losses) -> None:
+        """Write the line."""
+        self._append(loss_line(event))
+
+    def cut(self, after: Progress) -> None:
+        """Remove lines that came after a position, and one that was half written when the run was killed.
+
+        Those of an earlier run of this name stay: they are above the header of the first start in the log.
+        """
+        if not self.path.exists():  # moved away
+            return
+        lines = self.path.read_text(encoding="utf-8", errors="surrogateescape").splitlines(keepends=True)
+        first = next((event for event in LogReader(self.path.with_name(FILE)).read() if isinstance(event, Start)), None)
+        headers = [number for number, line in enumerate(lines) if first and line == f"{header(first)}\n"]
+        own = headers[-1] if headers else 0
+        kept = lines[:own] + [line for line in lines[own:] if line.endswith("\n") and not _is_after(line, after)]
+        with atomic(self.path) as path:
+            path.write_text("".join(kept), encoding="utf-8", errors="surrogateescape")
+
+    def _append(self, line: str) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+
+def header(event: Start) -> str:
+    """The line above the losses since a start."""
+    return f"================ Training Loss ({datetime.fromisoformat(event.time):%c}) ================"
+
+
+def loss_line(event: Losses) -> str:
+    """Losses and gammas in a line."""
+    where = f"epoch: {event.epoch}, iters: {event.epoch_images}"
+    line = f"({where}, time: {event.step_seconds:.3f}, data: {event.data_seconds:.3f})"
+    shown = charts(event.values)
+    names = shown.get("losses", []) + shown.get("gammas", [])
+    return " ".join([line, *(f"{name}: {event.values[name]:.3f}" for name in names)])
+
+
+def _is_after(line: str, position: Progress) -> bool:
+    match = POSITION.match(line)
+    return match is not None and (int(match[1]), int(match[2])) > (position.epoch, position.epoch_images)

@@ -1,0 +1,34 @@
+"""TensorBoard: curves and pictures in CKPT/NAME/tensorboard, for --use_tensorboard."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from torch.utils.tensorboard import SummaryWriter
+
+from display.events import Images, Losses, charts
+from display.sink import Sink
+
+
+class TensorBoardSink(Sink):
+    """Writes at the number of images seen; what was written from `purge_step` on is no longer shown."""
+
+    def __init__(self, run_dir: Path, *, purge_step: int, images_freq: int):
+        self.run_dir, self.images_freq = run_dir, images_freq
+        self.writer = SummaryWriter(run_dir / "tensorboard", purge_step=purge_step)
+
+    def losses(self, event: Losses) -> None:
+        """Write values."""
+        for chart, names in charts(event.values).items():
+            for name in names:
+                self.writer.add_scalar(f"{chart}/{name}", event.values[name], event.images)
+
+    def images(self, event: Images) -> None:
+        """Write pictures."""
+        for label, file in event.pictures.items():
+            with Image.open(self.run_dir / file) as image:
+                self.writer.add_image(label, np.array(image.convert("RGB")), event.images, dataformats="HWC")
+
+    def close(self) -> None:
+        """Finish the file."""
+        self.writer.close()

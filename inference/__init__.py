@@ -1,0 +1,5 @@
+"""Trained models at work: `Translator` turns images into images."""
+
+from inference.translator import Translator
+
+__all__ = ["Translator"]

@@ -1,0 +1,20 @@
+"""The choices of flags, as plain names: what they stand for is in the registries of data, models and training.
+
+A test compares both. So the command line is parsed, and --help printed, without importing torch.
+"""
+
+PREPROCESS = ("resize_and_crop", "crop", "scale_width", "scale_width_and_crop", "none")
+DIRECTIONS = ("AtoB", "BtoA")
+DEVICES = ("auto", "cpu", "cuda", "mps")
+PRECISIONS = ("fp32", "bf16", "fp16")
+
+GENERATORS = ("resnet_9blocks", "resnet_6blocks", "unet_256", "unet_128")
+NOISE_GENERATORS = ("sagan", "sagan_resnet")
+DISCRIMINATORS = ("basic", "n_layers", "pixel")
+IMAGE_DISCRIMINATORS = ("sagan", "sagan_resnet")
+NORMS = ("instance", "batch", "syncbatch", "none")
+UPSAMPLINGS = ("deconv", "nearest")
+INIT_TYPES = ("normal", "xavier", "kaiming", "orthogonal")
+
+GAN_MODES = ("lsgan", "vanilla", "wgangp", "hinge")
+LR_POLICIES = ("linear", "step", "plateau", "cosine")

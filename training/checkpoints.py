@@ -1,0 +1,170 @@
+"""Write the checkpoints of a run, so that a complete one is there whenever the process is killed."""
+
+import hashlib
+import io
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from torch import nn
+
+from training.finite import NotFiniteError
+from util.checkpoint_files import (
+    OLD,
+    STATE,
+    WEIGHTS,
+    complete_checkpoint,
+    file_digests,
+    has_digest,
+    read_tensors,
+    temporary,
+)
+
+LOCK = "train.lock"
+
+
+@contextmanager
+def run_lock(run_dir: Path) -> Iterator[None]:
+    """Hold the lock of the run in `run_dir`. It may be entered again in the same process; a killed process frees it.
+
+    Raises:
+        ValueError: another process holds it.
+        OSError: the folder is missing or not writable.
+    """
+    lock = FileLock(run_dir / LOCK, is_singleton=True)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        raise ValueError(
+            f"{run_dir} is locked by another training process: wait for it or choose another --name"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def save_checkpoint(model: nn.Module, run_dir: Path, label: str, state: dict[str, Any]) -> None:
+    """Write `{label}_net_{network}.pth` for every child of `model`, and `{label}_state.pth`, into `run_dir`.
+
+    All files are written under temporary names before the first is renamed, so `complete_checkpoint` finds the old
+    checkpoint or the new one whenever the process ends. Averaged networks of an earlier run of this name are removed:
+    they would be taken for this run's.
+
+    Raises:
+        NotFiniteError: weights are not finite; the previous checkpoint is unchanged.
+        OSError: the disk is full or not writable; the previous checkpoint is unchanged.
+    """
+    finish_checkpoint(run_dir, label)
+    digests: dict[str, str] = {}
+    state_path = run_dir / STATE.format(label=label)
+    try:
+        for name, net in model.named_children():
+            weights = {key: value.cpu() for key, value in net.state_dict().items()}
+            if not all(value.isfinite().all() for value in weights.values()):
+                raise NotFiniteError(f"{name} has weights that are not finite: the checkpoint is not saved")
+            path = run_dir / WEIGHTS.format(label=label, network=name.removeprefix("net"))
+            digests[path.name] = _write(path, weights)
+        _write(state_path, {"files": digests, **state})
+    except NotFiniteError:
+        _discard(run_dir, label)
+        raise
+    except OSError as error:
+        _discard(run_dir, label)
+        cause = error.strerror or error
+        raise OSError(error.errno, f"{cause}; the previous checkpoint is unchanged", str(run_dir)) from error
+    _rename(run_dir, label, {name: temporary(run_dir / name) for name in (*digests, state_path.name)})
+
+
+def _discard(run_dir: Path, label: str) -> None:
+    """Remove the files of a failed checkpoint, which take up space."""
+    for path in run_dir.glob(f"{label}_*.pth.tmp"):
+        path.unlink()
+
+
+def _write(path: Path, content: dict[str, Any]) -> str:
+    """Write the temporary file of `path`, flushed to the disk. Returns the SHA-256 digest of its bytes."""
+    buffer = io.BytesIO()  # torch.save to a full disk raises an error that does not name the cause
+    torch.save(content, buffer)
+    with temporary(path).open("wb") as file:
+        file.write(buffer.getbuffer())
+        file.flush()
+        os.fsync(file.fileno())
+    return hashlib.sha256(buffer.getbuffer()).hexdigest()
+
+
+def finish_checkpoint(run_dir: Path, label: str) -> None:
+    """Rename the files of the newest complete checkpoint whose process was killed before it did so."""
+    if temporary(run_dir / STATE.format(label=label)).is_file():
+        _rename(run_dir, label, complete_checkpoint(run_dir, label))
+
+
+def replaced_checkpoint(run_dir: Path) -> dict[str, Path]:
+    """The files, name -> current path, of the checkpoint that a new run of this name would replace.
+
+    Empty if it is from before the first step, or if the `old` one has seen more images: whoever starts a run over by
+    mistake may do so twice.
+    """
+    images = {}
+    for label in ("latest", OLD):
+        files = complete_checkpoint(run_dir, label)
+        state = files.get(STATE.format(label=label))
+        images[label] = read_tensors(state).get("total_images", 0) if state else -1
+    files = complete_checkpoint(run_dir, "latest") or {path.name: path for path in run_dir.glob("latest_net_*.pth")}
+    return {} if images["latest"] == 0 or images[OLD] > images["latest"] else files
+
+
+def keep_as_old(run_dir: Path) -> None:
+    """Keep the latest checkpoint in `run_dir` under the label `old`, before a new run of this name replaces it."""
+    if files := replaced_checkpoint(run_dir):
+        for path in run_dir.glob(f"{OLD}_*.pth*"):
+            path.unlink()
+        for name, path in files.items():  # the state last
+            _link(path, run_dir / f"{OLD}{name.removeprefix('latest')}")
+
+
+def _link(path: Path, to: Path) -> None:
+    """Hard-link a file, or copy it where the file system has no links."""
+    try:
+        to.hardlink_to(path)
+    except OSError:
+        shutil.copyfile(path, to)
+
+
+def read_state(run_dir: Path, label: str) -> dict[str, Any] | None:
+    """The state of the newest complete checkpoint; None if there is no state. Changes no file.
+
+    Raises:
+        ValueError: the state is damaged, or the weights beside it are not the ones it was saved with.
+    """
+    path = run_dir / STATE.format(label=label)
+    files = complete_checkpoint(run_dir, label)
+    try:
+        state = read_tensors(files.get(path.name, path))
+    except ValueError:
+        if not path.is_file():
+            return None
+        state = read_tensors(path)  # a running process may have renamed the files since they were listed
+    if not files:
+        digests = file_digests(state, label)
+        changed = [name for name, digest in digests.items() if not has_digest(run_dir / name, digest)]
+        raise ValueError(
+            f"{', '.join(changed)} in {run_dir} differs from what {path.name} was saved with: it is damaged or "
+            f"replaced. Choose another checkpoint with --epoch, or remove {path.name} to resume from the weights alone"
+        )
+    return state
+
+
+def _rename(run_dir: Path, label: str, files: Mapping[str, Path]) -> None:
+    """Give the files of a checkpoint their names, the state last, after removing averages that are not part of it."""
+    if files:
+        for path in run_dir.glob(WEIGHTS.format(label=label, network="*_ema")):
+            if path.name not in files:
+                path.unlink()
+    for name, place in files.items():
+        place.replace(run_dir / name)

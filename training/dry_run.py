@@ -1,0 +1,293 @@
+"""What train.py --dry_run does: look at all that a run needs, measure a step, write nothing."""
+
+import math
+import os
+import shlex
+import shutil
+import socket
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import urlsplit
+
+import torch
+
+from data import EpochLoader, create_dataset
+from data.check import Inspection, duplicates, inspect_files, listing, summary
+from data.image_folder import DataError, list_images, nearest_folder, tree
+from models import create_model
+from models.base_model import BaseModel
+from options.base_options import Options
+from options.train_options import nothing_left
+from training.optimization import Optimization, create_optimization
+from training.resume import Position
+from util import distributed
+from util.device import peak_memory, select_device
+
+T = TypeVar("T")
+Parse = Callable[[list[str]], Options]
+Resume = Callable[..., Position]  # of `training.resume.resume`, with its last arguments bound
+STRIDES = (4, 8, 16, 32, 64, 128, 256, 512)
+
+
+def dry_run(argv: Sequence[str], parse: Parse, resume: Resume) -> int:
+    """Check what `argv` asks train.py for, and print what is found, ending with "ready" or with a mended command.
+
+    Of several processes the first does so. Its step leaves out what it takes to add up over all.
+
+    Args:
+        parse: makes options of a command line.
+        resume: loads into a model, for so many pictures, what it starts from, and returns that position; raises
+            ValueError.
+
+    Returns:
+        The exit status: 0 if training would start, 2 if not.
+
+    Raises:
+        ValueError: the command line is wrong.
+    """
+    if not distributed.is_main():
+        return 0
+    distributed.setup_alone()
+    run = DryRun(argv, parse)
+    print("Options that differ from their defaults:")
+    for flag, value in run.opt.changed().items():
+        print(f"  --{flag} {value}")
+    loader = run.attempt(run.load)
+    if loader is not None:
+        print(f"Folders:\n{tree(Path(run.opt.dataroot))}")
+        report_pictures(run, loader)
+        measured = run.attempt(lambda opt: measure(opt, run.load(opt), resume))
+        if measured is not None:
+            run.attempt(lambda opt: report_disk(opt, *measured))
+    report_visdom(run.opt)
+    distributed.shutdown()
+    return run.verdict()
+
+
+class DryRun:
+    """A command line, what is wrong with it, and how it is mended.
+
+    Args:
+        argv: the words of the command line.
+        parse: makes options of a command line.
+
+    Attributes:
+        opt: the options of the command as mended so far.
+    """
+
+    def __init__(self, argv: Sequence[str], parse: Parse):
+        self.command = [word for word in argv if word != "--dry_run"]
+        self.parse = parse
+        self.opt: Options
+        self.problems: list[str] = []
+        self.mended = True
+        self.loader: EpochLoader | None = None  # for the command as it stands
+        try:
+            self.opt = parse(self.command)
+        except ValueError as error:
+            self.add(str(error), getattr(error, "mend", ()))
+            if not self.mended:
+                raise
+
+    def load(self, opt: Options) -> EpochLoader:
+        """The data that the command names, looked through once."""
+        if self.loader is None:
+            self.loader = create_dataset(opt)
+        return self.loader
+
+    def attempt(self, stage: Callable[[Options], T]) -> T | None:
+        """What `stage` makes of the options; if a flag mends what it fails for, with that flag. None if none does."""
+        while self.mended:
+            try:
+                return stage(self.opt)
+            except (ValueError, OSError) as error:
+                self.add(str(error), getattr(error, "mend", ()))
+        return None
+
+    def add(self, problem: str, mend: Sequence[str]) -> None:
+        """Note a problem, and change the command by the flags that mend it."""
+        self.problems.append(problem)
+        command = replaced(self.command, mend)
+        if command == self.command:
+            self.mended = False
+            return
+        try:
+            self.opt = self.parse(command)
+        except ValueError as error:  # a run that goes on may not take the flags that mend it, or only with another
+            more = [flag for flag in getattr(error, "mend", ()) if flag not in mend]
+            if more:
+                self.add(str(error), [*mend, *more])
+            else:
+                self.problems.append(str(error))
+                self.mended = False
+            return
+        self.command, self.loader = command, None
+
+    def verdict(self) -> int:
+        """Print the last lines. Returns the exit status."""
+        if not self.problems:
+            print("ready")
+            return 0
+        print("\n".join(["Not ready:", *(f"  {problem}" for problem in self.problems)]))
+        command = f"{distributed.launcher()} train.py {shlex.join(self.command)}"
+        print(f"The mended command:\n  {command}" if self.mended else "No flag mends this.")
+        return 2
+
+
+def replaced(command: Sequence[str], flags: Sequence[str]) -> list[str]:
+    """`command` with `flags`, words such as "--batch_size", "1", in place of those of the same names."""
+    names = {word for word in flags if word.startswith("--")}
+    kept: list[str] = []
+    dropping = False
+    for word in command:
+        if word.startswith(("--", "@")):
+            dropping = word.partition("=")[0] in names
+        if not dropping:
+            kept.append(word)
+    return [*kept, *flags]
+
+
+def measure(opt: Options, loader: EpochLoader, resume: Resume) -> tuple[BaseModel, Optimization]:
+    """Build the model as train.py does, run two steps on the next batch, print what the second takes.
+
+    Raises:
+        ValueError: the networks do not take the pictures, memory does not suffice, or a loss is not finite.
+    """
+    torch.manual_seed(opt.seed)
+    device = select_device(opt.device, opt.gpu_ids)
+    model, optimization = create_model(opt).to(device), create_optimization(opt, device)
+    model.prepare_training(opt, optimization)
+    check_sizes(opt, model, loader)
+    start = resume(opt, model, optimization, epoch_size=len(loader.dataset))
+    epochs = opt.n_epochs + opt.n_epochs_decay - start.epoch + 1
+    if epochs < 1:
+        more = ["--n_epochs", str(start.epoch - opt.n_epochs_decay)]
+        raise DataError(nothing_left(opt, start.epoch - 1), mend=more)
+    loader.sampler.set_epoch(start.epoch, skip=start.epoch_images)
+    batch = next(iter(loader))
+    try:
+        for _ in range(2):  # the first one also allocates and chooses kernels
+            started = time.perf_counter()
+            losses, _ = model.step(batch)
+            values = {name: loss.item() for name, loss in losses.items()}
+            seconds = time.perf_counter() - started
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
+            raise
+        mend = ["--batch_size", str(opt.batch_size // 2)] if opt.batch_size > 1 else []
+        raise DataError(
+            f"--batch_size {opt.batch_size}: memory does not suffice for a step ({error}): try a smaller one, a "
+            "smaller --crop_size or --ngf.",
+            mend=mend,
+        ) from error
+    if bad := [name for name, value in values.items() if not math.isfinite(value)]:
+        raise ValueError(f"{', '.join(bad)}: not finite in the second step: lower --lr")
+    steps = math.ceil(len(loader.dataset) / loader.sampler.step_size(0))
+    left = epochs * steps - start.epoch_images // loader.sampler.step_size(0)
+    print(
+        f"{model.summary()}\nOne step of {len(batch['A'])} pictures: {seconds:.2f} s, {memory_taken(device)}. "
+        f"An epoch of {steps} steps: {duration(steps * seconds)}; all {epochs} to do: {duration(left * seconds)}."
+    )
+    return model, optimization
+
+
+def check_sizes(opt: Options, model: BaseModel, loader: EpochLoader) -> None:
+    """Raise a DataError, with the flags that mend it, if the networks cannot take the pictures in their sizes."""
+    sizes = {size for sizes in loader.dataset.sizes.values() for size in sizes}
+    try:
+        model.check_sizes(sizes)
+    except ValueError as error:
+        sides = (max(opt.crop_size // stride, 1) * stride for stride in STRIDES)
+        fitting = next((side for side in sides if fits(model, side)), None)
+        mend = [] if fitting is None else ["--crop_size", str(fitting), "--load_size", str(max(opt.load_size, fitting))]
+        if mend and not opt.preprocess.endswith("crop"):
+            mend += ["--preprocess", "resize_and_crop"]
+        raise DataError(str(error), mend=mend) from error
+    shown = ", ".join(f"{width}x{height}" for width, height in sorted(sizes)[:8])
+    print(f"Sizes that the networks get, and take: {shown}{', ...' if len(sizes) > 8 else ''}")
+
+
+def fits(model: BaseModel, side: int) -> bool:
+    """Whether the networks take squares of `side` pixels."""
+    try:
+        model.check_sizes([(side, side)])
+    except ValueError:
+        return False
+    return True
+
+
+def memory_taken(device: torch.device) -> str:
+    """The most memory that was in use so far, in words."""
+    used = peak_memory()
+    if math.isnan(used):
+        return "memory is not measured on Windows"
+    if device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory
+        return f"at most {used / 2**30:.1f} of {total / 2**30:.1f} GiB on {device}"
+    return f"at most {used / 2**30:.1f} GiB in this process"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the unit that suits them."""
+    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.1f} seconds"
+
+
+def report_pictures(run: DryRun, loader: EpochLoader) -> None:
+    """Read all pictures of training and testing; print counts, kinds, sizes, and what may be wrong with them."""
+    train: list[Inspection] = []
+    test: list[Inspection] = []
+    root, phase = Path(run.opt.dataroot), run.opt.phase
+    for paths, check in loader.dataset.checks:
+        found = inspect_files(paths, check)
+        train += found
+        shared = Path(os.path.commonpath([path.parent for path in paths])).relative_to(root)
+        folder = shared.parts[0] if shared.parts else ""
+        print(f"{folder or root}: {summary(found)}")
+        if phase != "test" and folder.startswith(phase):
+            test_folder = root / f"test{folder.removeprefix(phase)}"
+            test += inspect_files(list_images(test_folder), check) if test_folder.is_dir() else []
+    errors = [picture.error for picture in train if picture.error]
+    if errors and not run.opt.skip_bad_images:
+        run.add(f"{len(errors)} pictures cannot be used:\n{listing(list(map(str, errors)))}", ["--skip_bad_images"])
+    notes = {
+        "pictures for testing that cannot be used": [str(picture.error) for picture in test if picture.error],
+        "pictures of one colour": [str(picture.path) for picture in train if picture.flat],
+        "pictures for testing that are for training too": duplicates(train, test),
+    }
+    for title, entries in notes.items():
+        if entries:
+            print(f"Look at {len(entries)} {title}:\n{listing(entries)}")
+
+
+def report_disk(opt: Options, model: BaseModel, optimization: Optimization) -> None:
+    """Print where the run is saved and how much room is there. OSError if it cannot be saved there."""
+    run_dir = Path(opt.checkpoints_dir, opt.name)
+    place = nearest_folder(run_dir.absolute())
+    beside = [path for path in (run_dir, *run_dir.parents) if path.exists() and not path.is_dir()]
+    if beside or not os.access(place, os.W_OK):
+        raise OSError(f"--checkpoints_dir {opt.checkpoints_dir}: {(beside or [place])[0]} cannot be written into")
+    states = [values for optimizer in optimization.optimizers.values() for values in optimizer.state.values()]
+    tensors = [*model.state_dict().values(), *(value for values in states for value in values.values())]
+    size = sum(tensor.nbytes for tensor in tensors if isinstance(tensor, torch.Tensor))
+    free = shutil.disk_usage(place).free
+    print(f"A save takes {size / 2**20:.0f} MiB in {run_dir}, where {free / 2**30:.1f} GiB are free.")
+    if free < 2 * size:  # the old one stays until the new one is complete
+        raise OSError(f"--checkpoints_dir {opt.checkpoints_dir}: two saves do not fit there")
+
+
+def report_visdom(opt: Options) -> None:
+    """Print whether a visdom server is there, where one is asked for; training does without."""
+    if opt.display_id <= 0:
+        return
+    server = opt.display_server
+    host = urlsplit(server if "//" in server else f"//{server}").hostname
+    try:
+        socket.create_connection((host, opt.display_port), timeout=3.0).close()
+        print(f"visdom: reachable at {server}:{opt.display_port}")
+    except OSError as error:
+        print(f"visdom: not reachable at {server}:{opt.display_port} ({error}); --display_id 0 does without")

@@ -1,0 +1,94 @@
+"""A new model from old weights: what --init_from does."""
+
+import re
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from models.networks.infer import differing_flags
+from models.weights import differences, read_weights
+from util.checkpoint_files import WEIGHTS, complete_checkpoint
+
+
+def init_from(model: nn.Module, source: Path, label: str, *, reverse: bool = False) -> str:
+    """Load what fits of older weights into the networks of `model`, by name and shape; returns a report on the rest.
+
+    Args:
+        source: the folder of a run, whose files `{label}_net_{network}.pth` go to the networks of these names, where a
+            lone G or D stands for G_A or D_A and the reverse; or one file, which goes to one network: the one that the
+            file is named after, else the one it has most in common with (of several, the first).
+        reverse: the run was trained in the other direction, so that its networks change places.
+
+    Raises:
+        ValueError: no file is there, one is damaged, or none has anything in common with its network.
+    """
+    nets = {name: net for name, net in model.named_children() if not name.endswith("_ema")}
+    labels = {name: _labels(name, reverse=reverse) for name in nets}
+    files = _files_of_run(source, label, labels) if source.is_dir() else {_network_for(source, nets, labels): source}
+    counts, lines = [], []
+    for name, net in nets.items():
+        if name in files:
+            count, report = _load_fitting(net, files[name])
+            counts.append(count)
+            lines += [f"{name} takes {report[0]}", *(f"  {line}" for line in report[1:])]
+        else:
+            lines.append(f"{name} starts anew")
+    if not any(counts):
+        raise ValueError("\n".join([f"--init_from {source} has nothing that fits:", *lines]))
+    for name, average in model.named_children():
+        if name not in nets:
+            average.load_state_dict(nets[name.removesuffix("_ema")].state_dict())
+    return "\n".join(lines)
+
+
+def _labels(name: str, *, reverse: bool) -> list[str]:
+    """Labels of the files that network `name` may start from, best first: netG_A from G_A, or a lone G."""
+    kind, _, side = name.removeprefix("net").partition("_")
+    if reverse:
+        side = {"A": "B", "B": "A", "": "B"}.get(side, side)
+    labels = {"A": [f"{kind}_A", kind], "": [kind, f"{kind}_A"]}
+    return labels.get(side, [f"{kind}_{side}"])
+
+
+def _files_of_run(run_dir: Path, label: str, labels: dict[str, list[str]]) -> dict[str, Path]:
+    """The file of each network that has one."""
+    files: dict[str, Path] = {}
+    whole = complete_checkpoint(run_dir, label)
+    for name, networks in labels.items():
+        for network in networks:
+            path = run_dir / WEIGHTS.format(label=label, network=network)
+            path = whole.get(path.name, path)
+            if path.is_file():
+                files.setdefault(name, path)
+    if not files:
+        there = ", ".join(sorted(path.name for path in run_dir.glob("*.pth"))) or "no weights"
+        raise ValueError(f"--init_from {run_dir} holds {there}, nothing for {', '.join(labels)}: look at --epoch")
+    return files
+
+
+def _network_for(path: Path, nets: dict[str, nn.Module], labels: dict[str, list[str]]) -> str:
+    """The name of the network that a single file goes to."""
+    if named := re.fullmatch(r".+_net_(.+?)(_ema)?", path.stem):
+        for name in nets:
+            if named[1] in labels[name]:
+                return name
+    weights = read_weights(path)
+    return max(nets, key=lambda name: len(_fitting(weights, nets[name].state_dict())))
+
+
+def _load_fitting(net: nn.Module, path: Path) -> tuple[int, list[str]]:
+    """Load what fits of a file; returns the number of tensors and lines on what became of the rest."""
+    weights, expected = read_weights(path), net.state_dict()
+    fitting = _fitting(weights, expected)
+    net.load_state_dict(fitting, strict=False)
+    lines = [f"{len(fitting)} of {len(expected)} tensors from {path}"]
+    if rest := differences(weights, expected):
+        lines += [differing_flags(weights, expected), *rest]
+    if any(key.startswith("attention.") and key not in weights for key in expected):
+        lines.append("new attention blocks start with gamma 0, which changes no pixel")
+    return len(fitting), lines
+
+
+def _fitting(weights: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Those of `weights` that have the name and shape of one of `expected`."""
+    return {key: value for key, value in weights.items() if key in expected and value.shape == expected[key].shape}

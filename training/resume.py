@@ -1,0 +1,219 @@
+"""Where a run is, what its checkpoints hold beside the weights, and how it resumes from one."""
+
+import glob
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data.image_folder import DataError
+from models.base_model import BaseModel
+from models.weights import load_networks, no_weights
+from options.base_options import Options, from_portable, read_saved
+from options.train_options import TrainOptions, changed_flags, run_flags
+from training.checkpoints import read_state, replaced_checkpoint, save_checkpoint
+from training.finite import all_or_none
+from training.init_from import init_from
+from training.optimization import Optimization
+from util import distributed
+from util.checkpoint_files import OLD, WEIGHTS, checkpoint_label, complete_checkpoint
+
+log = logging.getLogger(__name__)
+
+SAVED = ("epoch", "epoch_images", "total_images", "steps")  # of a Position
+
+
+@dataclass
+class Position:
+    """Where a run is: the epoch, from 1; the images seen in this epoch, and in all; the steps.
+
+    `resumed` says that the run was here before, so its logs are continued.
+    """
+
+    epoch: int
+    epoch_images: int = 0
+    total_images: int = 0
+    steps: int = 0
+    resumed: bool = False
+
+    def advance(self, images: int) -> None:
+        """Count a step on so many images."""
+        self.steps += 1
+        self.epoch_images += images
+        self.total_images += images
+
+    def next_epoch(self) -> None:
+        """Move to the start of the next epoch."""
+        self.epoch += 1
+        self.epoch_images = 0
+
+
+def resume_command(opt: Options) -> str:
+    """The command that resumes a run, with as many processes."""
+    return f"{distributed.launcher()} train.py {run_flags(opt)} --continue_train"
+
+
+def random_state() -> dict:
+    """The states of torch's random number generators."""
+    state: dict = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_initialized():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def training_state(model: BaseModel, optimization: Optimization) -> dict[str, Any]:
+    """All that resuming needs beside the weights and the random state; tensors and plain values only."""
+    pools = {name: [image.cpu() for image in pool.images] for name, pool in model.pools.items()}
+    return optimization.state_dict() | {"pools": pools}
+
+
+def load_training_state(model: BaseModel, optimization: Optimization, state: dict[str, Any], *, epoch: int) -> None:
+    """Restore what `training_state` returned, to resume in `epoch`."""
+    optimization.load_state_dict(state, epoch=epoch)
+    for name, pool in model.pools.items():
+        pool.images = [image.to(model.device) for image in state["pools"][name]]
+
+
+def save_run(
+    model: BaseModel,
+    optimization: Optimization,
+    position: Position,
+    options: dict[str, Any],
+    run_dir: Path,
+    label: str,
+    *,
+    epoch_size: int,
+) -> None:
+    """Save weights and everything that `resume` needs, from rank 0; an epoch has `epoch_size` images."""
+    state = {"options": options, "model": training_state(model, optimization), "random": random_state()}
+    processes = distributed.gather({"pools": state["model"]["pools"], "random": state["random"]})
+    place = {name: getattr(position, name) for name in SAVED} | {"pictures": epoch_size}
+    with all_or_none():
+        if distributed.is_main():
+            save_checkpoint(model, run_dir, label, place | state | {"other_processes": processes[1:]})
+
+
+def restore(model: BaseModel, optimization: Optimization, state: dict[str, Any]) -> Position:
+    """Restore the state of a checkpoint, but for the weights, and the random state. Returns where to start.
+
+    Raises:
+        KeyError, ValueError, TypeError, RuntimeError: it was saved for another model.
+    """
+    start = Position(**{name: state[name] for name in SAVED}, resumed=True)
+    saved = [{"pools": state["model"]["pools"], "random": state["random"]}, *state["other_processes"]]
+    new = {"pools": {name: [] for name in model.pools}, "random": random_state()}  # of a process that joins
+    own = [*saved, new][min(distributed.rank(), len(saved))]
+    load_training_state(model, optimization, state["model"] | {"pools": own["pools"]}, epoch=start.epoch)
+    torch.set_rng_state(own["random"]["cpu"])
+    if "cuda" in own["random"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(own["random"]["cuda"][: torch.cuda.device_count()])
+    if len(saved) != distributed.world_size():
+        log.warning(
+            "saved by %d processes, resumed by %d: not bit-identical to the run so far",
+            len(saved),
+            distributed.world_size(),
+        )
+    return start
+
+
+def roll_back(model: BaseModel, optimization: Optimization, run_dir: Path) -> Position:
+    """Restore the latest checkpoint of a run, but with half the present learning rates. Returns where to start."""
+    halvings, state = optimization.lr_halvings, read_state(run_dir, "latest")
+    if state is None:
+        raise ValueError(f"{run_dir} has no checkpoint to roll back to")
+    load_networks(model, run_dir, "latest")
+    start = restore(model, optimization, state)
+    optimization.set_lr_halvings(halvings + 1)
+    return start
+
+
+def saved_state(run_dir: Path, flags: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The state of the checkpoint to resume; None for weights alone. ValueError if there are neither."""
+    label = checkpoint_label(flags["epoch"], flags["load_iter"])
+    state = read_state(run_dir, label)
+    if state is None and not any(run_dir.glob(WEIGHTS.format(label=glob.escape(label), network="*"))):
+        raise no_weights(run_dir, WEIGHTS.format(label=label, network="*"))
+    return state
+
+
+def parse_options(argv: Sequence[str] | None, run_dir: Path, state: dict[str, Any] | None) -> Options:
+    """The options of a resumed run: those of its state, and what the command line may change."""
+    saved = from_portable(state["options"]) if state and "options" in state else read_saved(run_dir)
+    opt = TrainOptions().parse(argv, saved)
+    if changed := changed_flags(opt, saved):
+        if not opt.override:
+            message = f"--continue_train with other flags than before: {', '.join(changed)}"
+            raise DataError(f"{message}; leave them out or add --override", mend=["--override"])
+        log.info("resuming with other flags: %s", ", ".join(changed))
+    return opt
+
+
+def resume(
+    opt: Options,
+    model: BaseModel,
+    optimization: Optimization,
+    *,
+    epoch_size: int,
+    run_dir: Path,
+    state: dict[str, Any] | None,
+) -> Position:
+    """Where to start, with `epoch_size` images an epoch.
+
+    With --continue_train, the networks, the optimization and the random state are restored from the checkpoint.
+    """
+    start = Position(opt.epoch_count)
+    label = checkpoint_label(opt.epoch, opt.load_iter)
+    if not opt.continue_train:
+        if label != "latest" and not opt.init_from:
+            raise ValueError("--epoch and --load_iter choose a checkpoint: they need --continue_train or --init_from")
+        if any(run_dir.glob("latest_net_*.pth")):
+            if replaced_checkpoint(run_dir):
+                kept = "it"
+            else:
+                kept = "the longer run before it" if complete_checkpoint(run_dir, OLD) else ""
+            advice = f"; to resume {kept}: {resume_command(opt)} --epoch {OLD}" if kept else ""
+            log.info("%s already holds a run, which this one replaces%s", run_dir, advice)
+        if opt.init_from:
+            start_from(opt, model, run_dir)
+        return start
+    filled = load_networks(model, run_dir, label)
+    if state is None or not filled:
+        log.info("only the weights are resumed: optimizers and schedules start over, in epoch %d", opt.epoch_count)
+        return start
+    try:
+        start = restore(model, optimization, state)
+    except (KeyError, ValueError, TypeError, RuntimeError) as error:
+        raise ValueError(f"{label}_state.pth in {run_dir} does not belong to this model: {error}") from error
+    if opt.given("epoch_count") and opt.epoch_count != start.epoch:
+        raise ValueError(
+            f"--epoch_count {opt.epoch_count}: the checkpoint resumes in epoch {start.epoch}; leave it out"
+        )
+    if start.epoch_images >= epoch_size:
+        raise ValueError(
+            f"the run has seen {start.epoch_images} images of an epoch, but now there are {epoch_size}: "
+            "resume with the dataset that it was started with, or start a new run"
+        )
+    if (before := state.get("pictures", epoch_size)) != epoch_size:
+        log.warning("saved with %d images, resumed with %d: not bit-identical to the run so far", before, epoch_size)
+    place = f", {start.epoch_images} of the {epoch_size} of this epoch" if start.epoch_images else ""
+    log.info("resuming %s in epoch %d after %d images%s", opt.name, start.epoch, start.total_images, place)
+    return start
+
+
+def start_from(opt: Options, model: BaseModel, run_dir: Path) -> None:
+    """Load what fits of the weights that --init_from names, and list the rest."""
+    source = Path(opt.init_from)
+    if not source.exists():
+        source = Path(opt.checkpoints_dir) / opt.init_from
+    if not source.exists():
+        raise ValueError(f"--init_from {opt.init_from}: no such file or folder, nor a run in {opt.checkpoints_dir}")
+    if source.resolve() == run_dir.resolve():
+        raise ValueError(f"--init_from {source}: the new run would overwrite it; choose another --name")
+    if source.is_file() and checkpoint_label(opt.epoch, opt.load_iter) != "latest":
+        raise ValueError(f"--init_from {source} is one file: --epoch and --load_iter choose among those of a run")
+    trained = read_saved(source if source.is_dir() else source.parent).get("direction", opt.direction)
+    label = checkpoint_label(opt.epoch, opt.load_iter)
+    log.info("%s", init_from(model, source, label, reverse=trained != opt.direction))
