@@ -1,13 +1,13 @@
 """Data sets by name: `--dataset_mode X` is the class in data/X_dataset.py."""
 
 import atexit
+import logging
 import math
 import multiprocessing
 import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,9 +20,10 @@ from data.image_folder import DataError
 from util import distributed
 from util.device import select_device
 from util.images import PixelFormat
-from util.paths import BUNDLED
 from util.registry import find_class
 from util.signals import SIGNALS
+
+log = logging.getLogger(__name__)
 
 
 class EpochSampler(DistributedSampler[Any]):
@@ -109,8 +110,8 @@ def create_dataset(opt: Any) -> EpochLoader:
         DataError: folders or images do not fit the flags.
     """
     dataset: BaseDataset = find_class("data", opt.dataset_mode)(opt)
-    if dataset.sizes and not opt.given("dataroot") and Path(opt.dataroot).is_relative_to(BUNDLED):
-        print(f"--dataroot left out: using the bundled pictures, {opt.dataroot}")
+    if dataset.sizes and opt.is_default("dataroot"):
+        log.info("no --dataroot: using the bundled images in %s", opt.dataroot)
     if opt.given("value_range") and all(fmt == PixelFormat() for fmt in dataset.formats.values()):
         why = "these pictures have 8 bits" if dataset.formats else "this data set reads 8-bit pictures only"
         raise DataError(f"--value_range {opt.value_range}: {why}, which are always 0 to 255.")

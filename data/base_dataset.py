@@ -36,6 +36,8 @@ class BaseDataset(Dataset[Sample], ABC):
         self.skip_bad_images: bool = opt.skip_bad_images
         self.checks: list[tuple[list[Path], Check]] = []  # all files, good or bad, and how each is checked
 
+    unused_flags: tuple[str, ...] = ()  # shared flags that this dataset does not read; the parser refuses them
+
     @staticmethod
     def modify_commandline_options(parser: ArgumentParser, is_train: bool) -> ArgumentParser:
         """Add the data set's own flags and defaults."""

@@ -1,6 +1,7 @@
 """Every file read once before the first step, as its data set will read it: for --skip_bad_images and --dry_run."""
 
 import hashlib
+import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -14,6 +15,8 @@ from torch import Tensor
 from data.image_file import describe, for_each
 from data.image_folder import DataError
 from data.transforms import Transform, whole
+
+log = logging.getLogger(__name__)
 
 Picture = Image.Image | Tensor
 NAMED = 3  # files that a list names before it only counts
@@ -109,7 +112,7 @@ def leave_out_bad(paths: list[Path], check: Callable[[Path], object]) -> list[Pa
     if len(bad) == len(paths):
         raise DataError(f"--skip_bad_images leaves none of {len(paths)} pictures, the first for this: {bad[0]}")
     if bad:
-        print(f"--skip_bad_images leaves out {len(bad)} of {len(paths)} pictures:\n{listing(bad)}")
+        log.warning("%d of %d images are left out:\n%s", len(bad), len(paths), listing(bad))
     return [path for path, error in zip(paths, errors, strict=True) if not error]
 
 

@@ -18,6 +18,11 @@ DEFAULT_COUNT = 64
 class NoiseDataset(BaseDataset):
     """A vector z of --z_dim random numbers for each of --seeds; --num_test N alone stands for the seeds 0 to N - 1."""
 
+    unused_flags = (
+        "seed", "dataroot", "preprocess", "center_crop", "value_range", "load_size", "no_flip", "serial_batches",
+        "max_dataset_size", "skip_bad_images",
+    )  # fmt: skip
+
     @staticmethod
     def modify_commandline_options(parser: ArgumentParser, is_train: bool) -> ArgumentParser:
         """Which seeds, and how far from the middle."""
@@ -33,14 +38,8 @@ class NoiseDataset(BaseDataset):
         super().__init__(opt)
         if opt.is_train:
             raise DataError("--dataset_mode noise holds no pictures to train on: choose another one")
-        if opt.given("seed"):
-            raise DataError("--seed means nothing to --dataset_mode noise: --seeds are those of its images")
-        for flag in (
-            "dataroot", "preprocess", "center_crop", "value_range", "load_size", "no_flip", "serial_batches",
-            "max_dataset_size", "skip_bad_images",
-        ):  # fmt: skip
-            if opt.given(flag):
-                raise DataError(f"--{flag} means nothing to --dataset_mode noise, which reads no file: leave it out")
+        if "z_dim" not in opt.as_dict():
+            raise DataError(f"--dataset_mode noise is for models that make images from noise, not for {opt.model}")
         count = DEFAULT_COUNT if opt.num_test == math.inf else opt.num_test
         self.seeds = list(range(count)) if opt.seeds is None else opt.seeds
         self.z_dim, self.truncation = opt.z_dim, opt.truncation

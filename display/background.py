@@ -1,13 +1,14 @@
 """A sink on a thread of its own: for a server that may be slow, absent or hanging."""
 
+import logging
 import threading
 from collections.abc import Callable, Sequence
-
-from tqdm import tqdm
 
 from display.event_log import EventLog, LogReader
 from display.events import Event, Progress
 from display.sink import Sink
+
+log = logging.getLogger(__name__)
 
 RETRY = 10.0  # seconds between two attempts to reach a server
 GRACE = 5.0  # seconds that the end of training waits for the last events to arrive
@@ -53,7 +54,7 @@ class Background(Sink):
         self.news.set()
         self.thread.join(GRACE)
         if self.reachable and self.thread.is_alive():
-            tqdm.write(f"{self.name} has not got all in time; `python -m scripts.replay` sends it")
+            log.warning("%s did not receive everything in time; `python -m scripts.replay` sends it", self.name)
 
     def _run(self) -> None:
         sink: Sink | None = None
@@ -81,6 +82,9 @@ class Background(Sink):
 
     def _tell(self, *, reachable: bool) -> None:
         if reachable != self.reachable:
-            away = f"does not answer; training goes on, and what it misses is sent when it is there: {self.hint}"
-            tqdm.write(f"{self.name} {'is there, and has got what it missed' if reachable else away}")
+            if reachable:
+                log.info("%s answers, and has received what it missed", self.name)
+            else:
+                told = "%s does not answer; training continues, and what it misses is sent when it answers: %s"
+                log.warning(told, self.name, self.hint)
             self.reachable = reachable

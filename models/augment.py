@@ -23,7 +23,7 @@ class DiffAugment:
     def __init__(self, policy: Iterable[str]):
         self.policy = list(policy)
         if unknown := [name for name in self.policy if name not in AUGMENTATIONS]:
-            raise ValueError(f"--diffaugment {unknown[0]}: choose from {', '.join(AUGMENTATIONS)}; or none")
+            raise ValueError(f"policy={unknown[0]!r}: choose from {', '.join(AUGMENTATIONS)}")
 
     def __call__(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W), every image changed in its own way."""

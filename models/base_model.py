@@ -69,6 +69,7 @@ class BaseModel(nn.Module):
 
     results_title = "{A} → {B}"  # of the results page, with the names of the domains filled in
     test_dataset_mode = ""  # for test.py, where it is not the one of training
+    unused_flags: tuple[str, ...] = ()  # shared flags that this model does not read; the parser refuses them
 
     optimization: Optimization
 

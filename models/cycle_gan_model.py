@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from models import networks
 from models.base_model import AttentionView, BaseModel, Images, Losses, Optimization
 from models.image_pool import ImagePool
-from models.losses import GANLoss
+from models.losses import add_gan_flags, create_gan_loss
 from models.networks.layers import run_together
 from options import values
 from util.paths import BUNDLED
@@ -40,6 +40,7 @@ class CycleGANModel(BaseModel):
         """No dropout, the earth pictures, and the weights of the cycle and identity losses."""
         parser.set_defaults(no_dropout=True, dataroot=str(BUNDLED / "earth"))
         if is_train:
+            add_gan_flags(parser)
             add = parser.add_argument_group("cycle_gan").add_argument
             weight = values.non_negative_float
             add("--lambda_A", type=weight, default=10.0, help="weight of the cycle loss A -> B -> A")
@@ -67,7 +68,7 @@ class CycleGANModel(BaseModel):
             )
         self.lambda_A, self.lambda_B, self.lambda_identity = opt.lambda_A, opt.lambda_B, opt.lambda_identity
         self.add_discriminators(opt)
-        self.gan_loss = GANLoss(opt.gan_mode, lambda_gp=opt.lambda_gp)
+        self.gan_loss = create_gan_loss(opt)
         self.pools = {"fake_A": ImagePool(opt.pool_size), "fake_B": ImagePool(opt.pool_size)}
         optimization.add("G", [self.netG_A, self.netG_B], lr=opt.lr_G)
         optimization.add("D", [self.netD_A, self.netD_B], lr=opt.lr_D)

@@ -1,6 +1,8 @@
 """Adversarial losses, from the discriminator's side and from the generator's."""
 
+from argparse import ArgumentParser
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -8,7 +10,23 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from models.networks.layers import run_together
-from options.choices import GAN_MODES
+from options import values
+
+GAN_MODES = ("lsgan", "vanilla", "wgangp", "hinge")
+
+
+def add_gan_flags(parser: ArgumentParser) -> None:
+    """Declare the flags that `create_gan_loss` reads, for models that train against a discriminator."""
+    add = parser.add_argument_group("adversarial loss").add_argument
+    add("--gan_mode", default="lsgan", choices=GAN_MODES, help="adversarial loss")
+    add("--lambda_gp", type=values.non_negative_float, default=10.0, help="weight of the gradient penalty of wgangp")
+
+
+def create_gan_loss(opt: Any) -> "GANLoss":
+    """The loss that --gan_mode names."""
+    if opt.given("lambda_gp") and opt.gan_mode != "wgangp":
+        raise ValueError(f"--lambda_gp is for --gan_mode wgangp, not for {opt.gan_mode}: leave it out")
+    return GANLoss(opt.gan_mode, lambda_gp=opt.lambda_gp)
 
 
 class GANLoss:
@@ -23,7 +41,7 @@ class GANLoss:
 
     def __init__(self, mode: str = "lsgan", *, lambda_gp: float = 10.0):
         if mode not in GAN_MODES:
-            raise ValueError(f"--gan_mode {mode}: choose from {', '.join(GAN_MODES)}")
+            raise ValueError(f"mode={mode!r}: choose from {', '.join(GAN_MODES)}")
         self.mode = mode
         self.lambda_gp = lambda_gp
 

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from models import networks
 from models.base_model import AttentionView, BaseModel, Images, Losses, Optimization
 from models.image_pool import ImagePool
-from models.losses import GANLoss
+from models.losses import add_gan_flags, create_gan_loss
 from options import values
 
 
@@ -24,6 +24,7 @@ class Pix2PixModel(BaseModel):
         """U-Net, batch norm, pairs side by side; in training, the cross-entropy GAN and the weight of L1."""
         parser.set_defaults(norm="batch", netG="unet_256", dataset_mode="aligned")
         if is_train:
+            add_gan_flags(parser)
             parser.set_defaults(pool_size=0, gan_mode="vanilla")
             add = parser.add_argument_group("pix2pix").add_argument
             add("--lambda_L1", type=values.non_negative_float, default=100.0, help="weight of the L1 loss; 0 = off")
@@ -42,7 +43,7 @@ class Pix2PixModel(BaseModel):
         super().prepare_training(opt, optimization)
         self.lambda_L1 = opt.lambda_L1
         self.add_discriminators(opt)
-        self.gan_loss = GANLoss(opt.gan_mode, lambda_gp=opt.lambda_gp)
+        self.gan_loss = create_gan_loss(opt)
         self.pools = {"fake_AB": ImagePool(opt.pool_size)}
         optimization.add("G", [self.netG], lr=opt.lr_G)
         optimization.add("D", [self.netD], lr=opt.lr_D)

@@ -12,7 +12,7 @@ from data.base_dataset import BaseDataset
 from models import networks
 from models.augment import DiffAugment
 from models.base_model import AttentionView, BaseModel, Images, Losses, Optimization
-from models.losses import GANLoss
+from models.losses import add_gan_flags, create_gan_loss
 from options import values
 from util.images import grid
 from util.paths import BUNDLED
@@ -30,6 +30,7 @@ class SAGANModel(BaseModel):
 
     results_title = "samples"
     test_dataset_mode = "noise"
+    unused_flags = ("norm", "no_dropout", "upsample", "n_layers_D", "output_nc", "pool_size", "checkpoint_blocks")
 
     @staticmethod
     def modify_commandline_options(parser: ArgumentParser, is_train: bool) -> ArgumentParser:
@@ -39,12 +40,16 @@ class SAGANModel(BaseModel):
             center_crop="max", netG="sagan", netD="sagan", attn_G="default", attn_D="default", spectral_norm_G=True,
             spectral_norm_D=True, init_type="orthogonal", init_gain=1.0,
         )  # fmt: skip
+        add = parser.add_argument_group("sagan").add_argument
+        add(
+            "--z_dim", type=values.positive_int, default=128, help="length of the noise vectors that images are made of"
+        )
         if is_train:
+            add_gan_flags(parser)
             parser.set_defaults(
                 gan_mode="hinge", lr_G=1e-4, lr_D=4e-4, beta1=0.0, beta2=0.9, batch_size=64, ema_decay=0.999,
                 print_freq=1000, display_freq=5000, update_html_freq=5000, display_winsize=512,
             )  # fmt: skip
-            add = parser.add_argument_group("sagan").add_argument
             add("--d_steps", type=values.positive_int, default=1, help="updates of D a step, each with fresh fakes")
             text = "random changes of all that D sees, for small sets: color,translation,cutout, or some of them"
             add("--diffaugment", default="none", help=text)
@@ -54,9 +59,6 @@ class SAGANModel(BaseModel):
 
     def __init__(self, opt: Any) -> None:
         super().__init__()
-        for flag in ("norm", "no_dropout", "upsample", "n_layers_D", "output_nc", "direction"):
-            if opt.given(flag):
-                raise ValueError(f"--{flag} means nothing to --model sagan: leave it out")
         self.image_size = opt.crop_size
         self.netG = networks.define_noise_G(opt, opt.input_nc)
 
@@ -67,14 +69,11 @@ class SAGANModel(BaseModel):
     def prepare_training(self, opt: Any, optimization: Optimization) -> None:
         """The discriminator, its loss and augmentation, the optimizers, and the noise behind the grid of samples."""
         super().prepare_training(opt, optimization)
-        if opt.checkpoint_blocks:
-            raise ValueError("--checkpoint_blocks is for the ResNets that translate pictures: leave it out")
-        if opt.given("pool_size"):
-            raise ValueError("--pool_size: sagan shows its discriminator no older fakes; leave it out")
         self.batch_size, self.d_steps = opt.batch_size, opt.d_steps
         self.add_discriminators(opt)
-        self.gan_loss = GANLoss(opt.gan_mode, lambda_gp=opt.lambda_gp)
-        self.augment = DiffAugment(networks.stages(opt.diffaugment))
+        self.gan_loss = create_gan_loss(opt)
+        with networks.from_flags(opt, "diffaugment"):
+            self.augment = DiffAugment(networks.stages(opt.diffaugment))
         optimization.add("G", [self.netG], lr=opt.lr_G)
         optimization.add("D", [self.netD], lr=opt.lr_D)
         optimization.add_averages(self, "netG")

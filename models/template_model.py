@@ -18,6 +18,9 @@ from util.paths import BUNDLED
 class TemplateModel(BaseModel):
     """One generator A -> B, trained on pairs by the mean absolute difference alone."""
 
+    # Shared flags that this model does not read: the parser refuses them.
+    unused_flags = ("attn_D", "spectral_norm_D", "lr_D")
+
     @staticmethod
     def modify_commandline_options(parser: ArgumentParser, is_train: bool) -> ArgumentParser:
         """Other defaults for the shared flags, and flags of your own: those of training only where is_train."""

@@ -1,5 +1,6 @@
 """Weights: reading files of our own and of upstream, loading them into networks, and saying what is wrong with them."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -7,6 +8,8 @@ from torch import Tensor, nn
 
 from models.networks.infer import differing_flags
 from util.checkpoint_files import STATE, WEIGHTS, complete_checkpoint, read_tensors, temporary
+
+log = logging.getLogger(__name__)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -52,7 +55,7 @@ def load_weights(net: nn.Module, path: Path) -> bool:
     net.load_state_dict(weights, strict=False)
     if new:
         places = ", ".join(dict.fromkeys(key.split(".")[1] for key in new))
-        print(f"{path.name} lacks attention at {places}: new blocks start with gamma 0, which changes no pixel")
+        log.info("%s has no attention at %s: new blocks start with gamma 0, which changes no pixel", path.name, places)
     return not new
 
 

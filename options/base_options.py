@@ -33,8 +33,19 @@ BUNDLED_MARK = "bundled:"  # before the name of a folder in datasets/
 class Options:
     """The value of every flag, as an attribute; read-only."""
 
-    def __init__(self, values: Mapping[str, Any], *, given: Mapping[str, Any], defaults: Mapping[str, Any], name: str):
-        self.__dict__.update(_values=dict(values), _given=frozenset(given), _defaults=dict(defaults), _name=name)
+    def __init__(
+        self,
+        values: Mapping[str, Any],
+        *,
+        given: Mapping[str, Any],
+        inherited: Mapping[str, Any],
+        defaults: Mapping[str, Any],
+        name: str,
+    ):
+        self.__dict__.update(
+            _values=dict(values), _given=frozenset(given), _inherited=frozenset(inherited), _defaults=dict(defaults),
+            _name=name,
+        )  # fmt: skip
 
     def __getattr__(self, flag: str) -> Any:
         try:
@@ -66,6 +77,10 @@ class Options:
         """Whether the flag was on the command line (or in an @FILE there)."""
         assert flag in self._values, f"no option --{flag}"
         return flag in self._given
+
+    def is_default(self, flag: str) -> bool:
+        """Whether the value is the declared default: neither on the command line nor from the options of a run."""
+        return not self.given(flag) and flag not in self._inherited
 
     def as_dict(self) -> dict[str, Any]:
         """A copy of all values: flag -> value."""
@@ -146,13 +161,16 @@ class BaseOptions:
         given, unknown = parser.read(argv)
         if unknown:
             parser.refuse(unknown)
+        for flag in given.keys() & parser.withdrawn.keys():
+            parser.error(f"--{flag} is not an option of {parser.withdrawn[flag]}: leave it out")
         defaults = parser.defaults()
         flags = defaults | given
         self.complete(flags, given, parser)
         flags["name"] = self.peek(argv)["name"]
         chosen = ["--model", flags["model"], "--dataset_mode", flags["dataset_mode"]]
         declared = self._parser(chosen, {}).defaults() if saved else defaults
-        return Options(flags, given=given, defaults=declared, name="train" if self.is_train else "test")
+        name = "train" if self.is_train else "test"
+        return Options(flags, given=given, inherited=saved, defaults=declared, name=name)
 
     def peek(self, argv: Sequence[str] | None = None) -> dict[str, Any]:
         """The flags as they stand on the command line or are declared, unchecked: enough to find a run's saved options.
@@ -194,6 +212,7 @@ class BaseOptions:
             except ValueError as error:
                 parser.error(f"argument --{flag}: {error}")
             cls.modify_commandline_options(parser, self.is_train)
+            parser.withdraw(cls.unused_flags, f"--{flag} {chosen}")
             if flag == "model" and not self.is_train and cls.test_dataset_mode:
                 inherited["dataset_mode"] = cls.test_dataset_mode
             parser.inherit(inherited)
@@ -270,7 +289,6 @@ def add_network_flags(parser: ArgumentParser) -> None:
     add("--ngf", type=values.positive_int, default=64, help="channels of G's first layer")
     add("--ndf", type=values.positive_int, default=64, help="channels of D's first layer")
     add("--n_layers_D", type=values.positive_int, default=3, help="halving layers of --netD n_layers")
-    add("--z_dim", type=values.positive_int, default=128, help="length of the noise vectors that images are made from")
     add("--norm", default="instance", choices=NORMS, help="normalisation in G and D")
     add("--no_dropout", action="store_true", help="no dropout in G")
     upsample = "how G enlarges; nearest = resize, then convolve, which leaves no grid pattern"

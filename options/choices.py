@@ -16,5 +16,4 @@ NORMS = ("instance", "batch", "syncbatch", "none")
 UPSAMPLINGS = ("deconv", "nearest")
 INIT_TYPES = ("normal", "xavier", "kaiming", "orthogonal")
 
-GAN_MODES = ("lsgan", "vanilla", "wgangp", "hinge")
 LR_POLICIES = ("linear", "step", "plateau", "cosine")

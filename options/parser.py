@@ -3,10 +3,13 @@
 import argparse
 import difflib
 import functools
+import logging
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
+
+log = logging.getLogger(__name__)
 
 # What flags of upstream were called in 2017 and 2018.
 RENAMED = {
@@ -32,6 +35,14 @@ class Parser(argparse.ArgumentParser):
             add_help=False,
             allow_abbrev=False,
         )
+        self.withdrawn: dict[str, str] = {}  # flag -> which choice has no use for it
+
+    def withdraw(self, flags: Sequence[str], owner: str) -> None:
+        """Hide flags from --help, and note that `owner`, such as "--model X", does not read them."""
+        for action in self._actions:
+            if action.dest in flags:
+                action.help = argparse.SUPPRESS
+                self.withdrawn[action.dest] = owner
 
     def defaults(self) -> dict[str, Any]:
         """All flags declared so far, with the values they have when nobody gives them."""
@@ -85,7 +96,7 @@ class Parser(argparse.ArgumentParser):
 @functools.cache  # a command line is read several times
 def announce(old: str, new: str) -> None:
     """Say once that a flag has another name now."""
-    print(f"{old} is now called {new}", file=sys.stderr)
+    log.warning("%s is now called %s", old, new)
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):

@@ -8,7 +8,7 @@ from typing import Any
 
 from options import values
 from options.base_options import BaseOptions, Options
-from options.choices import GAN_MODES, LR_POLICIES, PRECISIONS
+from options.choices import LR_POLICIES, PRECISIONS
 
 
 class TrainOptions(BaseOptions):
@@ -54,8 +54,6 @@ class TrainOptions(BaseOptions):
             parser.error("--init_from starts a run and --continue_train goes on with one: leave one of them out")
         if flags["override"] and not flags["continue_train"]:
             parser.error("--override is about the flags of a run that goes on: it needs --continue_train")
-        if "lambda_gp" in given and flags["gan_mode"] != "wgangp":
-            parser.error("--lambda_gp is of --gan_mode wgangp: add that, or leave it out")
         if flags["save_by_iter"] and not flags["save_latest_freq"]:
             parser.error("--save_by_iter keeps the saves of --save_latest_freq, which is 0: no save is kept by it")
         epochs = flags["n_epochs"] + flags["n_epochs_decay"]
@@ -99,8 +97,6 @@ def add_training_flags(parser: ArgumentParser) -> None:
     add("--max_minutes", type=values.non_negative_float, default=0.0, help="save and stop after so long; 0 = no limit")
     nan = "when a loss is not finite: stop, or go back to the last save with half the learning rate, 3 times at most"
     add("--on_nan", default="stop", choices=("stop", "rollback"), help=nan)
-    add("--gan_mode", default="lsgan", choices=GAN_MODES, help="adversarial loss")
-    add("--lambda_gp", type=values.non_negative_float, default=10.0, help="gradient penalty's weight in wgangp")
     add("--pool_size", type=values.non_negative_int, default=50, help="older fakes to show to D; 0 = none")
     add(
         "--ema_decay",

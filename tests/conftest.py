@@ -17,6 +17,9 @@ from PIL import Image, ImageDraw
 pytest.register_assert_rewrite("tests.browser")
 
 from tests.browser import Browser  # noqa: E402
+from util.command import configure_logging  # noqa: E402
+
+configure_logging()
 
 # datasets/ is a folder of scripts and pictures, no package
 COMBINE = runpy.run_path(str(Path(__file__).parent.parent / "datasets" / "combine_A_and_B.py"))

@@ -61,6 +61,8 @@ def fingerprint(name: str, flags: Sequence[str]) -> Iterator[str]:
         argv += ["--netG=unet_128", f"--crop_size={side}", f"--load_size={side}"]
     else:
         argv.append("--netG=resnet_6blocks")
+    if name == "template":  # has no discriminator
+        argv = [word for word in argv if word != "--spectral_norm_D"]
     opt = TrainOptions().parse(argv)
     torch.manual_seed(opt.seed)
     model = create_model(opt)
@@ -73,7 +75,7 @@ def fingerprint(name: str, flags: Sequence[str]) -> Iterator[str]:
             "B": torch.rand(2, opt.output_nc, side, side, generator=generator) * 2 - 1,
         }
         losses, _ = model.step(batch)
-        yield f"{step + 1} " + " ".join(f"{key} {float(value).hex()}" for key, value in losses.items())
+        yield f"{step + 1} " + " ".join(f"{key} {float(value.item()).hex()}" for key, value in losses.items())
     yield f"weights {digest(model.state_dict())}"
     yield f"training state {digest(training_state(model, optimization))}"
     yield f"random state {digest(torch.get_rng_state())}"

@@ -115,7 +115,7 @@ def test_absent(tmp_path, port, capfd):
     train(shown_on(tmp_path, port), epochs=[1])
     out, err = capfd.readouterr()
     assert out == (
-        f"visdom at http://127.0.0.1:{port} does not answer; training goes on, and what it misses is sent when it is "
+        f"visdom at http://127.0.0.1:{port} does not answer; training continues, and what it misses is sent when it "
         f"there: start it with `python -m visdom.server -port {port}`, or --display_id 0 to silence this\n"
     )
     assert err == ""
@@ -147,7 +147,7 @@ def test_a_late_server_gets_what_it_missed(tmp_path, port, capfd, quick):
         shown.close("finished")
         assert curves(port)["G_A"] == ([0.5, 1.0], [losses()["G_A"].item()] * 2)
     assert capfd.readouterr().out.splitlines() == [
-        f"visdom at http://127.0.0.1:{port} is there, and has got what it missed"
+        f"visdom at http://127.0.0.1:{port} answers, and has received what it missed"
     ]
 
 
@@ -201,7 +201,7 @@ def test_a_hanging_server_costs_training_nothing(tmp_path, monkeypatch, capfd):
         since = time.monotonic()
         shown.close("finished")
         assert time.monotonic() - since < visdom_display.TIMEOUT
-    assert ("".join(out) + capfd.readouterr().out).count("does not answer; training goes on") == 1
+    assert ("".join(out) + capfd.readouterr().out).count("does not answer; training continues") == 1
     assert len(events(tmp_path / "run", Losses)) == 30
 
 
@@ -214,7 +214,7 @@ def test_values_that_have_not_arrived_in_the_end_are_announced(tmp_path, port, m
         server.send_signal(signal.SIGSTOP)  # hangs in the middle of a run
         shown.update(progress(1, 2), losses(), images, rates)
         shown.close("finished")
-        assert "has not got all in time; `python -m scripts.replay` sends it" in capfd.readouterr().out
+        assert "did not receive everything in time; `python -m scripts.replay` sends it" in capfd.readouterr().out
     assert len(events(tmp_path / "run", Losses)) == 2
 
 

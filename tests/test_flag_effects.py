@@ -78,7 +78,7 @@ def test_save_by_iter_keeps_what_load_iter_loads(run, capsys):
 def test_training_continues_from_load_iter(run, tmp_path, capsys):
     shutil.copytree(run, tmp_path / "run")
     train(tmp_path, "--continue_train", "--load_iter", "6")
-    assert "continuing run in epoch 2 after 6 images" in capsys.readouterr().out
+    assert "resuming run in epoch 2 after 6 images" in capsys.readouterr().out
     assert logged_losses(tmp_path / "run")[-4:] == logged_losses(run)[-4:]
 
 

@@ -13,7 +13,8 @@ from util.registry import choices
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = [ROOT / "train.py", ROOT / "test.py"]
-SOURCES += [path for folder in ("models", "data", "options", "util") for path in sorted((ROOT / folder).rglob("*.py"))]
+ROOMS = ("display", "training", "inference", "models", "data", "options", "util")
+SOURCES += [path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))]
 
 
 def declared() -> set[str]:
@@ -21,9 +22,11 @@ def declared() -> set[str]:
     flags: set[str] = set()
     for model in choices("models"):
         for mode in choices("data"):
-            argv = ["--model", model, "--dataset_mode", mode, "--dataroot", "."]
+            if mode == "noise" and model != "sagan":
+                continue
+            argv = ["--model", model, "--dataset_mode", mode, *([] if mode == "noise" else ["--dataroot", "."])]
             flags |= TestOptions().parse(argv).as_dict().keys()
-            if model != "test":  # has no training
+            if model != "test" and mode != "noise":  # which are for test.py alone
                 flags |= TrainOptions().parse(argv).as_dict().keys()
     return flags
 

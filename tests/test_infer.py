@@ -8,7 +8,7 @@ import torch
 
 from models.networks import DISCRIMINATORS, GENERATORS
 from models.networks.infer import differing_flags, infer_discriminator, infer_generator, infer_network
-from models.networks.layers import spectral_normalise
+from models.networks.layers import spectral_normalize
 from models.networks.resnet import UPSAMPLINGS
 from tests.golden.fill import fill
 from tests.test_networks import GOLDEN, build_golden, golden_networks
@@ -24,7 +24,7 @@ def generator(flags: dict):
         upsample=flags["upsample"],
         attention=[] if flags["attn_G"] == "none" else flags["attn_G"].split(","),
     )
-    return spectral_normalise(net) if flags["spectral_norm_G"] else net
+    return spectral_normalize(net) if flags["spectral_norm_G"] else net
 
 
 @pytest.mark.parametrize("ngf", [8, 16])
@@ -63,7 +63,7 @@ def test_reference_networks_are_inferred(name):
 @pytest.mark.parametrize(("netD", "norm"), list(itertools.product(DISCRIMINATORS, ("instance", "batch", "none"))))
 def test_every_discriminator_is_inferred(netD, norm):
     depth = {"n_layers": 4} if netD == "n_layers" else {}
-    net = spectral_normalise(DISCRIMINATORS[netD](6, ndf=16, norm=norm, **depth))
+    net = spectral_normalize(DISCRIMINATORS[netD](6, ndf=16, norm=norm, **depth))
     flags = {"netD": netD, "input_nc": 6, "ndf": 16, "norm": norm} | ({"n_layers_D": 4} if depth else {})
     assert infer_discriminator(net.state_dict()) == flags | {"attn_D": "none", "spectral_norm_D": True}
 

@@ -4,9 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from models.losses import GANLoss, gradient_penalty
+from models.losses import GAN_MODES, GANLoss, gradient_penalty
 from models.networks.patchgan import NLayerDiscriminator
-from options.choices import GAN_MODES
 from tests.test_networks import GOLDEN
 
 
@@ -54,5 +53,5 @@ def test_wgangp_trains_through_the_penalty():
 
 
 def test_unknown_mode_lists_the_choices():
-    with pytest.raises(ValueError, match="--gan_mode wgan: choose from lsgan, vanilla, wgangp, hinge"):
+    with pytest.raises(ValueError, match="mode='wgan': choose from lsgan, vanilla, wgangp, hinge"):
         GANLoss("wgan")

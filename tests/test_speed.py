@@ -12,7 +12,7 @@ import test
 import train
 from models import networks
 from models.networks import attention
-from models.networks.layers import NarrowConv2d, ReflectionPad2d, norm_layer, run_together, spectral_normalise
+from models.networks.layers import NarrowConv2d, ReflectionPad2d, norm_layer, run_together, spectral_normalize
 from models.networks.resnet import ResidualBlock
 from options.train_options import TrainOptions
 from tests.test_models import random_batch, training_model
@@ -97,7 +97,7 @@ def test_padding_keeps_half_precision():
     [
         (ResidualBlock(3), [3]),
         (ResidualBlock(3, norm="batch"), [2, 1]),
-        (spectral_normalise(nn.Conv2d(3, 3, 1)), [2, 1]),
+        (spectral_normalize(nn.Conv2d(3, 3, 1)), [2, 1]),
     ],
 )
 def test_pictures_run_together_where_that_makes_no_difference(net, expected):

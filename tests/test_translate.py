@@ -10,7 +10,7 @@ import tifffile
 import torch
 from PIL import Image
 
-from models import Translator
+from inference import Translator
 from models.networks import GENERATORS
 from options.test_options import TestOptions
 from scripts import translate

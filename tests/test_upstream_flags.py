@@ -133,7 +133,7 @@ def test_an_old_name_works_and_says_the_new_one(capsys, argv, flag, value):
     options = TestOptions if flag == "num_test" else TrainOptions
     opt = options().parse(argv.split())
     assert (getattr(opt, flag), opt.given(flag)) == (value, True)
-    (line,) = capsys.readouterr().err.splitlines()
+    (line,) = capsys.readouterr().out.splitlines()
     new = flag if flag != "gan_mode" else "gan_mode=vanilla"
     assert line == f"{argv.split()[0]} is now called --{new}"
     assert options().parse([argv.replace(" ", "=")]).as_dict() == opt.as_dict()
@@ -148,12 +148,12 @@ def test_old_names_in_a_response_file(tmp_path, capsys):
     (tmp_path / "old.txt").write_text("--niter 3 --batchSize=2  # of 2018\n--identity\n0\n")
     opt = TrainOptions().parse([f"@{tmp_path / 'old.txt'}"])
     assert (opt.n_epochs, opt.batch_size, opt.lambda_identity, opt.given("n_epochs")) == (3, 2, 0, True)
-    assert len(capsys.readouterr().err.splitlines()) == 3
+    assert len(capsys.readouterr().out.splitlines()) == 3
 
 
 def test_a_value_is_no_old_name(capsys):
     assert TrainOptions().parse(["--name", "niter", "--suffix=--niter"]).name == "niter_--niter"
-    assert not capsys.readouterr().err
+    assert not capsys.readouterr().out
 
 
 def test_old_names_in_a_suffix():
@@ -167,10 +167,10 @@ def test_a_script_of_2018_trains_and_tests(tiny_data, tmp_path, capsys):
     old += "--resize_or_crop resize_and_crop --display_id 0 --no_dropout"
     run = ["--dataroot", str(tiny_data), "--name", "old", "--checkpoints_dir", str(tmp_path), "--gpu_ids", "-1"]
     assert training.main([*run, *old.split()]) == 0
-    told = capsys.readouterr().err.splitlines()
+    told = capsys.readouterr().out.splitlines()
     assert "--niter is now called --n_epochs" in told and len([line for line in told if "now called" in line]) == 12
     run += ["--results_dir", str(tmp_path / "results"), "--which_epoch", "latest", "--how_many", "2"]
     assert testing.main(run) == 0
     shown = capsys.readouterr()
     assert "2 of 5 images made, limited by --num_test 2" in shown.out
-    assert shown.err.count("is now called") == 2
+    assert shown.out.count("is now called") == 2

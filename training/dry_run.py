@@ -1,5 +1,6 @@
 """What train.py --dry_run does: look at all that a run needs, measure a step, write nothing."""
 
+import logging
 import math
 import os
 import shlex
@@ -7,6 +8,7 @@ import shutil
 import socket
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
@@ -24,6 +26,9 @@ from training.optimization import Optimization, create_optimization
 from training.resume import Position
 from util import distributed
 from util.device import peak_memory, select_device
+
+log = logging.getLogger(__name__)
+report = partial(log.info, "%s")
 
 T = TypeVar("T")
 Parse = Callable[[list[str]], Options]
@@ -51,12 +56,12 @@ def dry_run(argv: Sequence[str], parse: Parse, resume: Resume) -> int:
         return 0
     distributed.setup_alone()
     run = DryRun(argv, parse)
-    print("Options that differ from their defaults:")
+    log.info("Options that differ from their defaults:")
     for flag, value in run.opt.changed().items():
-        print(f"  --{flag} {value}")
+        log.info("  --%s %s", flag, value)
     loader = run.attempt(run.load)
     if loader is not None:
-        print(f"Folders:\n{tree(Path(run.opt.dataroot))}")
+        log.info("Folders:\n%s", tree(Path(run.opt.dataroot)))
         report_pictures(run, loader)
         measured = run.attempt(lambda opt: measure(opt, run.load(opt), resume))
         if measured is not None:
@@ -128,11 +133,11 @@ class DryRun:
     def verdict(self) -> int:
         """Print the last lines. Returns the exit status."""
         if not self.problems:
-            print("ready")
+            log.info("ready")
             return 0
-        print("\n".join(["Not ready:", *(f"  {problem}" for problem in self.problems)]))
+        report("\n".join(["Not ready:", *(f"  {problem}" for problem in self.problems)]))
         command = f"{distributed.launcher()} train.py {shlex.join(self.command)}"
-        print(f"The mended command:\n  {command}" if self.mended else "No flag mends this.")
+        report(f"The mended command:\n  {command}" if self.mended else "No flag mends this.")
         return 2
 
 
@@ -186,7 +191,7 @@ def measure(opt: Options, loader: EpochLoader, resume: Resume) -> tuple[BaseMode
         raise ValueError(f"{', '.join(bad)}: not finite in the second step: lower --lr")
     steps = math.ceil(len(loader.dataset) / loader.sampler.step_size(0))
     left = epochs * steps - start.epoch_images // loader.sampler.step_size(0)
-    print(
+    report(
         f"{model.summary()}\nOne step of {len(batch['A'])} pictures: {seconds:.2f} s, {memory_taken(device)}. "
         f"An epoch of {steps} steps: {duration(steps * seconds)}; all {epochs} to do: {duration(left * seconds)}."
     )
@@ -206,7 +211,7 @@ def check_sizes(opt: Options, model: BaseModel, loader: EpochLoader) -> None:
             mend += ["--preprocess", "resize_and_crop"]
         raise DataError(str(error), mend=mend) from error
     shown = ", ".join(f"{width}x{height}" for width, height in sorted(sizes)[:8])
-    print(f"Sizes that the networks get, and take: {shown}{', ...' if len(sizes) > 8 else ''}")
+    report(f"Sizes that the networks get, and take: {shown}{', ...' if len(sizes) > 8 else ''}")
 
 
 def fits(model: BaseModel, side: int) -> bool:
@@ -247,7 +252,7 @@ def report_pictures(run: DryRun, loader: EpochLoader) -> None:
         train += found
         shared = Path(os.path.commonpath([path.parent for path in paths])).relative_to(root)
         folder = shared.parts[0] if shared.parts else ""
-        print(f"{folder or root}: {summary(found)}")
+        report(f"{folder or root}: {summary(found)}")
         if phase != "test" and folder.startswith(phase):
             test_folder = root / f"test{folder.removeprefix(phase)}"
             test += inspect_files(list_images(test_folder), check) if test_folder.is_dir() else []
@@ -261,7 +266,7 @@ def report_pictures(run: DryRun, loader: EpochLoader) -> None:
     }
     for title, entries in notes.items():
         if entries:
-            print(f"Look at {len(entries)} {title}:\n{listing(entries)}")
+            report(f"Look at {len(entries)} {title}:\n{listing(entries)}")
 
 
 def report_disk(opt: Options, model: BaseModel, optimization: Optimization) -> None:
@@ -275,7 +280,7 @@ def report_disk(opt: Options, model: BaseModel, optimization: Optimization) -> N
     tensors = [*model.state_dict().values(), *(value for values in states for value in values.values())]
     size = sum(tensor.nbytes for tensor in tensors if isinstance(tensor, torch.Tensor))
     free = shutil.disk_usage(place).free
-    print(f"A save takes {size / 2**20:.0f} MiB in {run_dir}, where {free / 2**30:.1f} GiB are free.")
+    report(f"A save takes {size / 2**20:.0f} MiB in {run_dir}, where {free / 2**30:.1f} GiB are free.")
     if free < 2 * size:  # the old one stays until the new one is complete
         raise OSError(f"--checkpoints_dir {opt.checkpoints_dir}: two saves do not fit there")
 
@@ -288,6 +293,6 @@ def report_visdom(opt: Options) -> None:
     host = urlsplit(server if "//" in server else f"//{server}").hostname
     try:
         socket.create_connection((host, opt.display_port), timeout=3.0).close()
-        print(f"visdom: reachable at {server}:{opt.display_port}")
+        report(f"visdom: reachable at {server}:{opt.display_port}")
     except OSError as error:
-        print(f"visdom: not reachable at {server}:{opt.display_port} ({error}); --display_id 0 does without")
+        report(f"visdom: not reachable at {server}:{opt.display_port} ({error}); --display_id 0 does without")

@@ -2,12 +2,15 @@
 
 import errno
 import io
+import logging
 import os
 import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+
+log = logging.getLogger(__name__)
 
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 ONE_REQUEST = 2.0  # seconds; schedulers signal all processes of a job, and torchrun passes on to its own what it gets
@@ -29,7 +32,7 @@ def stop_requests() -> Iterator[list[int]]:
         if not received:
             since = time.monotonic()
             received.append(number)
-            print(f"\n{signal.Signals(number).name}: finishing this step and saving", flush=True)
+            log.info("\n%s: finishing this step and saving", signal.Signals(number).name)
         elif time.monotonic() - since > ONE_REQUEST:
             signal.signal(number, before[number])
             signal.raise_signal(number)

@@ -1,5 +1,6 @@
 """The console: lines of losses, and a progress bar."""
 
+import logging
 import time
 
 from tqdm import tqdm
@@ -7,6 +8,8 @@ from tqdm import tqdm
 from display.events import Losses, Progress, charts
 from display.sink import Sink
 from display.sinks.loss_log import loss_line
+
+log = logging.getLogger(__name__)
 
 BAR = "{desc} {percentage:3.0f}%|{bar:10}| {n_fmt}/{total_fmt} {rate_noinv_fmt}{postfix}"
 
@@ -39,7 +42,7 @@ class ConsoleSink(Sink):
 
     def losses(self, event: Losses) -> None:
         """Print a line in upstream's format."""
-        tqdm.write(loss_line(event))
+        log.info("%s", loss_line(event))
         names = charts(event.values).get("losses", [])
         self.last_losses = " ".join(f"{name} {event.values[name]:.2f}" for name in names)
 

@@ -1,12 +1,14 @@
-"""Generators and discriminators by name, built from the options; each class also works alone, by keywords."""
+"""Generators and discriminators by name, built from the options. Each class also works alone, with keywords."""
 
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeVar
 
 from torch import nn
 
-from models.networks.layers import init_weights, spectral_normalise
+from models.networks.layers import init_weights, spectral_normalize
 from models.networks.patchgan import NLayerDiscriminator, PixelDiscriminator
 from models.networks.resnet import ResnetGenerator
 from models.networks.sagan import (
@@ -39,16 +41,29 @@ IMAGE_DISCRIMINATORS: dict[str, Callable[..., ImageDiscriminator]] = {
     "sagan": SAGANDiscriminator,
     "sagan_resnet": SAGANResnetDiscriminator,
 }
-# SAGAN's public PyTorch code normalises the trunk alone; the paper's networks are normalised throughout.
+# SAGAN's well-known PyTorch code normalizes the trunk alone, the paper's networks are normalized throughout.
 WITHOUT_SPECTRAL_NORM = {"sagan": ("attn", "last")}
 
+log = logging.getLogger(__name__)
+
 T = TypeVar("T")
+N = TypeVar("N", bound=nn.Module)
 
 
-def choose(flag: str, name: str, table: Mapping[str, T]) -> T:
+@contextmanager
+def from_flags(opt: Any, *flags: str) -> Iterator[None]:
+    """Let a ValueError about an argument begin with the flags that the arguments come from."""
+    try:
+        yield
+    except ValueError as error:
+        given = " ".join(f"--{flag} {getattr(opt, flag)}" for flag in flags)
+        raise ValueError(f"{given}: {error}") from error
+
+
+def choose(name: str, table: Mapping[str, T]) -> T:
     """The entry `name` of a table of networks; ValueError, with the choices, if this kind of model has no such one."""
     if name not in table:
-        raise ValueError(f"{flag} {name}: this --model takes {', '.join(table)}")
+        raise ValueError(f"{name!r} is not for this --model: choose from {', '.join(table)}")
     return table[name]
 
 
@@ -58,9 +73,7 @@ def stages(flag: str) -> list[str]:
 
 
 def define_G(opt: Any, input_nc: int, output_nc: int) -> nn.Module:
-    """Build and initialise the generator that --netG names: (B, input_nc, H, W) -> (B, output_nc, H, W) in [-1, 1]."""
-    if opt.given("z_dim"):
-        raise ValueError("--z_dim is for networks that make pictures from noise, as --model sagan does: leave it out")
+    """Build and initialize the generator that --netG names: (B, input_nc, H, W) -> (B, output_nc, H, W) in [-1, 1]."""
     checkpointed = {"checkpoint_blocks": True} if opt.is_train and opt.checkpoint_blocks else {}
     if checkpointed and (
         not opt.netG.startswith("resnet") or opt.norm in ("batch", "syncbatch") or opt.spectral_norm_G
@@ -69,46 +82,50 @@ def define_G(opt: Any, input_nc: int, output_nc: int) -> nn.Module:
             "--checkpoint_blocks is for --netG resnet..., without batch norm and --spectral_norm_G, which would count "
             "twice what is computed twice: leave it out"
         )
-    net = choose("--netG", opt.netG, GENERATORS)(
-        input_nc,
-        output_nc,
-        ngf=opt.ngf,
-        norm=opt.norm,
-        dropout=not opt.no_dropout,
-        upsample=opt.upsample,
-        attention=stages(opt.attn_G),
-        **checkpointed,
-    )
-    init_weights(net, opt.init_type, opt.init_gain)
-    return spectral_normalise(net) if opt.spectral_norm_G else net
+    with from_flags(opt, "netG", "ngf", "attn_G"):
+        net = choose(opt.netG, GENERATORS)(
+            input_nc,
+            output_nc,
+            ngf=opt.ngf,
+            norm=opt.norm,
+            dropout=not opt.no_dropout,
+            upsample=opt.upsample,
+            attention=stages(opt.attn_G),
+            **checkpointed,
+        )
+    return initialize(net, opt, spectral=opt.spectral_norm_G)
 
 
 def define_D(opt: Any, input_nc: int) -> nn.Module:
-    """Build and initialise the discriminator that --netD names: (B, input_nc, H, W) -> (B, 1, h, w) scores."""
+    """Build and initialize the discriminator that --netD names: (B, input_nc, H, W) -> (B, 1, h, w) scores."""
     n_layers = {"n_layers": opt.n_layers_D} if opt.netD == "n_layers" else {}
-    if not n_layers and opt.given("n_layers_D") and opt.n_layers_D != BASIC_LAYERS:
-        raise ValueError(f"--n_layers_D {opt.n_layers_D} is for --netD n_layers: add it, or leave --n_layers_D out")
-    make = choose("--netD", opt.netD, DISCRIMINATORS)
-    net = make(input_nc, ndf=opt.ndf, norm=opt.norm, attention=stages(opt.attn_D), **n_layers)
-    init_weights(net, opt.init_type, opt.init_gain)
-    return spectral_normalise(net) if opt.spectral_norm_D else net
+    if not n_layers and opt.n_layers_D != BASIC_LAYERS:
+        log.warning("--n_layers_D %d has no effect without --netD n_layers", opt.n_layers_D)
+    with from_flags(opt, "netD", "ndf", "attn_D"):
+        make = choose(opt.netD, DISCRIMINATORS)
+        net = make(input_nc, ndf=opt.ndf, norm=opt.norm, attention=stages(opt.attn_D), **n_layers)
+    return initialize(net, opt, spectral=opt.spectral_norm_D)
 
 
 def define_noise_G(opt: Any, output_nc: int) -> NoiseGenerator:
-    """Build and initialise the generator that --netG names: (B, z_dim) -> (B, output_nc, S, S) in [-1, 1]."""
-    make = choose("--netG", opt.netG, NOISE_GENERATORS)
-    net = make(output_nc, image_size=opt.crop_size, z_dim=opt.z_dim, ngf=opt.ngf, attention=stages(opt.attn_G))
-    init_weights(net, opt.init_type, opt.init_gain)
-    if opt.spectral_norm_G:
-        spectral_normalise(net, WITHOUT_SPECTRAL_NORM.get(opt.netG, ()))
-    return net
+    """Build and initialize the generator that --netG names: (B, z_dim) -> (B, output_nc, S, S) in [-1, 1]."""
+    with from_flags(opt, "netG", "crop_size", "ngf", "attn_G"):
+        make = choose(opt.netG, NOISE_GENERATORS)
+        net = make(output_nc, image_size=opt.crop_size, z_dim=opt.z_dim, ngf=opt.ngf, attention=stages(opt.attn_G))
+    return initialize(net, opt, spectral=opt.spectral_norm_G, leave_out=WITHOUT_SPECTRAL_NORM.get(opt.netG, ()))
 
 
 def define_image_D(opt: Any, input_nc: int) -> ImageDiscriminator:
-    """Build and initialise the discriminator that --netD names: (B, input_nc, S, S) -> (B,) scores."""
-    make = choose("--netD", opt.netD, IMAGE_DISCRIMINATORS)
-    net = make(input_nc, image_size=opt.crop_size, ndf=opt.ndf, attention=stages(opt.attn_D))
+    """Build and initialize the discriminator that --netD names: (B, input_nc, S, S) -> (B,) scores."""
+    with from_flags(opt, "netD", "crop_size", "ndf", "attn_D"):
+        make = choose(opt.netD, IMAGE_DISCRIMINATORS)
+        net = make(input_nc, image_size=opt.crop_size, ndf=opt.ndf, attention=stages(opt.attn_D))
+    return initialize(net, opt, spectral=opt.spectral_norm_D, leave_out=WITHOUT_SPECTRAL_NORM.get(opt.netD, ()))
+
+
+def initialize(net: N, opt: Any, *, spectral: bool, leave_out: tuple[str, ...] = ()) -> N:
+    """Initialize the weights of `net`, apply spectral normalization if asked for, and return it."""
     init_weights(net, opt.init_type, opt.init_gain)
-    if opt.spectral_norm_D:
-        spectral_normalise(net, WITHOUT_SPECTRAL_NORM.get(opt.netD, ()))
+    if spectral:
+        spectral_normalize(net, leave_out)
     return net

@@ -113,7 +113,7 @@ def norm_layer(name: str) -> Callable[[int], nn.Module]:
     run; in a single process the same as batch) or none.
     """
     if name not in NORMS:
-        raise ValueError(f"--norm {name}: choose from {', '.join(NORMS)}")
+        raise ValueError(f"norm={name!r}: choose from {', '.join(NORMS)}")
     return NORMS[name]
 
 
@@ -149,7 +149,7 @@ def init_weights(net: nn.Module, init_type: str = "normal", init_gain: float = 0
         "orthogonal": lambda weight: nn.init.orthogonal_(weight, init_gain),
     }
     if init_type not in fills:
-        raise ValueError(f"--init_type {init_type}: choose from {', '.join(fills)}")
+        raise ValueError(f"init_type={init_type!r}: choose from {', '.join(fills)}")
     for module in net.modules():
         if isinstance(module, WEIGHTED):
             fills[init_type](module.weight)
@@ -161,7 +161,7 @@ def init_weights(net: nn.Module, init_type: str = "normal", init_gain: float = 0
     return net
 
 
-def spectral_normalise(net: nn.Module, leave_out: tuple[str, ...] = ()) -> nn.Module:
+def spectral_normalize(net: nn.Module, leave_out: tuple[str, ...] = ()) -> nn.Module:
     """Divide every convolution and linear layer of `net` by its largest singular value, in place, and return `net`.
 
     PyTorch's own parametrization (Miyato et al. 2018, arXiv:1802.05957). Comes after `init_weights`: filling a weight

@@ -59,7 +59,7 @@ def upsample_layer(name: str, in_channels: int, out_channels: int, *, bias: bool
         return nn.ConvTranspose2d(in_channels, out_channels, 3, stride=2, padding=1, output_padding=1, bias=bias)
     if name == "nearest":
         return ResizeConv2d(in_channels, out_channels, 3, padding=1, padding_mode="reflect", bias=bias)
-    raise ValueError(f"--upsample {name}: choose from {', '.join(UPSAMPLINGS)}")
+    raise ValueError(f"upsample={name!r}: choose from {', '.join(UPSAMPLINGS)}")
 
 
 class ResnetGenerator(AttentiveChain):
