@@ -136,10 +136,10 @@ def attention_of(model: BaseModel, images: Mapping[str, Tensor], precision: str 
     try:
         with autocast(model.device, precision), Watch(model.eval().attention_views()) as watch:
             watch.run_missing({label: image[:1] for label, image in images.items()})
+        return watch.maps()
     finally:
         for module, training in modes.items():
             module.training = training
-    return watch.maps()
 
 
 def even_grid(height: int, width: int, most: int = QUERIES) -> list[tuple[int, int]]:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import websocket
 
+from tests.helpers import PATIENCE
+
 
 class Browser:
     """One tab of a headless Chromium, and what it complains about."""
@@ -22,15 +24,15 @@ class Browser:
             flags.append("--no-sandbox")  # Chromium's sandbox does not start for root
         self.process = subprocess.Popen([executable, *flags], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         port_file = profile / "DevToolsActivePort"
-        for _ in range(600):
-            if port_file.is_file() and port_file.read_text().count("\n"):
-                break
+        end = time.monotonic() + PATIENCE
+        while not (port_file.is_file() and port_file.read_text().count("\n")):
+            assert time.monotonic() < end, f"{executable} does not start"
             time.sleep(0.1)
         port = port_file.read_text().split()[0]
         request = urllib.request.Request(f"http://127.0.0.1:{port}/json/new", method="PUT")
         with urllib.request.urlopen(request) as response:
             address = json.load(response)["webSocketDebuggerUrl"]
-        self.socket = websocket.create_connection(address, timeout=60, suppress_origin=True)
+        self.socket = websocket.create_connection(address, timeout=PATIENCE, suppress_origin=True)
         self.ids = itertools.count(1)
         self.events = []
         for domain in ("Page", "Runtime", "Log", "Network"):
@@ -84,12 +86,11 @@ class Browser:
             self.call("Input.dispatchKeyEvent", type="keyUp", key=key, windowsVirtualKeyCode=code)
 
     def wait(self, script):
-        """Until a JavaScript expression is true, two minutes at most."""
-        for _ in range(2400):
-            if self.run(script):
-                return
+        """Wait until a JavaScript expression is true."""
+        end = time.monotonic() + PATIENCE
+        while not self.run(script):
+            assert time.monotonic() < end, f"never true: {script}"
             time.sleep(0.05)
-        raise TimeoutError(script)
 
     def screenshot(self, path):
         """Save what the window shows."""
@@ -108,7 +109,7 @@ class Browser:
     def close(self):
         self.call("Browser.close")
         self.socket.close()
-        self.process.wait(timeout=60)
+        self.process.wait(timeout=PATIENCE)
 
 
 def check_page(browser, path, *, width, pictures):

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-pytest.register_assert_rewrite("tests.browser")
+pytest.register_assert_rewrite("tests.browser", "tests.helpers")
 
 from tests.browser import Browser  # noqa: E402
 from util.command import configure_logging  # noqa: E402

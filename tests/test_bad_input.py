@@ -19,17 +19,18 @@ from options.base_options import read_saved
 from options.test_options import TestOptions
 from options.train_options import TrainOptions
 from tests.conftest import draw_shapes
+from tests.helpers import PATIENCE
 from tests.test_cli import ONE_THREAD, ROOT, TINY, script
 from util.command import writing
 
 OPTIONS = {"train": TrainOptions, "test": TestOptions}
 
 
-def damage_and_read(count, seconds):
+def damage_and_read(count):
     """What tests.damage prints, as a dict; in a process of its own, which may crash, hang or take all memory."""
     command = [sys.executable, "-m", "tests.damage", str(count)]
     done = subprocess.run(
-        command, cwd=ROOT, env=ONE_THREAD, capture_output=True, text=True, timeout=seconds, check=False
+        command, cwd=ROOT, env=ONE_THREAD, capture_output=True, text=True, timeout=PATIENCE, check=False
     )
     assert done.returncode == 0, done.stderr
     return {name: float(number) for name, _, number in (line.rpartition(" ") for line in done.stdout.splitlines())}
@@ -37,7 +38,7 @@ def damage_and_read(count, seconds):
 
 @pytest.mark.parametrize("count", [96, pytest.param(1000, marks=pytest.mark.faults)])
 def test_every_damaged_picture_is_read_right_or_named(count):
-    found = damage_and_read(count, seconds=240)
+    found = damage_and_read(count)
     assert found["total"] == count
     assert found["memory"] < 1500, "MiB, of which torch takes some hundred"
     for kind in ("truncated", "flipped", "zeroed", "empty", "garbage", "huge"):

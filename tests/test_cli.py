@@ -14,6 +14,7 @@ from torchvision.transforms.v2 import functional as F
 import test as testing
 import train as training
 from data.arrays import read_array
+from tests.helpers import PATIENCE
 from tests.test_data_depth import DEEP, write_domains
 from util.registry import choices
 
@@ -28,7 +29,9 @@ TINY = [
 def script(name: str, *flags: str | Path, cwd: Path) -> subprocess.CompletedProcess:
     """Run train.py or test.py as a user would."""
     command = [sys.executable, str(ROOT / name), *map(str, flags)]
-    return subprocess.run(command, cwd=cwd, env=ONE_THREAD, capture_output=True, text=True, timeout=240, check=False)
+    return subprocess.run(
+        command, cwd=cwd, env=ONE_THREAD, capture_output=True, text=True, timeout=PATIENCE, check=False
+    )
 
 
 def train(folder: Path, *flags: str | Path, status: int = 0) -> Path:

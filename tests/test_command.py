@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers import PATIENCE
 from tests.test_cli import ONE_THREAD, ROOT, TINY, script, train
 
 SCRIPT = """
@@ -39,7 +40,7 @@ print(len(next(iter(loader))["A"]))
 def test_errors_end_the_loading_processes_too(error, status, tiny_data):
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, tiny_data, error],
-        cwd=ROOT, env=ONE_THREAD, capture_output=True, text=True, timeout=240, check=False,
+        cwd=ROOT, env=ONE_THREAD, capture_output=True, text=True, timeout=PATIENCE, check=False,
     )  # fmt: skip
     assert done.returncode == status
     assert "this is why" in done.stderr
@@ -49,7 +50,7 @@ def test_errors_end_the_loading_processes_too(error, status, tiny_data):
 def test_a_program_ends_with_a_loader_at_hand(tiny_data):
     done = subprocess.run(
         [sys.executable, "-c", NOTEBOOK, tiny_data],
-        cwd=ROOT, env=ONE_THREAD, capture_output=True, text=True, timeout=240, check=False,
+        cwd=ROOT, env=ONE_THREAD, capture_output=True, text=True, timeout=PATIENCE, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stdout, done.stderr) == (0, "1\n", "")
 

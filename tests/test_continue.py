@@ -1,6 +1,5 @@
 """Runs that stop and go on: exactly, with the flags of the run, and never on top of another run."""
 
-import os
 import shutil
 import signal
 import subprocess
@@ -14,6 +13,7 @@ import test as testing
 import train as training
 from display.event_log import LogReader
 from display.events import Losses
+from tests.helpers import more_workers_than_cores
 from tests.test_cli import ONE_THREAD, ROOT, TINY, logged_losses, train
 from training.checkpoints import read_state
 
@@ -38,6 +38,19 @@ def assert_equal_checkpoints(first: Path, second: Path) -> None:
         assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True)), name
 
 
+def train_until(line: str, number: signal.Signals, folder: Path, *flags: str | Path) -> Path:
+    """Train in a process that gets a signal, with its workers, when it prints a line; returns the folder of the run."""
+    places = ["--checkpoints_dir", folder, "--name", "run", *TINY]
+    command = [sys.executable, "-m", "tests.signalled", "group", number.name, line, *places, *flags]
+    done = subprocess.run(
+        [*map(str, command)], cwd=ROOT, env=ONE_THREAD, capture_output=True, text=True, check=False,
+        start_new_session=True,
+    )  # fmt: skip
+    assert done.returncode == (-number if number == signal.SIGKILL else 128 + number), done.stderr
+    assert done.stdout.count("To go on: ") == (number != signal.SIGKILL)
+    return folder / "run"
+
+
 @pytest.mark.parametrize(
     ("number", "flags"),
     [
@@ -47,32 +60,13 @@ def assert_equal_checkpoints(first: Path, second: Path) -> None:
     ids=["SIGTERM", "SIGINT"],
 )
 def test_interrupted_and_continued_equals_uninterrupted(tiny_data, tmp_path, number, flags):
+    """The signal reaches the workers too, as from timeout or Slurm."""
     flags = ["--dataroot", tiny_data, *flags]
     whole = train(tmp_path / "whole", *flags, "--n_epochs", "3")
-    command = [
-        sys.executable,
-        ROOT / "train.py",
-        "--checkpoints_dir",
-        tmp_path / "broken",
-        "--name",
-        "run",
-        *TINY,
-        *flags,
-    ]
-    command = [*map(str, command), "--n_epochs", "1000", "--num_threads", "1"]  # never over before the signal comes
-    with subprocess.Popen(
-        command, cwd=tmp_path, env=ONE_THREAD, stdout=subprocess.PIPE, text=True, start_new_session=True
-    ) as process:
-        assert process.stdout
-        for line in process.stdout:
-            if line.startswith("(epoch: 2, iters: 2"):
-                os.killpg(process.pid, number)  # loading processes get it too, as from timeout or Slurm
-                break
-        rest = process.stdout.read()
-    assert process.returncode == 128 + number
-    assert "To go on: " in rest
-    broken = tmp_path / "broken" / "run"
-    assert len(logged_losses(broken)) < len(logged_losses(whole))
+    flags += ["--num_threads", "1", "--n_epochs", "3"]
+    broken = train_until("(epoch: 2, iters: 2", number, tmp_path / "broken", *flags)
+    lines = logged_losses(broken)
+    assert lines == logged_losses(whole)[: len(lines)] and lines[-1].startswith("(epoch: 2, iters: 2")
     again = ["--checkpoints_dir", str(broken.parent), "--name", "run", "--continue_train"]
     assert training.main([*again, "--n_epochs", "3"]) == 0
     assert logged_losses(broken) == logged_losses(whole)
@@ -82,16 +76,8 @@ def test_interrupted_and_continued_equals_uninterrupted(tiny_data, tmp_path, num
 def test_a_killed_run_goes_on_without_a_gap_or_a_double_line(tiny_data, tmp_path):
     flags = ["--dataroot", tiny_data, "--save_latest_freq", "4", "--update_html_freq", "2"]
     whole = train(tmp_path / "whole", *flags, "--n_epochs", "3")
-    command = [sys.executable, ROOT / "train.py", "--checkpoints_dir", tmp_path / "broken", "--name", "run"]
-    command = [*map(str, [*command, *TINY, *flags, "--n_epochs", "1000"])]
-    with subprocess.Popen(command, cwd=tmp_path, env=ONE_THREAD, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout
-        for line in process.stdout:
-            if line.startswith("(epoch: 3, iters: 1"):  # the last save was at the end of epoch 2, or after this line
-                process.kill()
-                break
-    assert process.returncode == -signal.SIGKILL
-    broken = tmp_path / "broken" / "run"
+    # in epoch 3, between two saves
+    broken = train_until("(epoch: 3, iters: 1", signal.SIGKILL, tmp_path / "broken", *flags, "--n_epochs", "3")
     with (broken / "events.jsonl").open("a") as log:
         log.write('{"kind": "los')
     again = ["--checkpoints_dir", str(broken.parent), "--name", "run", "--continue_train"]
@@ -109,6 +95,7 @@ def test_a_killed_run_goes_on_without_a_gap_or_a_double_line(tiny_data, tmp_path
     assert pictures[0] == pictures[1]
 
 
+@more_workers_than_cores
 @pytest.mark.parametrize(
     "flags",
     [
@@ -289,6 +276,7 @@ def test_a_state_of_another_model_is_refused(tiny_data, tmp_path):
         train(tmp_path, "--dataroot", tiny_data, "--continue_train")
 
 
+@more_workers_than_cores
 def test_loading_in_other_processes_changes_nothing(tiny_data, tmp_path):
     runs = [
         train(tmp_path / workers, "--dataroot", tiny_data, "--num_threads", workers, "--n_epochs_decay", "0")

@@ -15,6 +15,7 @@ from data.unaligned_dataset import UnalignedDataset
 from options.test_options import TestOptions
 from options.train_options import TrainOptions
 from tests.conftest import draw_shapes
+from tests.helpers import more_workers_than_cores
 from util.paths import BUNDLED
 
 # From Python 3.12 on: workers are forked beside the threads that feed earlier workers, as a DataLoader always does.
@@ -67,7 +68,7 @@ def test_bundled_test_images_are_pairs():
 # ---- samples are functions of (seed, epoch, index)
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker processes")  # on a machine with fewer cores
+@more_workers_than_cores
 def test_workers_do_not_change_a_run(tiny_data):
     runs = []
     for workers in (0, 1, 4):
@@ -119,6 +120,7 @@ def test_training_shuffles_and_testing_keeps_the_order(tiny_data):
     assert list(testing.sampler) == [(0, index) for index in range(5)]
 
 
+@more_workers_than_cores
 def test_no_more_workers_than_batches(tiny_data):
     loader = create_dataset(opt_train(tiny_data, "--num_threads", "4", "--batch_size", "3"))
     assert loader.num_workers == 2

@@ -12,6 +12,7 @@ from PIL import Image
 import train as training
 from models.cycle_gan_model import CycleGANModel
 from tests.conftest import draw_shapes
+from tests.helpers import PATIENCE
 from tests.test_cli import ROOT, TINY, script
 from tests.test_distributed import started
 from training.dry_run import DryRun, duration, replaced
@@ -147,7 +148,7 @@ def test_visdom_is_looked_for(tiny_data, capsys):
 def stopped_run(tiny_data, tmp_path):
     """The flags that find a run which was stopped after one of its ten steps."""
     flags = ["--checkpoints_dir", str(tmp_path), "--name", "run"]
-    assert training.main([*flags, *TINY, "--dataroot", str(tiny_data), "--max_minutes", "0.0001"]) == 0
+    assert training.main([*flags, *TINY, "--dataroot", str(tiny_data), "--max_minutes", "0.00001"]) == 0
     return [*flags, "--continue_train"]
 
 
@@ -230,7 +231,7 @@ def test_pictures_in_several_folders_are_named_by_what_they_share(tmp_path, caps
 def test_of_several_processes_the_first_looks(flags, tiny_data, tmp_path):
     command = [ROOT / "train.py", "--dry_run", "--dataroot", tiny_data, *TINY, "--batch_size", "2", *flags]
     with started(*command, "--checkpoints_dir", tmp_path) as process:
-        output, _ = process.communicate(timeout=240)
+        output, _ = process.communicate(timeout=PATIENCE)
     assert "An epoch of 2 steps" in output, output
     if flags:
         assert "  torchrun --nproc_per_node=2 train.py --dataroot" in output

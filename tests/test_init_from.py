@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import train as training
+from tests.helpers import random_batch, training_model
 from tests.test_cli import train
-from tests.test_models import random_batch, training_model
 from training.checkpoints import save_checkpoint
 from training.init_from import init_from
 

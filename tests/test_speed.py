@@ -15,7 +15,7 @@ from models.networks import attention
 from models.networks.layers import NarrowConv2d, ReflectionPad2d, norm_layer, run_together, spectral_normalize
 from models.networks.resnet import ResidualBlock
 from options.train_options import TrainOptions
-from tests.test_models import random_batch, training_model
+from tests.helpers import random_batch, training_model
 from training.compiling import PAYS_AFTER, compile_networks
 from util.device import use_tf32
 from util.images import to_tensor
@@ -118,7 +118,6 @@ def test_pictures_of_several_sizes_run_alone():
 def test_checkpointed_blocks_change_no_bit():
     made = []
     for flags in ([], ["--checkpoint_blocks"]):
-        torch.manual_seed(0)
         model = training_model("--model", "cycle_gan", *flags)
         losses, _ = model.step(random_batch())
         made.append([*losses.values(), *model.parameters()])
@@ -137,17 +136,17 @@ def test_half_precision_of_gpus_alone():
 
 
 def test_scaled_losses_give_the_same_step():
-    weights = []
+    """Adam makes the same step of scaled gradients, but not the same averages. A power of two changes no rounding."""
+    averages = []
     for enabled in (False, True):
-        torch.manual_seed(0)
         model = training_model("--model", "cycle_gan")
         model.optimization.scaler = torch.amp.GradScaler("cpu", enabled=enabled, init_scale=1024.0, growth_interval=1)
         model.step(random_batch())
-        weights.append(list(model.parameters()))
-    assert model.optimization.scaler.get_scale() == 2048  # both optimizers' gradients were finite
-    assert model.optimization.state_dict()["scaler"]["scale"] == 2048
-    for a, b in zip(*weights, strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=5e-4)
+        optimization = model.optimization
+        averages.append([optimizer.state_dict()["state"] for optimizer in optimization.optimizers.values()])
+    assert optimization.scaler.get_scale() == 2048  # both optimizers' gradients were finite
+    assert optimization.state_dict()["scaler"]["scale"] == 2048
+    torch.testing.assert_close(*averages, rtol=1e-5, atol=1e-12)
 
 
 def test_a_gradient_that_overflows_is_left_out():
@@ -174,7 +173,7 @@ def test_compiling_draws_no_random_numbers():
 
 def test_without_a_compiler_training_goes_on():
     script = (
-        "from training.compiling import compile_networks; from tests.test_models import training_model, random_batch\n"
+        "from training.compiling import compile_networks; from tests.helpers import random_batch, training_model\n"
         "model = training_model('--model', 'cycle_gan'); print(compile_networks(model, steps=10000, sizes=1))\n"
         "losses, _ = model.step(random_batch()); print(len(losses))"
     )

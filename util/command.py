@@ -22,11 +22,8 @@ class ConsoleHandler(logging.Handler):
     """Writes to the present sys.stdout, above any progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write a record."""
-        try:
-            tqdm.write(self.format(record), file=sys.stdout)
-        except Exception:  # as logging's own handlers do
-            self.handleError(record)
+        """Write a record. Unlike in logging's own handlers, an output that cannot be written to is an error."""
+        tqdm.write(self.format(record), file=sys.stdout)
 
 
 def configure_logging() -> None:

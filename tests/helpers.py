@@ -1,0 +1,91 @@
+"""What several test files share: models in training, batches for them, and how exact a step is."""
+
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from models import create_model
+from models.base_model import BaseModel
+from options.train_options import TrainOptions
+from training.optimization import create_optimization
+
+TINY = ["--netG", "resnet_6blocks", "--ngf", "8", "--ndf", "8", "--crop_size", "32", "--load_size", "32"]
+
+PATIENCE = 300.0  # seconds to wait for what would otherwise hang for ever; no test passes or fails by its speed
+
+# Where a test asks for workers, a machine may have fewer cores than that.
+more_workers_than_cores = pytest.mark.filterwarnings("ignore:This DataLoader will create .* worker processes")
+
+
+def build_training_model(opt: Any) -> BaseModel:
+    """The model of parsed options, ready for its first step; its weights follow from --seed."""
+    torch.manual_seed(opt.seed)
+    model = create_model(opt)
+    model.prepare_training(opt, create_optimization(opt, model.device))
+    return model
+
+
+def training_model(*flags: str) -> BaseModel:
+    """A model of tiny networks for 32x32 pixels, with these flags, ready for its first step."""
+    return build_training_model(TrainOptions().parse([*TINY, *flags]))
+
+
+def random_batch(size: int = 1) -> dict[str, Tensor]:
+    """Images A and B, (size, 3, 32, 32) in [-1, 1], always the same."""
+    generator = torch.Generator().manual_seed(7)
+    return {side: torch.rand(size, 3, 32, 32, generator=generator) * 2 - 1 for side in "AB"}
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """What is made inside has this dtype: weights, noise and random numbers."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def gradients(nets: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """The gradients of each network, all of whose weights need one, as a float64 vector."""
+    vectors = {}
+    for name, net in nets.items():
+        grads = [weight.grad for weight in net.parameters()]
+        vectors[name] = torch.cat([grad.detach().double().flatten() for grad in grads if grad is not None])
+        assert len(vectors[name]) == sum(weight.numel() for weight in net.parameters()), f"{name} lacks gradients"
+    return vectors
+
+
+Step = tuple[Mapping[str, Tensor], Mapping[str, Tensor]]  # losses, and gradients as `gradients` returns them
+
+
+def assert_as_exact(made: Sequence[Step], plain: Sequence[Step], exact: Sequence[Step]) -> None:
+    """Check that float32 steps `made` are as close to the same steps in float64, `exact`, as `plain` float32 steps are.
+
+    The tolerance is 10 times the error of `plain`, so it adapts to the processor, whose kernels decide how float32
+    rounds. For gradients the median of the steps counts: where rounding moves an activation across 0, the whole
+    gradient changes.
+    """
+    for kind, distance, summary in (("losses", loss_error, max), ("gradients", gradient_error, statistics.median)):
+        by_made, by_plain = (
+            summary(distance(step, other) for step, other in zip(steps, exact, strict=True)) for steps in (made, plain)
+        )
+        assert 0 < by_plain < 1e-3, kind
+        assert by_made < 10 * by_plain, kind
+
+
+def loss_error(step: Step, exact: Step) -> float:
+    """The largest relative error among the losses."""
+    assert step[0].keys() == exact[0].keys()
+    return max(abs(step[0][name].item() / loss.item() - 1) for name, loss in exact[0].items())
+
+
+def gradient_error(step: Step, exact: Step) -> float:
+    """The largest relative error among the gradients of the networks."""
+    return max(((step[1][name] - vector).norm() / vector.norm()).item() for name, vector in exact[1].items())
