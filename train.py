@@ -21,7 +21,7 @@ from models import create_model
 from models.base_model import BaseModel
 from options.base_options import Options
 from options.train_options import TrainOptions, nothing_left, run_flags
-from training.checkpoints import keep_as_old, run_lock
+from training.checkpoints import keep_as_old, removed_if_unused, run_lock
 from training.compiling import compile_networks
 from training.dry_run import dry_run
 from training.finite import LossGuard, NotFiniteError
@@ -88,7 +88,7 @@ def run(opt: Options, run_dir: Path, state: dict[str, Any] | None, locks: ExitSt
         raise ValueError(f"--dataroot {opt.dataroot}: {epoch_size} images here, but {most} on another machine")
     if distributed.world_size() > 1:
         log.info("%d processes, %d images a step", distributed.world_size(), loader.sampler.step_size(0))
-    with writing("--checkpoints_dir", run_dir):
+    with writing("--checkpoints_dir", run_dir), removed_if_unused(run_dir):
         if distributed.is_main():
             run_dir.mkdir(parents=True, exist_ok=True)
             lock(run_dir, locks)
@@ -177,16 +177,17 @@ def train(
                 if at.crossed(opt.print_freq):
                     losses = distributed.average(losses, share)
                 display.update(at, losses, partial(model.preview, images), optimization.learning_rates)
+                due = at.crossed(opt.save_latest_freq)
                 if at.epoch_ended:
                     optimization.end_epoch()
                     position.next_epoch()
                     if running % opt.save_epoch_freq == 0:
                         save(str(running))
-                due = at.crossed(opt.save_latest_freq)
-                if due and opt.save_by_iter:
+                    due |= running % opt.save_epoch_freq == 0 or running == epochs
+                if opt.save_by_iter and at.crossed(opt.save_latest_freq):
                     save(f"iter_{at.images}")
                 stop = distributed.all_reduce_max(bool(signals or time.monotonic() > deadline))
-                if due or at.epoch_ended or stop:
+                if due or stop:
                     save("latest")
                 if stop and position.epoch <= epochs:
                     display.close("stopped")

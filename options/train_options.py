@@ -55,7 +55,7 @@ class TrainOptions(BaseOptions):
         if flags["override"] and not flags["continue_train"]:
             parser.error("--override is about the flags of a run that goes on: it needs --continue_train")
         if flags["save_by_iter"] and not flags["save_latest_freq"]:
-            parser.error("--save_by_iter keeps the saves of --save_latest_freq, which is 0: no save is kept by it")
+            parser.error("--save_by_iter keeps the checkpoints of --save_latest_freq, which is 0: there are none")
         epochs = flags["n_epochs"] + flags["n_epochs_decay"]
         if flags["epoch_count"] > epochs:
             parser.error(
@@ -145,10 +145,15 @@ def add_saving_flags(parser: ArgumentParser) -> None:
         "--save_latest_freq",
         type=values.non_negative_int,
         default=5000,
-        help="images between saves of latest; 0 = at the ends of epochs only",
+        help="images between checkpoints of latest; 0 = only those of --save_epoch_freq",
     )
-    add("--save_epoch_freq", type=values.positive_int, default=5, help="epochs between checkpoints that are kept")
-    add("--save_by_iter", action="store_true", help="keep the saves of --save_latest_freq too, as iter_IMAGES")
+    add(
+        "--save_epoch_freq",
+        type=values.positive_int,
+        default=5,
+        help="epochs between checkpoints: one that is kept, and latest",
+    )
+    add("--save_by_iter", action="store_true", help="keep the checkpoints of --save_latest_freq too, as iter_IMAGES")
 
 
 def add_display_flags(parser: ArgumentParser) -> None:

@@ -62,7 +62,7 @@ def test_left_out_dataroot_is_bundled():
         ("--crop_size 256.0", "argument --crop_size: '256.0' is not a whole number from 1"),
         ("--crop_size 300", "--crop_size 300 is larger than --load_size 286"),
         ("--preprocess scale_width_and_crop --crop_size 300", "--crop_size 300 is larger than --load_size 286"),
-        ("--save_by_iter --save_latest_freq 0", "--save_by_iter keeps the saves of --save_latest_freq, which is 0"),
+        ("--save_by_iter --save_latest_freq 0", "--save_by_iter keeps the checkpoints of --save_latest_freq"),
         ("--epoch_count 0", "argument --epoch_count: '0' is not a whole number from 1"),
         ("--epoch_count 201", "--epoch_count 201: "),
         ("--n_epochs 0 --n_epochs_decay 0", "--epoch_count 1: "),

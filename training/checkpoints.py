@@ -49,6 +49,19 @@ def run_lock(run_dir: Path) -> Iterator[None]:
         lock.release()
 
 
+@contextmanager
+def removed_if_unused(run_dir: Path) -> Iterator[None]:
+    """If an error ends the block before anything was saved into a new `run_dir`, remove the folder."""
+    existed = run_dir.exists()
+    try:
+        yield
+    except BaseException:
+        if not existed and [path.name for path in run_dir.glob("*")] == [LOCK]:
+            (run_dir / LOCK).unlink()
+            run_dir.rmdir()
+        raise
+
+
 def save_checkpoint(model: nn.Module, run_dir: Path, label: str, state: dict[str, Any]) -> None:
     """Write `{label}_net_{network}.pth` for every child of `model`, and `{label}_state.pth`, into `run_dir`.
 

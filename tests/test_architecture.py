@@ -1,0 +1,115 @@
+"""The order of the packages, what importing them costs and changes, and flags that match the registries."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from models import losses
+from models.networks import (
+    DISCRIMINATORS,
+    GENERATORS,
+    IMAGE_DISCRIMINATORS,
+    NOISE_GENERATORS,
+    layers,
+    resnet,
+)
+from options import choices
+from training.schedules import make_scheduler
+from util.device import PRECISIONS
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("benchmarks", "scripts", "display", "training", "inference", "models", "data", "options", "util")
+
+
+def run_python(code: str) -> str:
+    """What a fresh interpreter in the clone prints."""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
+    return done.stdout
+
+
+def test_packages_import_in_one_direction():
+    linter = Path(sys.executable).with_name("lint-imports")
+    done = subprocess.run(
+        [linter], cwd=ROOT, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def test_no_package_imports_the_scripts():
+    """import-linter takes packages alone, and train.py and test.py are modules. Only benchmarks run them."""
+    for package in set(PACKAGES) - {"benchmarks"}:
+        for path in (ROOT / package).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+                names += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
+                assert not {"train", "test"} & set(names), path
+
+
+def test_options_import_no_torch():
+    modules = run_python("import sys, options.train_options, options.test_options; print(*sys.modules)").split()
+    assert "options.train_options" in modules
+    assert not {"torch", "numpy", "PIL", "data", "models"} & set(modules)
+
+
+def test_networks_import_torch_alone():
+    modules = run_python(
+        "import sys; from models.networks.attention import SelfAttention2d; print(*sys.modules)"
+    ).split()
+    assert "models.networks.attention" in modules
+    assert not {"PIL", "tifffile", "torchvision", "data", "options", "models.base_model"} & set(modules)
+
+
+def test_importing_changes_nothing_of_the_host():
+    code = """
+import atexit, logging, signal, warnings
+registered = []
+atexit.register = lambda function, *args, **keywords: registered.append(function) or function
+import multiprocessing, torch, torchvision, numpy, PIL.Image, tifffile, tqdm  # what they register is theirs
+registered.clear()
+def state():
+    handlers = [signal.getsignal(number) for number in signal.valid_signals()]
+    levels = [logging.getLogger(name).level for name in ("", "tifffile", "PIL")]
+    return handlers, levels, logging.getLogger().handlers[:], list(warnings.filters), torch.get_num_threads()
+before = state()
+import data, inference, models, training.resume, util.command, display.create
+assert state() == before, (state(), before)
+assert not [function for function in registered if function.__module__.split(".")[0] in {packages}], registered
+""".replace("{packages}", repr(PACKAGES))
+    run_python(code)
+
+
+@pytest.mark.parametrize(
+    ("names", "registry"),
+    [
+        (choices.GENERATORS, GENERATORS),
+        (choices.NOISE_GENERATORS, NOISE_GENERATORS),
+        (choices.DISCRIMINATORS, DISCRIMINATORS),
+        (choices.IMAGE_DISCRIMINATORS, IMAGE_DISCRIMINATORS),
+        (choices.NORMS, layers.NORMS),
+        (choices.UPSAMPLINGS, resnet.UPSAMPLINGS),
+        (choices.PRECISIONS, PRECISIONS),
+    ],
+)
+def test_choices_are_those_of_the_registry(names, registry):
+    assert names == tuple(registry)
+
+
+@pytest.mark.parametrize("name", choices.INIT_TYPES)
+def test_every_init_type_is_known(name):
+    layers.init_weights(nn.Conv2d(1, 1, 1), name)
+
+
+@pytest.mark.parametrize("policy", choices.LR_POLICIES)
+def test_every_lr_policy_is_known(policy):
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    make_scheduler(optimizer, policy, n_epochs=1, n_epochs_decay=1, lr_decay_iters=1)
+
+
+@pytest.mark.parametrize("mode", losses.GAN_MODES)
+def test_every_gan_mode_is_known(mode):
+    losses.GANLoss(mode)
