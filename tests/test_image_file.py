@@ -151,8 +151,8 @@ def test_values_beyond_the_range_are_clipped(tmp_path):
         ([-0.5, 1], "float64", r"holds float64 values from -0\.5 to 1: "),
         ([-1000, 3000], "int16", r"holds int16 values from -1000 to 3000: "),
         ([0, 1], "int64", r"holds int64 values from 0 to 1: "),
-        ([0, np.nan], "float32", r"holds .* not finite"),
-        ([0, np.inf], "float16", r"holds .* not finite"),
+        ([0, np.nan], "float32", r"holds .* non-finite"),
+        ([0, np.inf], "float16", r"holds .* non-finite"),
     ],
 )
 def test_a_range_that_is_not_known_is_asked_for(numbers, dtype, message, tmp_path):

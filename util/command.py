@@ -37,9 +37,9 @@ def configure_logging() -> None:
 
 
 def run_command(main: Callable[[], int]) -> int:
-    """Run a script's main and return its exit status; a ValueError or OSError becomes one message and status 2.
+    """Run a script's main and return its exit status. A ValueError or OSError becomes one message and status 2.
 
-    With --verbose the traceback is shown. Of several processes only the first prints, but each its own errors.
+    --verbose shows the traceback. Only rank 0 prints, but every process prints its own errors.
     """
     if isinstance(sys.stdout, io.TextIOWrapper) and isinstance(sys.stderr, io.TextIOWrapper):
         sys.stdout, sys.stderr = Output.like(sys.stdout), Output.like(sys.stderr)
@@ -57,7 +57,7 @@ def run_command(main: Callable[[], int]) -> int:
             traceback.print_exc()
         print(f"{who}: error: {error}", file=sys.stderr)
         status = 2
-    except Exception:  # a mistake of ours: shown in full
+    except Exception:  # a bug: shown in full
         traceback.print_exc()
         status = 1
     return status
@@ -65,9 +65,9 @@ def run_command(main: Callable[[], int]) -> int:
 
 @contextlib.contextmanager
 def writing(flag: str, folder: Path) -> Iterator[None]:
-    """Let OSErrors of writing into `folder` name it, and `flag`, which chose it: that of a full disk names nothing.
+    """Let an OSError from writing into `folder` name the path and the `flag` that chose it, which a full disk does not.
 
-    Those of other places, and of servers (ConnectionError), stay as they are.
+    Errors about other places, and of servers (ConnectionError), stay as they are.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""The device a run computes on, and the memory it takes."""
+"""The device of a run, its precision, and the memory it uses."""
 
 import ctypes
 import math
@@ -12,11 +12,11 @@ from util import distributed
 def select_device(device: str = "auto", gpu_ids: str = "0") -> torch.device:
     """The device that --device and --gpu_ids ask for; a GPU becomes the current CUDA device.
 
-    `auto` takes the first of gpu_ids where CUDA is there, else Apple's mps, else the CPU; gpu_ids -1 is the CPU. Of
-    several processes, each takes the next of gpu_ids; 0 alone, the default, stands for as many as there are processes.
+    `auto` takes the first of gpu_ids if CUDA is available, else Apple's MPS, else the CPU; gpu_ids -1 is the CPU.
+    Each of several processes takes the next of gpu_ids; the default, 0, stands for one GPU per process.
 
     Raises:
-        ValueError: the device asked for is not there, or the two contradict each other.
+        ValueError: the requested device is not available, or the two flags contradict each other.
     """
     first, *others = (number.strip() for number in gpu_ids.split(","))
     if device == "cpu" or (device == "auto" and first == "-1"):
@@ -58,17 +58,17 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 
 
 def use_tf32(device: torch.device) -> None:
-    """Let matrix products on an NVIDIA GPU read 10 bits of mantissa. ValueError for another device."""
+    """Let matrix products on an NVIDIA GPU use TF32, with 10 bits of mantissa. ValueError for another device."""
     if device.type != "cuda":
         raise ValueError(f"--tf32 is for NVIDIA GPUs, not for {device.type}: leave it out")
     torch.set_float32_matmul_precision("high")
 
 
 def keep_freed_memory() -> None:
-    """Let the C library of Linux (glibc) use freed memory again, for good.
+    """Let the C library of Linux (glibc) keep freed memory instead of returning it to the kernel.
 
-    It would give large tensors back to the kernel, which clears their pages when the next step asks for them: a tenth
-    to a fifth of the time of a step on a CPU. For the whole process, so for scripts alone to call.
+    The kernel clears returned pages before the next step gets them, which takes 10% to 20% of a step on a CPU. This acts
+    on the whole process, so only scripts call it.
     """
     if sys.platform == "linux" and hasattr(c_library := ctypes.CDLL(None), "mallopt"):
         M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
@@ -77,9 +77,9 @@ def keep_freed_memory() -> None:
 
 
 def peak_memory() -> float:
-    """The most bytes that this process has held so far: on GPUs where it uses any, else in main memory.
+    """The peak memory of this process so far in bytes: of its GPUs if it uses any, else of main memory.
 
-    NaN on Windows without a GPU, where Python does not tell.
+    NaN on Windows without a GPU, where Python cannot measure it.
     """
     if torch.cuda.is_initialized():
         return sum(torch.cuda.max_memory_allocated(index) for index in range(torch.cuda.device_count()))

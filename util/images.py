@@ -1,4 +1,4 @@
-"""Tensors in [-1, 1] to images and files: the 8-bit view, and the depth and range that a file had."""
+"""Tensors in [-1, 1] to images and files: as 8-bit images, or in the pixel format of the input files."""
 
 import math
 from dataclasses import dataclass
@@ -10,26 +10,26 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-COMPRESSION = 1  # of PNG: a quarter of the time that Pillow's default takes, for a tenth more bytes
+COMPRESSION = 1  # of PNG: takes a quarter of the time of Pillow's default, for 10% more bytes
 
 
 @dataclass(frozen=True)
 class PixelFormat:
-    """What the pixels of a file are, and which of their values are -1 and 1 in a tensor."""
+    """The dtype of a file's pixels, and the values that become -1 and 1 in a tensor."""
 
     dtype: str = "uint8"
     value_range: tuple[float, float] = (0.0, 255.0)
 
     @classmethod
     def of(cls, array: np.ndarray, value_range: tuple[float, float] | None = None) -> "PixelFormat":
-        """The format of `array`; `value_range` is that of files with more than 8 bits, or None if none is given.
+        """The format of `array`. `value_range` applies to files of more than 8 bits; None infers it from the dtype.
 
         Raises:
-            ValueError: there are values that are not finite, or no range is given and the type does not tell it.
+            ValueError: there are non-finite values, or the range cannot be inferred.
         """
         dtype, low, high = array.dtype.name, array.min(), array.max()
         if not (np.isfinite(low) and np.isfinite(high)):
-            raise ValueError("holds values that are not finite (NaN or infinity): replace them.")
+            raise ValueError("holds non-finite values (NaN or infinity): replace them.")
         if dtype == "uint8":
             return cls()
         if value_range is None:
@@ -41,7 +41,7 @@ class PixelFormat:
         return cls(dtype, value_range)
 
     def to_tensor(self, array: np.ndarray) -> Tensor:
-        """(H, W, C) in this format as float32 (C, H, W) in [-1, 1]; values beyond the range are clipped."""
+        """(H, W, C) in this format as float32 (C, H, W) in [-1, 1]; values outside the range are clipped."""
         low, high = self.value_range
         scaled = ((array.astype(np.float64) - low) / (high - low) * 2 - 1).clip(-1, 1)
         return torch.from_numpy(scaled.astype(np.float32)).permute(2, 0, 1).contiguous()
@@ -59,12 +59,13 @@ class PixelFormat:
 
 
 def to_image(tensor: Tensor) -> Image.Image:
-    """The 8-bit view of `tensor`, (C, H, W) or (1, C, H, W) in [-1, 1]; values beyond are clamped.
+    """The 8-bit image of `tensor`, (C, H, W) or (1, C, H, W) in [-1, 1]; values outside are clamped.
 
-    C 1 is shown in grey and 3 in colour; of 2 channels the first is shown in grey, of more the first three in colour.
+    One channel is gray and three are color. Of two channels, the image shows the first in gray; of more, the first
+    three in color.
 
     Raises:
-        ValueError: another shape.
+        ValueError: the tensor has another shape.
     """
     from torchvision.transforms.v2 import functional as F  # slow to import, and --help does without
 
@@ -78,15 +79,15 @@ def to_image(tensor: Tensor) -> Image.Image:
 
 
 def save_image(tensor: Tensor, path: str | Path, fmt: PixelFormat | None = None) -> None:
-    """Write `tensor`; the suffix of `path` chooses the kind of file. Makes the folders it needs.
+    """Write `tensor` to a file of the kind that the suffix of `path` names. Creates missing folders.
 
     Args:
         tensor: (C, H, W) or (1, C, H, W) in [-1, 1].
-        fmt: None for the 8-bit view of `to_image`, else the depth and range to write, with all channels: .npy and TIFF
-            hold every format, PNG one channel of uint16, and any suffix what is 8-bit grey or colour.
+        fmt: None for the 8-bit image of `to_image`, else the format to write, with all channels. TIFF and .npy hold
+            every format, PNG one channel of uint16, and every suffix 8-bit gray and color.
 
     Raises:
-        ValueError: files of this suffix cannot hold the format.
+        ValueError: files of this suffix do not support the format.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -109,10 +110,10 @@ def save_image(tensor: Tensor, path: str | Path, fmt: PixelFormat | None = None)
 
 
 def save_result(tensor: Tensor, stem: str | Path, fmt: PixelFormat) -> Path | None:
-    """Write `tensor` as {stem}.tif in `fmt` where the 8-bit view of `to_image` would lose depth or channels.
+    """Write `tensor` as {stem}.tif in `fmt` if the 8-bit image of `to_image` would lose depth or channels.
 
     Returns:
-        The file, or None if the view shows all there is.
+        The file, or None if the 8-bit image is complete.
     """
     if is_viewable(tensor, fmt):
         return None
@@ -122,19 +123,19 @@ def save_result(tensor: Tensor, stem: str | Path, fmt: PixelFormat) -> Path | No
 
 
 def is_viewable(tensor: Tensor, fmt: PixelFormat) -> bool:
-    """Whether the 8-bit view of `to_image` holds everything: grey or colour, of a file in 0..255."""
+    """Whether the 8-bit image of `to_image` is complete: 8-bit gray or color."""
     return fmt == PixelFormat() and tensor.shape[-3] in (1, 3)
 
 
 def to_tensor(image: Image.Image) -> Tensor:
-    """A grey or colour image of 8 bits as (C, H, W) in [-1, 1]."""
+    """A gray or color image of 8 bits as (C, H, W) in [-1, 1]."""
     from torchvision.transforms.v2 import functional as F  # slow to import, and --help does without
 
     return F.pil_to_tensor(image) / 127.5 - 1
 
 
 def grid(images: Tensor, columns: int = 0) -> Tensor:
-    """Images (B, C, H, W) in [-1, 1] in rows of `columns`, or as square as can be, white between: (3, H', W')."""
+    """Images (B, C, H, W) in [-1, 1] in rows of `columns`, by default as square as possible: (3, H', W')."""
     from torchvision.utils import make_grid  # slow to import
 
     return make_grid(images, nrow=columns or math.ceil(math.sqrt(len(images))), pad_value=1)

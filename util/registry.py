@@ -1,4 +1,4 @@
-"""One look-up for models and data sets: a name on the command line is a file and the class in it."""
+"""Find models and datasets by name: a name on the command line is a file and the class in it."""
 
 import difflib
 from importlib import import_module
@@ -36,6 +36,6 @@ def find_class(package: str, name: str) -> type[Any]:
 
 
 def suggestion(name: str, known: list[str]) -> str:
-    """What to choose instead of `name`: the most similar of the known names, if any is, and all of them."""
+    """A hint for an unknown name: the most similar known name, if there is one, and all known names."""
     similar = difflib.get_close_matches(name, known, 1)
     return (f"did you mean {similar[0]}? " if similar else "") + f"choose from {', '.join(known)}"

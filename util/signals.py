@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and closed terminals as requests that are granted between two steps; output that nobody reads."""
+"""Ctrl-C, SIGTERM and closed terminals as requests to stop after the current step; output without a reader."""
 
 import errno
 import io
@@ -13,15 +13,15 @@ from typing import Any
 log = logging.getLogger(__name__)
 
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-ONE_REQUEST = 2.0  # seconds; schedulers signal all processes of a job, and torchrun passes on to its own what it gets
+ONE_REQUEST = 2.0  # seconds; schedulers signal all processes of a job, and torchrun forwards its own signals too
 
 
 @contextmanager
 def stop_requests() -> Iterator[list[int]]:
-    """Inside, a first SIGINT, SIGTERM or SIGHUP breaks nothing off: its number goes into the list.
+    """Inside the context, the first SIGINT, SIGTERM or SIGHUP interrupts nothing: its number is added to the list.
 
-    A later one acts as ever, unless it follows so closely that it is the same request. What is ignored (by nohup)
-    stays so.
+    A later signal has its usual effect, unless it follows so closely that it belongs to the same request. Signals that
+    are ignored (by nohup) stay ignored.
     """
     received: list[int] = []
     before: dict[int, Any] = {number: signal.getsignal(number) for number in SIGNALS}
@@ -48,24 +48,24 @@ def stop_requests() -> Iterator[list[int]]:
 
 
 class Output(io.TextIOWrapper):
-    """A stream that drops what nobody can read: a run outlives its terminal, and the `| tee` that Ctrl-C ends first."""
+    """A stream that discards output without a reader: a run outlives its terminal and a `| tee` that Ctrl-C ends."""
 
     @classmethod
     def like(cls, stream: io.TextIOWrapper) -> "Output":
-        """Writes where `stream` does, also what is no text, such as some names of files."""
+        """Write where `stream` writes, including text that is not valid Unicode, such as some file names."""
         return cls(
             stream.buffer, encoding=stream.encoding, errors="backslashreplace",
             line_buffering=stream.line_buffering, write_through=stream.write_through,
         )  # fmt: skip
 
     def write(self, text: str, /) -> int:
-        """Write `text`, if its reader is there."""
+        """Write `text`, if there is a reader."""
         with self._reader_may_be_gone():
             super().write(text)
         return len(text)
 
     def flush(self) -> None:
-        """Flush, if the reader is there."""
+        """Flush, if there is a reader."""
         with self._reader_may_be_gone():
             super().flush()
 
@@ -77,5 +77,5 @@ class Output(io.TextIOWrapper):
             if error.errno not in (errno.EPIPE, errno.EIO):
                 raise
             nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self.fileno())  # the interpreter flushes at its end what is left in the stream
+            os.dup2(nowhere, self.fileno())  # at exit the interpreter flushes what is left in the stream
             os.close(nowhere)
