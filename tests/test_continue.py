@@ -47,7 +47,7 @@ def train_until(line: str, number: signal.Signals, folder: Path, *flags: str | P
         start_new_session=True,
     )  # fmt: skip
     assert done.returncode == (-number if number == signal.SIGKILL else 128 + number), done.stderr
-    assert done.stdout.count("To go on: ") == (number != signal.SIGKILL)
+    assert done.stdout.count("To resume: ") == (number != signal.SIGKILL)
     return folder / "run"
 
 
@@ -187,10 +187,10 @@ def test_a_run_that_is_started_anew_by_mistake_can_go_on(tiny_data, tmp_path, ca
         train(tmp_path, *flags, "--seed", "1", "--max_minutes", "0.00001")
     go_on = f"python train.py --name run --checkpoints_dir {tmp_path} --continue_train --epoch old"
     shown = capsys.readouterr().out
-    assert f"run holds a run already, which this one replaces; to go on with it: {go_on}\n" in shown
-    assert f"which this one replaces; to go on with the longer one before it: {go_on}\n" in shown
+    assert f"run already holds a run, which this one replaces; to resume it: {go_on}\n" in shown
+    assert f"which this one replaces; to resume the longer run before it: {go_on}\n" in shown
     assert training.main([*go_on.split()[2:], "--max_minutes", "0"]) == 0
-    assert "continuing run in epoch 2 after 2 images" in capsys.readouterr().out
+    assert "resuming run in epoch 2 after 2 images" in capsys.readouterr().out
     assert_equal_checkpoints(whole, run_dir)
 
 
@@ -227,7 +227,7 @@ def test_a_run_with_other_pictures_says_so(tiny_data, tmp_path, capsys):
     train(tmp_path, "--dataroot", tiny_data, "--max_minutes", "0.00001")
     flags = ["--continue_train", "--max_dataset_size", "3", "--override", "--max_minutes", "0.00001"]
     train(tmp_path, "--dataroot", tiny_data, *flags)
-    assert "saved with 5 pictures, continued with 3: not exactly the same run any more" in capsys.readouterr().out
+    assert "saved with 5 images, resumed with 3: not bit-identical to the run so far" in capsys.readouterr().out
 
 
 def test_a_continued_run_obeys_new_flags(tiny_data, tmp_path, capsys):
@@ -242,7 +242,7 @@ def test_a_continued_run_obeys_new_flags(tiny_data, tmp_path, capsys):
     assert {path: path.read_bytes() for path in run_dir.glob("*.*")} == before
     before = torch.load(run_dir / "latest_net_G_A.pth", weights_only=True)["model.1.weight"]
     assert training.main([*places, *changed, "--override"]) == 0
-    assert "going on with other flags: --load_size 40 (so far 36)" in capsys.readouterr().out
+    assert "resuming with other flags: --load_size 40 (so far 36)" in capsys.readouterr().out
     state = torch.load(run_dir / "latest_state.pth", weights_only=True)["model"]
     assert state["optimizers"]["G"]["param_groups"][0]["initial_lr"] == 0.001
     assert not torch.equal(before, torch.load(run_dir / "latest_net_G_A.pth", weights_only=True)["model.1.weight"])

@@ -73,7 +73,7 @@ def test_two_processes_equal_one_with_batches_twice_as_large(nine_pictures, tmp_
     flags = ["--dataroot", nine_pictures, "--n_epochs", "2", "--n_epochs_decay", "0"]
     training.main(places(tmp_path / "one", *flags, "--batch_size", "4"))
     output = together(ROOT / "train.py", *places(tmp_path / "two", *flags, "--batch_size", "2"))
-    assert "2 processes, 4 pictures a step" in output
+    assert "2 processes, 4 images a step" in output
     assert output.count("all 2 epochs are done") == output.count("netG_A: ") == 1
     one, two = (logged_losses(tmp_path / folder / "run") for folder in ("one", "two"))
     assert [re.sub(r" [\d.]+", "", line) for line in one] == [re.sub(r" [\d.]+", "", line) for line in two]
@@ -179,7 +179,7 @@ def test_all_go_back_when_one_process_has_a_loss_that_is_not_finite(nine_picture
     output = together("-m", __name__, "wrong", *flags, "--save_latest_freq", "1", "--serial_batches")
     folder = nine_pictures / "trainA"
     assert f"G_A is nan in the step on {folder}/5.png, {nine_pictures}/trainB/5.png. Back in epoch 1, " in output
-    assert output.count("learning rates halved (1 of 3)") == 1
+    assert output.count("with half the learning rates (1 of 3)") == 1
     assert len(logged_losses(tmp_path / "run")) == 5
     state = torch.load(tmp_path / "run" / "latest_state.pth", weights_only=True)
     assert state["model"]["halvings"] == 1 and state["total_images"] == 9
@@ -191,8 +191,8 @@ def test_all_go_back_when_weights_cannot_be_saved(nine_pictures, tmp_path):
     with started(ROOT / "train.py", *flags, "--lr", "1e39") as process:
         output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode != 0
-    assert output.count("has weights that are not finite: nothing of them is saved. Back in epoch 1") == 3
-    assert "3 times half the learning rate was not enough" in output and "another process has ended" not in output
+    assert output.count("has weights that are not finite: the checkpoint is not saved. Rolled back to epoch 1") == 3
+    assert "halving the learning rate 3 times was not enough" in output and "another process has ended" not in output
 
 
 @pytest.mark.faults
@@ -203,7 +203,7 @@ def test_a_save_that_was_cut_off_is_taken_up_by_all(nine_pictures, tmp_path):
             path.replace(temporary(path))
     flags = ["--checkpoints_dir", str(tmp_path), "--name", "run", "--continue_train", "--n_epochs", "2"]
     output = together(ROOT / "train.py", *flags)
-    assert "continuing run in epoch 3 after 6 images" in output and "all 3 epochs are done" in output
+    assert "resuming run in epoch 3 after 6 images" in output and "all 3 epochs are done" in output
     assert not list((tmp_path / "run").glob("*.tmp"))
 
 
@@ -233,7 +233,7 @@ def test_stopped_and_continued_equals_never_stopped(flags, nine_pictures, tmp_pa
     signalled = ["-m", "tests.signalled", "parent", "SIGTERM", "(epoch: 2"]  # the parent is torchrun
     with started(*signalled, *places(tmp_path / "broken", *flags)) as process:
         output, _ = process.communicate(timeout=PATIENCE)
-    assert output.count("To go on: ") == 1, output
+    assert output.count("To resume: ") == 1, output
     broken, whole = tmp_path / "broken" / "run", tmp_path / "whole" / "run"
     assert 3 < len(logged_losses(broken)) < len(logged_losses(whole))
     state = torch.load(broken / "latest_state.pth", weights_only=True)
@@ -252,10 +252,10 @@ def test_another_number_of_processes_goes_on(nine_pictures, tmp_path, capsys):
     flags = places(tmp_path, "--dataroot", nine_pictures, "--n_epochs_decay", "0", "--max_dataset_size", "3")
     training.main(flags)
     again = ["--checkpoints_dir", str(tmp_path), "--name", "run", "--continue_train", "--n_epochs"]
-    assert "saved by 1 processes, continued by 2: not exactly" in together(ROOT / "train.py", *again, "2")
+    assert "saved by 1 processes, resumed by 2: not bit-identical" in together(ROOT / "train.py", *again, "2")
     capsys.readouterr()
     training.main([*again, "3"])
-    assert "saved by 2 processes, continued by 1: not exactly" in capsys.readouterr().out
+    assert "saved by 2 processes, resumed by 1: not bit-identical" in capsys.readouterr().out
     positions = [tuple(map(int, re.findall(r"\d+", line)[:2])) for line in logged_losses(tmp_path / "run")]
     assert positions == [(1, 1), (1, 2), (1, 3), (2, 2), (2, 3), (3, 1), (3, 2), (3, 3)]
 

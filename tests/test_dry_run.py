@@ -160,7 +160,7 @@ def test_a_continued_run_is_checked_with_its_weights(stopped_run, tmp_path, caps
     before = times_of(tmp_path)
     assert training.main([*stopped_run, "--dry_run"]) == 0
     output = capsys.readouterr().out
-    assert "continuing run in epoch 1 after 1 images, 1 of the 5 of this epoch\n" in output
+    assert "resuming run in epoch 1 after 1 images, 1 of the 5 of this epoch\n" in output
     assert "An epoch of 5 steps" in output and "; all 2 to do: " in output
     assert "  --netG resnet_6blocks\n" in output, "of its options all that are no defaults"
     assert times_of(tmp_path) == before

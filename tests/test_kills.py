@@ -103,7 +103,7 @@ def test_files_of_two_saves_are_not_taken_for_one(tmp_path):
         (tmp_path / folder).mkdir()
         save_checkpoint(model_with(value, "netG", "netD"), tmp_path / folder, "latest", {})
     (tmp_path / "a" / "latest_net_D.pth").replace(tmp_path / "b" / "latest_net_D.pth")
-    with pytest.raises(ValueError, match=r"^latest_net_D.pth in .*b is not what latest_state.pth was saved with"):
+    with pytest.raises(ValueError, match=r"^latest_net_D.pth in .*b differs from what latest_state.pth was saved with"):
         read_state(tmp_path / "b", "latest")
 
 
@@ -218,7 +218,7 @@ def test_a_run_is_trained_by_one_process_at_a_time(tiny_data, tmp_path):
     while process.is_alive() and not (run_dir / "loss_log.txt").exists():
         time.sleep(0.01)
     for second in ([*places, "--continue_train"], [*places, *TINY, *flags]):
-        with pytest.raises(ValueError, match=rf"^another process is training {run_dir}"):
+        with pytest.raises(ValueError, match=rf"^{run_dir} is locked by another training process"):
             training.main(second)
     seen = len(logged_losses(run_dir))
     while process.is_alive() and len(logged_losses(run_dir)) < seen + 3:
@@ -236,7 +236,7 @@ def assert_a_full_disk_costs_nothing(
     folder: Path, whole: Path, flags: list[str], make_room: Callable[[], None]
 ) -> None:
     """Train where the second save does not fit; the first is left as it was, and with more room the run goes on."""
-    with pytest.raises(OSError, match=r"Cannot write .+run \(.+; the save before is as it was\)") as error:
+    with pytest.raises(OSError, match=r"Cannot write .+run \(.+; the previous checkpoint is unchanged\)") as error:
         train(folder, *flags)
     assert "\n" not in str(error.value)
     state = read_state(folder / "run", "latest")
@@ -280,7 +280,7 @@ def test_a_full_disk_spares_an_earlier_run_of_the_name(whole_run, small_disk):
     disk = small_disk(f"size={size + 2**17}")
     run_dir = shutil.copytree(whole, disk.folder / "run")
     before = {path.name: path.read_bytes() for path in run_dir.iterdir()}
-    with pytest.raises(OSError, match=r"the save before is as it was"):
+    with pytest.raises(OSError, match=r"the previous checkpoint is unchanged"):
         train(disk.folder, *flags, "--ngf", "16")
     after = {name: (run_dir / name).read_bytes() for name in before}
     assert after == before, "also the options of the old weights"

@@ -67,8 +67,8 @@ def use_tf32(device: torch.device) -> None:
 def keep_freed_memory() -> None:
     """Let the C library of Linux (glibc) keep freed memory instead of returning it to the kernel.
 
-    The kernel clears returned pages before the next step gets them, which takes 10% to 20% of a step on a CPU. This acts
-    on the whole process, so only scripts call it.
+    The kernel clears returned pages before the next step gets them, which takes 10% to 20% of a step on a CPU.
+    This acts on the whole process, so only scripts call it.
     """
     if sys.platform == "linux" and hasattr(c_library := ctypes.CDLL(None), "mallopt"):
         M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
