@@ -63,7 +63,7 @@ def test_a_run_goes_back_three_times(tiny_data, tmp_path, capsys):
     with pytest.raises(NotFiniteError, match=r"G_A is nan.*1\.png.* halving the learning rate 3 times was not enough"):
         train(tmp_path, "--dataroot", tiny_data, *EXPLODE, "--on_nan", "rollback", "--num_threads", "1")
     shown = capsys.readouterr().out
-    assert [f"learning rates halved ({times} of 3)" in shown for times in (1, 2, 3, 4)] == [True, True, True, False]
+    assert [f"half the learning rates ({times} of 3)" in shown for times in (1, 2, 3, 4)] == [True, True, True, False]
     state = read_state(tmp_path / "run", "latest")
     assert state and state["total_images"] == 1 and state["model"]["halvings"] == 3
 
