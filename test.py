@@ -26,6 +26,7 @@ from training.metrics import mean_absolute_error, psnr, ssim
 from util import distributed
 from util.command import configure_logging, run_command, writing
 from util.device import autocast, keep_freed_memory, select_device
+from util.threads import ThreadChooser, choose_threads
 
 log = logging.getLogger("test")
 
@@ -55,7 +56,9 @@ def main(argv: list[str] | None = None) -> int:
         log.info("%s", trained.inferred)
     torch.manual_seed(opt.seed)  # of dropout, which upstream keeps on
     loader = create_dataset(opt)
-    model, files = trained.build(select_device(opt.device, opt.gpu_ids))
+    device = select_device(opt.device, opt.gpu_ids)
+    threads = choose_threads(opt.cpu_threads, device=device)
+    model, files = trained.build(device)
     sizes = {size for sizes in loader.dataset.sizes.values() for size in sizes}
     model.check_sizes(sizes)
     if opt.verbose:
@@ -71,10 +74,12 @@ def main(argv: list[str] | None = None) -> int:
     with writing(flag, options):
         opt.save(options)
     with writing("--results_dir", folder):
-        return save_results(opt, model, loader, files, folder)
+        return save_results(opt, model, loader, files, folder, threads)
 
 
-def save_results(opt: Options, model: BaseModel, loader: EpochLoader, files: dict[str, Path], folder: Path) -> int:
+def save_results(
+    opt: Options, model: BaseModel, loader: EpochLoader, files: dict[str, Path], folder: Path, threads: ThreadChooser
+) -> int:
     """Translate every image into `folder`. Returns the exit status."""
     a, b = ("B", "A") if opt.direction == "BtoA" else ("A", "B")
     notes = {"run": opt.name, "model": opt.model, "weights": ", ".join(path.name for path in files.values())}
@@ -86,7 +91,7 @@ def save_results(opt: Options, model: BaseModel, loader: EpochLoader, files: dic
     for caption, picture in model.overview(loader.dataset).items():
         page.add_overview(caption, picture)
     results = tqdm(
-        itertools.islice(translate(model, loader, precision=opt.precision), count),
+        itertools.islice(translate(model, loader, threads, precision=opt.precision), count),
         total=count,
         unit="image",
         disable=None,
@@ -158,12 +163,15 @@ def add_discriminators(trained: Trained, model: BaseModel, sizes: set[tuple[int,
         delattr(model, name)
 
 
-def translate(model: BaseModel, loader: EpochLoader, *, precision: str = "fp32") -> Iterator[Translation]:
+def translate(
+    model: BaseModel, loader: EpochLoader, threads: ThreadChooser, *, precision: str = "fp32"
+) -> Iterator[Translation]:
     """Run the model over the data, one result an image."""
     dataset = loader.dataset
     root_A, root_B = (common_folder(paths) if paths else Path() for paths in (dataset.A_paths, dataset.B_paths))
     for batch in loader:
-        with torch.no_grad(), autocast(model.device, precision), Watch(model.attention_views()) as watch:
+        watch = Watch(model.attention_views())
+        with threads.timed(batch), torch.no_grad(), autocast(model.device, precision), watch:
             images = model(batch)
             watch.run_missing(images)
         attention = watch.maps()

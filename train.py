@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from util.checkpoint_files import OLD, checkpoint_label
 from util.command import configure_logging, run_command, writing
 from util.device import keep_freed_memory, select_device, use_tf32
 from util.signals import stop_requests
+from util.threads import ThreadChooser, choose_threads
 
 ROLLBACKS = 3  # at most, in the life of a run
 
@@ -53,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
         if flags["dry_run"]:
             words = sys.argv[1:] if argv is None else argv
             return dry_run(words, parse, partial(resume, run_dir=run_dir, state=state))
-        return run(parse(argv), run_dir, state, locks)
+        return start(parse(argv), run_dir, state, locks)
 
 
 def lock(run_dir: Path, locks: ExitStack) -> None:
@@ -63,12 +65,25 @@ def lock(run_dir: Path, locks: ExitStack) -> None:
             locks.enter_context(run_lock(run_dir))
 
 
-def run(opt: Options, run_dir: Path, state: dict[str, Any] | None, locks: ExitStack) -> int:
+@dataclass(frozen=True)
+class Run:
+    """Everything that the training loop needs."""
+
+    opt: Options
+    run_dir: Path
+    loader: EpochLoader
+    model: BaseModel
+    optimization: Optimization
+    threads: ThreadChooser
+
+
+def start(opt: Options, run_dir: Path, state: dict[str, Any] | None, locks: ExitStack) -> int:
     """Build everything that training needs, and train. Returns the exit status."""
     keep_freed_memory()
     torch.manual_seed(opt.seed)
     loader = create_dataset(opt)
     device = select_device(opt.device, opt.gpu_ids)
+    threads = choose_threads(opt.cpu_threads, device=device, compiled=opt.compile)
     if opt.tf32:
         use_tf32(device)
     model, optimization = create_model(opt).to(device), create_optimization(opt, device)
@@ -78,11 +93,13 @@ def run(opt: Options, run_dir: Path, state: dict[str, Any] | None, locks: ExitSt
         torch.manual_seed(opt.seed + rank)  # the weights are the same in all processes, the noise is not
     distributed.setup(device)
     epoch_size = len(loader.dataset)
-    start = resume(opt, model, optimization, epoch_size=epoch_size, run_dir=run_dir, state=state)
-    if (done := start.epoch - 1) > opt.n_epochs + opt.n_epochs_decay:
+    position = resume(opt, model, optimization, epoch_size=epoch_size, run_dir=run_dir, state=state)
+    if (done := position.epoch - 1) > opt.n_epochs + opt.n_epochs_decay:
         log.info("%s", nothing_left(opt, done))
         distributed.shutdown()
         return 0
+    if state:
+        threads.load_state_dict(state.get("threads", {}))
     distributed.broadcast(model)
     if epoch_size < (most := distributed.all_reduce_max(epoch_size)):
         raise ValueError(f"--dataroot {opt.dataroot}: {epoch_size} images here, but {most} on another machine")
@@ -99,27 +116,26 @@ def run(opt: Options, run_dir: Path, state: dict[str, Any] | None, locks: ExitSt
             steps = (opt.n_epochs + opt.n_epochs_decay) * math.ceil(epoch_size / loader.sampler.step_size(0))
             sizes = max(len(sizes) for sizes in loader.dataset.sizes.values())
             log.info("%s", compile_networks(model, steps=steps, sizes=sizes))
-        status = train_until_done(opt, model, optimization, loader, run_dir, start)
+        status = train_until_done(Run(opt, run_dir, loader, model, optimization, threads), position)
     distributed.shutdown()
     return status
 
 
-def train_until_done(
-    opt: Options, model: BaseModel, optimization: Optimization, loader: EpochLoader, run_dir: Path, start: Position
-) -> int:
-    """Train from `start`, and again from the last checkpoint if --on_nan says so. Returns the exit status."""
+def train_until_done(run: Run, position: Position) -> int:
+    """Train from `position`, and again from the last checkpoint if --on_nan says so. Returns the exit status."""
+    opt, optimization = run.opt, run.optimization
     deadline = time.monotonic() + 60 * opt.max_minutes if opt.max_minutes else math.inf
     while True:
         try:
-            return train(opt, model, optimization, loader, run_dir, start, deadline=deadline)
+            return train(run, position, deadline=deadline)
         except NotFiniteError as error:
             halvings = optimization.lr_halvings
             if opt.on_nan == "stop" or halvings == ROLLBACKS:
-                raise NotFiniteError(f"{error}. {advice(opt.on_nan, run_dir)}") from error
-            start = roll_back(model, optimization, run_dir)
+                raise NotFiniteError(f"{error}. {advice(opt.on_nan, run.run_dir)}") from error
+            position = roll_back(run.model, optimization, run.run_dir)
             log.warning(
                 "%s. Rolled back to epoch %d with half the learning rates (%d of %d)",
-                error, start.epoch, halvings + 1, ROLLBACKS,
+                error, position.epoch, halvings + 1, ROLLBACKS,
             )  # fmt: skip
 
 
@@ -130,15 +146,13 @@ def advice(on_nan: str, run_dir: Path) -> str:
     return f"{run_dir} holds the last good state, but halving the learning rate {ROLLBACKS} times was not enough"
 
 
-def train(
-    opt: Options, model: BaseModel, optimization: Optimization, loader: EpochLoader, run_dir: Path, position: Position,
-    *, deadline: float,
-) -> int:  # fmt: skip
+def train(run: Run, position: Position, *, deadline: float) -> int:
     """Train from `position` on, which moves with every step. Returns the exit status.
 
     Raises:
         NotFiniteError: a loss is NaN or infinite; the last checkpoint is from before.
     """
+    opt, run_dir, loader, model, optimization = run.opt, run.run_dir, run.loader, run.model, run.optimization
     epochs, epoch_size, started = opt.n_epochs + opt.n_epochs_decay, len(loader.dataset), time.monotonic()
     guard = LossGuard()
 
@@ -151,7 +165,10 @@ def train(
 
     def save(label: str) -> None:
         guard.settle()
-        save_run(model, optimization, position, opt.portable(), run_dir, label, epoch_size=epoch_size)
+        save_run(
+            model, optimization, position, opt.portable(), run_dir, label, epoch_size=epoch_size,
+            threads=run.threads.state_dict(),
+        )  # fmt: skip
 
     save("latest")  # so the run can be resumed from its first step, and the disk has room
     shown = distributed.is_main()
@@ -169,7 +186,8 @@ def train(
                 stepping_since, seen = time.perf_counter(), position.epoch_images
                 size, share = loader.sampler.step_size(seen), loader.sampler.share(seen)
                 optimization.begin_step(share=share)
-                losses, images = model.step(batch)
+                with run.threads.timed(batch):
+                    losses, images = model.step(batch)
                 guard.check(losses, [*batch["A_paths"], *batch.get("B_paths", [])])
                 now = time.perf_counter()
                 position.advance(size)

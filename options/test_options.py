@@ -24,6 +24,7 @@ class TestOptions(BaseOptions):
             "name", "suffix", "checkpoints_dir", "epoch", "load_iter", "seed", "device", "gpu_ids", "display_winsize",
             "verbose", "use_wandb", "wandb_project_name", "no_flip", "serial_batches", "max_dataset_size",
             "batch_size", "num_threads", "phase", "skip_bad_images", "results_dir", "precision",
+            "cpu_threads",
         )
     )  # fmt: skip
 
@@ -38,6 +39,8 @@ class TestOptions(BaseOptions):
         add("--aspect_ratio", type=values.positive_float, default=1.0, help="widen results by it; below 1: heighten")
         text = "what networks compute in. bf16: about twice as fast where the processor has it; fp16: the same on GPUs"
         add("--precision", default="fp32", choices=PRECISIONS, help=text)
+        text = "CPU threads; 0 = OMP_NUM_THREADS, or measured on the first images; results differ by rounding"
+        add("--cpu_threads", type=values.non_negative_int, default=0, help=text)
         add("--eval", action="store_true", help="eval mode: running statistics in batch norm, no dropout")
         add("--no_ema", action="store_true", help="plain weights, where the run kept their average too")
 

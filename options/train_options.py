@@ -32,6 +32,7 @@ class TrainOptions(BaseOptions):
             "save_by_iter", "print_freq", "update_html_freq", "no_html", "display_freq", "display_id", "display_ncols",
             "display_server", "display_port", "display_env", "display_winsize", "use_tensorboard", "use_wandb",
             "wandb_project_name", "verbose", "num_threads", "checkpoint_blocks", "device", "gpu_ids", "skip_bad_images",
+            "cpu_threads",
         )
     )  # fmt: skip
 
@@ -122,6 +123,11 @@ def add_speed_flags(parser: ArgumentParser) -> None:
     add("--checkpoint_blocks", action="store_true", help=text)
     text = "on NVIDIA GPUs, matrix products with inputs cut to 10 bits of mantissa, as convolutions are anyway: faster"
     add("--tf32", action="store_true", help=text)
+    text = (
+        "CPU threads of a step; 0 = OMP_NUM_THREADS, or measured at the start and again when steps slow down. Results "
+    )
+    text += "differ by rounding, so choose a number for runs that can be repeated to the last bit"
+    add("--cpu_threads", type=values.non_negative_int, default=0, help=text)
 
 
 def add_rate_flags(parser: ArgumentParser) -> None:

@@ -14,6 +14,7 @@ from options import values
 from util.command import run_command
 from util.device import select_device
 from util.images import PixelFormat, is_viewable, save_image
+from util.threads import choose_threads
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -21,13 +22,15 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     pairs = plan(args.source, args.target)
     source = args.weights or args.checkpoints_dir / args.name
+    device = select_device(args.device)
+    threads = choose_threads(args.cpu_threads, device=device)
     translator = Translator.load(
         source,
         direction=args.direction,
         epoch=args.epoch,
         ema=not args.no_ema,
         evaluate=args.eval,
-        device=select_device(args.device),
+        device=device,
     )
     value_range = values.bounds(args.value_range) or translator.value_range
     taken = "the number that the generator takes"
@@ -38,7 +41,9 @@ def main(argv: list[str] | None = None) -> int:
     if args.value_range and all(reader.format(path) == PixelFormat() for path, _ in pairs):
         raise ValueError(f"--value_range {args.value_range}: these pictures have 8 bits, which are always 0 to 255")
     for path, target in tqdm(pairs, unit="image", disable=None if len(pairs) > 1 else True):
-        made, fmt = translator(as_tensor(reader(path), channels=translator.input_nc)), reader.format(path)
+        image, fmt = as_tensor(reader(path), channels=translator.input_nc), reader.format(path)
+        with threads.timed({"A": image}):
+            made = translator(image)
         if target != args.target and not is_viewable(made, fmt):
             target = target.with_suffix(".tif")  # of the depth and channels that PNG cannot hold
         save_image(made, target, fmt)
@@ -69,6 +74,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     text = "values of files with more than 8 bits that become -1 and 1 (default: as trained)"
     add("--value_range", type=values.value_range, default="", metavar="LOW,HIGH", help=text)
     add("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="auto = a GPU if there is one")
+    text = "CPU threads; 0 = OMP_NUM_THREADS, or measured on the first images"
+    add("--cpu_threads", type=values.non_negative_int, default=0, help=text)
     add("--verbose", action="store_true", help="print tracebacks of errors")
     args = parser.parse_args(argv)
     if (args.name is None) == (args.weights is None):

@@ -28,7 +28,9 @@ COMBINE = runpy.run_path(str(Path(__file__).parent.parent / "datasets" / "combin
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
-torch.set_num_threads(1)  # tiny networks run faster so, and two test processes do not slow each other down
+# Tiny networks run faster with one thread, and nothing depends on measured times.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"  # of the scripts that tests start
 
 
 def draw_shapes(seed: str, size: tuple[int, int] = (40, 36)) -> Image.Image:

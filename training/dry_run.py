@@ -162,6 +162,8 @@ def measure(opt: Options, loader: EpochLoader, resume: Resume) -> tuple[BaseMode
     """
     torch.manual_seed(opt.seed)
     device = select_device(opt.device, opt.gpu_ids)
+    if opt.cpu_threads:
+        torch.set_num_threads(opt.cpu_threads)
     model, optimization = create_model(opt).to(device), create_optimization(opt, device)
     model.prepare_training(opt, optimization)
     check_sizes(opt, model, loader)

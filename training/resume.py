@@ -86,11 +86,17 @@ def save_run(
     label: str,
     *,
     epoch_size: int,
+    threads: dict[str, Any],
 ) -> None:
-    """Save weights and everything that `resume` needs, from rank 0; an epoch has `epoch_size` images."""
+    """Save weights and everything that `resume` needs, from rank 0.
+
+    Args:
+        epoch_size: images in an epoch.
+        threads: the state of the ThreadChooser.
+    """
     state = {"options": options, "model": training_state(model, optimization), "random": random_state()}
     processes = distributed.gather({"pools": state["model"]["pools"], "random": state["random"]})
-    place = {name: getattr(position, name) for name in SAVED} | {"pictures": epoch_size}
+    place = {name: getattr(position, name) for name in SAVED} | {"pictures": epoch_size, "threads": threads}
     with all_or_none():
         if distributed.is_main():
             save_checkpoint(model, run_dir, label, place | state | {"other_processes": processes[1:]})
