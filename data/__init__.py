@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import numpy as np
@@ -82,7 +83,11 @@ class EpochLoader(DataLoader[Sample]):
     sampler: EpochSampler
 
     def __iter__(self) -> Iterator[Sample]:  # type: ignore[override]
-        for batch in super().__iter__():
+        others = set(multiprocessing.active_children())
+        batches = super().__iter__()
+        if workers := [child for child in multiprocessing.active_children() if child not in others]:
+            atexit.register(end_workers, workers)
+        for batch in batches:
             yield {name: torch.from_numpy(x) if isinstance(x, np.ndarray) else x for name, x in batch.items()}
 
 
@@ -134,25 +139,24 @@ def create_dataset(opt: Any) -> EpochLoader:
         num_workers=workers,
         collate_fn=arrays if workers and device.type != "cuda" else None,  # for CUDA a thread pins tensors, not arrays
         persistent_workers=workers > 0,
-        worker_init_fn=leave_signals_to_parent,
+        worker_init_fn=ignore_signals,
         pin_memory=device.type == "cuda",
         generator=torch.Generator(),  # the loader draws seeds for its workers; not from the run's own generator
     )
 
 
-def leave_signals_to_parent(worker: int) -> None:
-    """Let a worker outlive Ctrl-C and the like, which reach the whole group: the main process still has to save."""
+def ignore_signals(worker: int) -> None:
+    """Let a worker survive Ctrl-C and the like, which reach the whole process group: the main process still saves."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
-@atexit.register
-def end_workers() -> None:
-    """End those that are left at the end of the program: multiprocessing sends them SIGTERM, and waits for ever."""
-    workers = [child for child in multiprocessing.active_children() if child.daemon]
-    if workers and sys.platform != "win32":
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch would take their end for an error
-    for worker in workers:
+def end_workers(workers: Sequence[BaseProcess]) -> None:
+    """Kill workers that are alive at exit: they ignore SIGTERM, and multiprocessing would wait for them forever."""
+    alive = [worker for worker in workers if worker.is_alive()]
+    if alive and sys.platform != "win32":
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler would report their end as an error
+    for worker in alive:
         worker.kill()
 
 

@@ -1,6 +1,5 @@
 """Image files that take more than Pillow: 16 bits, floats, any number of channels; PNG, TIFF and .npy as arrays."""
 
-import logging
 import stat
 from itertools import islice
 from pathlib import Path
@@ -21,8 +20,6 @@ FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF", "JPEG2000", "AVIF
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 COLOURS: dict[int, int] = {PHOTOMETRIC.RGB: 3, PHOTOMETRIC.YCBCR: 3, PHOTOMETRIC.CIELAB: 3, PHOTOMETRIC.SEPARATED: 4}
 ALPHA = (EXTRASAMPLE.ASSOCALPHA, EXTRASAMPLE.UNASSALPHA)
-
-logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what is wrong with a file is in the error, once
 
 
 def array_kind(path: Path) -> Literal["", "npy", "png", "tiff"]:

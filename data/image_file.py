@@ -1,6 +1,5 @@
 """Read images and their sizes; every error names the file and what to do about it."""
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -18,9 +17,6 @@ from tqdm import tqdm
 from data.arrays import EXIF_ORIENTATION, SIDEWAYS, array_format, array_kind, array_size, open_image, read_array
 from data.image_folder import DataError
 from util.images import PixelFormat
-
-# open_image refuses what Pillow only warns of. Set once: a filter that comes and goes is not safe in threads.
-warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 T = TypeVar("T")
 

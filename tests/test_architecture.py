@@ -69,14 +69,14 @@ def test_importing_changes_nothing_of_the_host():
 import atexit, logging, signal, warnings
 registered = []
 atexit.register = lambda function, *args, **keywords: registered.append(function) or function
-import multiprocessing, torch, torchvision, numpy, PIL.Image, tifffile, tqdm  # what they register is theirs
+import multiprocessing, torch, torchvision, numpy, PIL.Image, tifffile, tqdm, visdom  # what they register is theirs
 registered.clear()
 def state():
     handlers = [signal.getsignal(number) for number in signal.valid_signals()]
     levels = [logging.getLogger(name).level for name in ("", "tifffile", "PIL")]
     return handlers, levels, logging.getLogger().handlers[:], list(warnings.filters), torch.get_num_threads()
 before = state()
-import data, inference, models, training.resume, util.command, display.create
+import data, inference, models, training.resume, util.command, display.create, display.sinks.visdom
 assert state() == before, (state(), before)
 assert not [function for function in registered if function.__module__.split(".")[0] in {packages}], registered
 """.replace("{packages}", repr(PACKAGES))

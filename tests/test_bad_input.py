@@ -104,7 +104,7 @@ def test_a_bad_picture_stops_a_run_unless_it_is_left_out(which, damaged_data, ca
     with pytest.raises(DataError, match=rf"{which}A/1\.png .*add --skip_bad_images"):
         list(loader)
     loader = create_dataset(flags_of(which, damaged_data, "--skip_bad_images"))
-    assert re.search(rf"leaves out 1 of 5 pictures:\n  .*{which}A/1\.png \(", capsys.readouterr().out)
+    assert re.search(rf"1 of 5 images are left out:\n  .*{which}A/1\.png \(", capsys.readouterr().out)
     batches = list(loader)
     assert {Path(batch["A_paths"][0]).name for batch in batches} == {"0.png", "2.png", "3.jpg", "4.jpg"}
     if which == "test":  # pairs of one name stay pairs
@@ -140,7 +140,7 @@ def test_only_the_first_bad_pictures_are_named(tmp_path, capsys):
         (tmp_path / f"{number}.png").touch()
     create_dataset(flags_of("train", tmp_path, "--dataset_mode", "single", "--skip_bad_images"))
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "--skip_bad_images leaves out 9 of 10 pictures:"
+    assert lines[0] == "9 of 10 images are left out:"
     assert len(lines) == 5 and lines[-1] == "  and 6 more"
 
 

@@ -28,6 +28,8 @@ class ConsoleHandler(logging.Handler):
 
 def configure_logging() -> None:
     """Show the log messages of this project on the console. Only scripts call it; calling it again changes nothing."""
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # errors already say what is wrong with a file
+    logging.getLogger("visdom").setLevel(logging.ERROR)  # warns about every new session
     for package in PACKAGES:
         logger = logging.getLogger(package)
         if not any(isinstance(handler, ConsoleHandler) for handler in logger.handlers):

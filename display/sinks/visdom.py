@@ -1,6 +1,5 @@
 """Visdom: curves and current images in a browser."""
 
-import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,8 +15,6 @@ from display.events import Event, Images, Losses, charts
 from display.sink import Sink
 
 TIMEOUT = 10.0  # seconds to wait for an answer
-
-logging.getLogger("visdom").setLevel(logging.ERROR)  # it warns about every new session
 
 
 class Client(Visdom):
