@@ -34,9 +34,6 @@ class AlignedDataset(BaseDataset):
         self.sizes = {"A": self.transform_A.output_sizes(self.A_paths, half_size)}
         self.reverse: bool = opt.direction == "BtoA"
 
-    def __len__(self) -> int:
-        return len(self.A_paths)
-
     def __getitem__(self, at: tuple[int, int]) -> Sample:
         epoch, index = at
         path = self.A_paths[index]

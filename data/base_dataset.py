@@ -43,8 +43,9 @@ class BaseDataset(Dataset[Sample], ABC):
         """Add the data set's own flags and defaults."""
         return parser
 
-    @abstractmethod
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        """The number of samples in an epoch: by default, one for each file of A."""
+        return len(self.A_paths)
 
     @abstractmethod
     def __getitem__(self, at: tuple[int, int]) -> Sample: ...

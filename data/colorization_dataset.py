@@ -36,9 +36,6 @@ class ColorizationDataset(BaseDataset):
         self.A_paths = self.B_paths = self.usable(paths, Check(read_image, self.transform))
         self.sizes = {"A": self.transform.output_sizes(self.A_paths)}
 
-    def __len__(self) -> int:
-        return len(self.A_paths)
-
     def __getitem__(self, at: tuple[int, int]) -> Sample:
         epoch, index = at
         path = self.A_paths[index]

@@ -45,9 +45,6 @@ class NoiseDataset(BaseDataset):
         self.z_dim, self.truncation = opt.z_dim, opt.truncation
         self.A_paths = [Path(f"seed{seed:04d}") for seed in self.seeds]
 
-    def __len__(self) -> int:
-        return len(self.seeds)
-
     def __getitem__(self, at: tuple[int, int]) -> Sample:
         _, index = at
         generator = torch.Generator().manual_seed(self.seeds[index])

@@ -20,9 +20,6 @@ class SingleDataset(BaseDataset):
         self.formats = {"A": self.read.format(self.A_paths[0])}
         self.sizes = {"A": self.transform.output_sizes(self.A_paths)}
 
-    def __len__(self) -> int:
-        return len(self.A_paths)
-
     def __getitem__(self, at: tuple[int, int]) -> Sample:
         epoch, index = at
         path = self.A_paths[index]

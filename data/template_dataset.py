@@ -39,10 +39,6 @@ class TemplateDataset(BaseDataset):
         # Reads the headers where the flags call for it: an image that is too small is reported before training starts.
         self.sizes = {"A": self.transform_A.output_sizes(self.A_paths)}
 
-    def __len__(self) -> int:
-        """The number of samples in an epoch."""
-        return len(self.A_paths)
-
     def __getitem__(self, at: tuple[int, int]) -> Sample:
         """Sample `index` of `epoch`. Take every random decision from self.generator: then a run can be repeated."""
         epoch, index = at

@@ -39,6 +39,7 @@ class UnalignedDataset(BaseDataset):
         }
 
     def __len__(self) -> int:
+        """The size of the larger domain."""
         return max(len(self.A_paths), len(self.B_paths))
 
     def __getitem__(self, at: tuple[int, int]) -> Sample:
