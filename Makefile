@@ -1,10 +1,16 @@
 # Everything runs in a virtual environment in this folder. To use another: make demo PYTHON=python3.12 VENV=.venv312
 PYTHON ?= python3
 VENV ?= .venv
+VENV_OLDEST ?= .venv-oldest
 
 python := $(VENV)/bin/python
+oldest := networks models losses optimization weights init_from infer sagan continue decoders cli
+# Building visdom 0.2.4, the last version for Python 3.11, needs pkg_resources, which newer setuptools lack. Old and
+# new pip disagree on how to limit setuptools in an isolated build, so the build uses the version installed here.
+setuptools := "setuptools>=77,<81"
+install := -m pip install --no-build-isolation
 
-.PHONY: help demo earth faces faces_hour test faults benchmarks format
+.PHONY: help demo earth faces faces_hour test test-oldest faults benchmarks format
 
 help:
 	@echo 'make demo        install, train on the bundled images (6 minutes on 2 cores), translate the test images'
@@ -12,6 +18,7 @@ help:
 	@echo 'make faces       install, train SAGAN on the bundled faces (10 minutes), generate some'
 	@echo 'make faces_hour  like faces, with the longer recipe (an hour)'
 	@echo 'make test        install the development tools too, run lint, types and tests'
+	@echo 'make test-oldest download PyTorch 2.6 into .venv-oldest (5 GB), run the tests that depend on it most'
 	@echo 'make faults      run the tests that take minutes, such as repeatedly killed runs (10 at most, on 2 cores)'
 	@echo 'make benchmarks  measure speed and memory against plain PyTorch (half an hour on 2 quiet cores)'
 	@echo 'make format      format the code as make test requires'
@@ -31,6 +38,10 @@ test: $(VENV)/installed-dev
 	$(python) -m mypy
 	$(python) -m pytest
 
+# By hand, not in CI: it downloads gigabytes.
+test-oldest: $(VENV_OLDEST)/installed
+	$(VENV_OLDEST)/bin/python -m pytest $(oldest:%=tests/test_%.py)
+
 faults: $(VENV)/installed-dev
 	$(python) -m pytest -m faults
 
@@ -41,15 +52,20 @@ format: $(VENV)/installed-dev
 	$(python) -m ruff check --fix
 	$(python) -m ruff format
 
-# Building visdom 0.2.4, the last version for Python 3.11, needs pkg_resources, which newer setuptools lack. Old and
-# new pip disagree on how to limit setuptools in an isolated build, so the build uses the version installed here.
 $(VENV)/installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed: make PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
-	$(python) -m pip install "setuptools>=77,<81"
-	$(python) -m pip install --no-build-isolation .
+	$(python) -m pip install $(setuptools)
+	$(python) $(install) ".[fast,formats]"
 	@touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
-	$(python) -m pip install --no-build-isolation ".[dev]"
+	$(python) $(install) ".[dev,fast,formats]"
+	@touch $@
+
+# Without the optional libraries, whose wheels are built for newer versions of PyTorch.
+$(VENV_OLDEST)/installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV_OLDEST)
+	$(VENV_OLDEST)/bin/python -m pip install $(setuptools)
+	$(VENV_OLDEST)/bin/python $(install) ".[dev]" torch==2.6.0 torchvision==0.21.0
 	@touch $@

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
+from importlib import import_module
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -128,6 +129,8 @@ def create_dataset(opt: Any) -> EpochLoader:
         # On the CPU, workers take the cores from the training itself; a pair at 64 px loads in 1 ms, by a worker in 2.
         cores = max(cpu_count() // distributed.local_world_size(), 1)
         workers = min(workers, cores) if device.type != "cpu" else 0
+    if workers:
+        import_module("data.decoders")  # before they start, so a warning about torchcodec is logged once
     # testing takes one process
     processes = {"process": distributed.rank(), "processes": distributed.world_size()} if opt.is_train else {}
     return EpochLoader(

@@ -1,15 +1,17 @@
 """Image files that take more than Pillow: 16 bits, floats, any number of channels; PNG, TIFF and .npy as arrays."""
 
 import stat
+from enum import IntEnum
 from itertools import islice
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from imagecodecs import png_decode
 from PIL import Image, ImageOps
 from PIL.ImageFile import ImageFile
-from tifffile import EXTRASAMPLE, PHOTOMETRIC, TiffFile, TiffPage
+from tifffile import EXTRASAMPLE, PHOTOMETRIC, TIFF, TiffFile, TiffPage
+
+from data.image_folder import MissingLibrary
 
 MAX_CHANNELS = 16
 EXIF_ORIENTATION = 0x0112
@@ -109,9 +111,12 @@ def read_array(path: Path) -> np.ndarray:
     elif kind == "tiff":
         array = read_tiff(path)
     else:
-        with open_image(path, verify=not kind) as file:
-            if kind == "png":
-                array = np.atleast_3d(png_decode(path.read_bytes()))
+        with open_image(path, verify=True) as file:
+            has_color_key = "transparency" in file.info
+            if kind == "png" and (has_color_key or file.mode != "I;16"):  # which Pillow reads in full
+                from data.decoders import decode_png  # slow to import
+
+                array = decode_png(path, has_color_key=has_color_key)
                 array = upright(array, file.getexif().get(EXIF_ORIENTATION, 1))
             else:
                 array = read_bands(file)
@@ -123,7 +128,7 @@ def read_array(path: Path) -> np.ndarray:
 
 
 def read_bands(file: Image.Image) -> np.ndarray:
-    """All channels of a picture that Pillow opened, (H, W, C) of uint8."""
+    """All channels of a picture that Pillow opened, (H, W, C) of uint8; of uint16 if its mode is I;16."""
     image = ImageOps.exif_transpose(file)
     if image.mode == "P":
         image = image.convert("RGBA" if image.has_transparency_data else "RGB")
@@ -157,13 +162,36 @@ def read_tiff(path: Path) -> np.ndarray:
         pages = channel_pages(tiff)
         first = pages[0]
         if len(pages) > 1:
-            array = np.stack([page.asarray() for page in pages], axis=-1)
+            array = np.stack([decode_page(page, path) for page in pages], axis=-1)
         else:
-            array = np.atleast_3d(first.asarray())
+            array = np.atleast_3d(decode_page(first, path))
             array = np.moveaxis(array, 0, -1) if first.axes == "SYX" else array
         if first.photometric == PHOTOMETRIC.MINISWHITE and array.dtype.kind == "u":
             array = np.invert(array)
         return upright(array, first.tags.valueof(EXIF_ORIENTATION, 1))
+
+
+def decode_page(page: TiffPage, path: Path) -> np.ndarray:
+    """The pixels of one page of `path`.
+
+    Raises:
+        MissingLibrary: tifffile decodes this kind of page with imagecodecs only, which is not installed.
+    """
+    from data.decoders import imagecodecs  # slow to import
+
+    if imagecodecs is not None:
+        return page.asarray()
+    schemes = ((page.compression, TIFF.DECOMPRESSORS), (page.predictor, TIFF.UNPREDICTORS))
+    # a plain number is one that tifffile does not know: the file is damaged, and tifffile says so
+    known = [(value, decoders) for value, decoders in schemes if isinstance(value, IntEnum)]
+    names = " ".join(value.name for value, _ in known)
+    missing = MissingLibrary.of(path, f"a TIFF with {page.bitspersample} bits per sample and the encoding {names}")
+    if any(value not in decoders for value, decoders in known):
+        raise missing
+    try:
+        return page.asarray()
+    except (NotImplementedError, ImportError) as error:  # tifffile's own decoders do not cover every value
+        raise missing from error
 
 
 def channel_pages(tiff: TiffFile) -> list[TiffPage]:

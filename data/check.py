@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from data.image_file import describe, for_each
-from data.image_folder import DataError
+from data.image_folder import DataError, MissingLibrary
 from data.transforms import Transform, whole
 
 log = logging.getLogger(__name__)
@@ -60,10 +60,16 @@ def inspect_files(paths: list[Path], check: Check) -> list[Inspection]:
 
 
 def inspect_file(path: Path, check: Check) -> Inspection:
-    """Read one file, and find out what --dry_run tells about it."""
+    """Read one file, and find out what --dry_run tells about it.
+
+    Raises:
+        MissingLibrary: the file needs a library that is not installed.
+    """
     try:
         image, kind = check(path), describe(path)
         file_digest = digest(path.read_bytes())
+    except MissingLibrary:
+        raise
     except DataError as error:
         return Inspection(path=path, error=error)
     except OSError as error:  # it has gone since it was read
@@ -106,6 +112,7 @@ def leave_out_bad(paths: list[Path], check: Callable[[Path], object]) -> list[Pa
 
     Raises:
         DataError: none is left.
+        MissingLibrary: a file needs a library that is not installed.
     """
     errors = for_each(partial(fault, check=check), paths, "checking pictures")
     bad = [error for error in errors if error]
@@ -120,6 +127,8 @@ def fault(path: Path, check: Callable[[Path], object]) -> str:
     """What is wrong with a file, without advice; empty if nothing is."""
     try:
         check(path)
+    except MissingLibrary:
+        raise
     except DataError as error:
         return str(error).rsplit(": ", 1)[0]
     return ""

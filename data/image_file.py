@@ -65,15 +65,16 @@ def load_rgb(file: ImageFile, path: Path) -> Image.Image:
 
 
 def read_pixels(path: Path, channels: int) -> Tensor:
-    """As `read_rgb`, but (channels, H, W) of uint8: grey (1) or colour (3). Colour JPEGs take a third less time."""
-    from torchcodec.decoders import decode_jpeg  # slow to import, and --help does without
-    from torchvision.transforms.v2 import functional as F
+    """As `read_rgb`, but (channels, H, W) of uint8: grey (1) or colour (3). Torchcodec saves a third of the time."""
+    from torchvision.transforms.v2 import functional as F  # slow to import, and --help does without
+
+    from data.decoders import torchcodec
 
     with open_image(path, verify=True) as file:
         is_upright = file.getexif().get(EXIF_ORIENTATION, 1) == 1  # the decoder would not look into XMP for it
-        if channels == 3 and file.format == "JPEG" and file.mode == "RGB" and is_upright:
+        if torchcodec is not None and channels == 3 and (file.format, file.mode) == ("JPEG", "RGB") and is_upright:
             # not by its path, for which the decoder would change the filters of warnings: that is not safe in threads
-            pixels = decode_jpeg(torch.from_numpy(np.fromfile(path, np.uint8)))
+            pixels = torchcodec.decode_jpeg(torch.from_numpy(np.fromfile(path, np.uint8)))
             assert isinstance(pixels, Tensor)
             return pixels
         image = load_rgb(file, path)

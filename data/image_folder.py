@@ -26,6 +26,15 @@ class DataError(ValueError):
         return str(self)
 
 
+class MissingLibrary(DataError):
+    """A file needs a library that is not installed; the file is not bad, so --skip_bad_images does not skip it."""
+
+    @classmethod
+    def of(cls, path: Path, what: str, verb: str = "read") -> "MissingLibrary":
+        """The error for `path`, which is `what` and which imagecodecs alone can `verb`."""
+        return cls(f'Cannot {verb} {path}: {what} needs imagecodecs. Install it: pip install ".[formats]"')
+
+
 def list_images(folder: Path, limit: float = math.inf) -> list[Path]:
     """All images below `folder`, sorted by their path relative to it; at most `limit`, cut after sorting.
 

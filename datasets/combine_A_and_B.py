@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import tifffile
-from imagecodecs import png_encode
 from PIL import Image
 from tqdm import tqdm
 
@@ -21,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script's ow
 
 from data.arrays import MAX_CHANNELS, array_kind, read_array
 from data.image_file import read_rgb
-from data.image_folder import DataError, list_images, nearest_folder, tree
+from data.image_folder import DataError, MissingLibrary, list_images, nearest_folder, tree
 from options import values
 from util.command import run_command
 
@@ -51,6 +50,7 @@ def combine(
 
     Raises:
         DataError: a folder is missing, no picture has a partner, or the two pictures of a pair do not fit together.
+        MissingLibrary: a file needs a library that is not installed.
     """
     if fold_AB.resolve() in (fold_A.resolve(), fold_B.resolve()):
         raise DataError(f"--fold_AB {fold_AB} would overwrite the pictures it is made from: choose another folder.")
@@ -100,12 +100,19 @@ def join(path_A: Path, path_B: Path, path_AB: Path) -> None:
     path_AB.parent.mkdir(parents=True, exist_ok=True)
     try:
         write(np.concatenate([A, B], axis=1), path_AB)
+    except MissingLibrary:
+        raise
     except (OSError, ValueError) as error:
         raise DataError(f"Cannot write {path_AB} ({error}).") from error
 
 
 def write(array: np.ndarray, path: Path) -> None:
-    """Write (H, W, C) as a file of the kind that the suffix of `path` names. ValueError if that cannot hold it."""
+    """Write (H, W, C) as a file of the kind that the suffix of `path` names.
+
+    Raises:
+        ValueError: files of this kind cannot hold it.
+        MissingLibrary: a library that can write it is not installed.
+    """
     suffix, channels = path.suffix.lower(), array.shape[2]
     if suffix == ".npy":
         # the reader takes the one axis of at most MAX_CHANNELS for that of the channels
@@ -118,7 +125,14 @@ def write(array: np.ndarray, path: Path) -> None:
     elif suffix in (".tif", ".tiff"):
         tifffile.imwrite(path, array.transpose(2, 0, 1), photometric="minisblack", metadata=None)  # a page a channel
     elif suffix == ".png" and array.dtype in (np.uint8, np.uint16) and channels <= 4:
-        path.write_bytes(png_encode(array))
+        from data.decoders import imagecodecs  # slow to import
+
+        if array.dtype == np.uint8 or channels == 1:
+            Image.fromarray(array[..., 0] if channels == 1 else array).save(path)
+        elif imagecodecs is not None:
+            path.write_bytes(imagecodecs.png_encode(array))
+        else:
+            raise MissingLibrary.of(path, f"a PNG with {channels} channels of 16 bits", "write")
     else:
         raise ValueError(f"{suffix} files hold no {channels} channels of {array.dtype}: save A and B as .tif or .npy")
 

@@ -21,8 +21,10 @@ def values(*shape, dtype="uint16"):
     return (random * np.iinfo(dtype).max if np.dtype(dtype).kind in "ui" else random).astype(dtype)
 
 
-def write_png(path: Path, array: np.ndarray, size: tuple[int, int] | None = None) -> None:
-    """A PNG of 16 bits, (H, W, C); its header can claim another (width, height)."""
+def write_png(
+    path: Path, array: np.ndarray, size: tuple[int, int] | None = None, key: np.ndarray | None = None
+) -> None:
+    """A PNG of 16 bits, (H, W, C), of which the color `key` is transparent; its header can claim another size."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -31,7 +33,8 @@ def write_png(path: Path, array: np.ndarray, size: tuple[int, int] | None = None
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in array)
     colour_type = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
     header = struct.pack(">IIBBBBB", *(size or (width, height)), 16, colour_type, 0, 0, 0)
-    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    transparency = b"" if key is None else chunk(b"tRNS", key.astype(">u2").tobytes())
+    body = chunk(b"IHDR", header) + transparency + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + body)
 
 

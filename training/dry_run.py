@@ -62,7 +62,7 @@ def dry_run(argv: Sequence[str], parse: Parse, resume: Resume) -> int:
     loader = run.attempt(run.load)
     if loader is not None:
         log.info("Folders:\n%s", tree(Path(run.opt.dataroot)))
-        report_pictures(run, loader)
+        run.attempt(lambda opt: report_pictures(run, loader))
         measured = run.attempt(lambda opt: measure(opt, run.load(opt), resume))
         if measured is not None:
             run.attempt(lambda opt: report_disk(opt, *measured))
