@@ -27,7 +27,7 @@ from util.files import atomic
 from util.paths import BUNDLED
 from util.registry import choices, find_class
 
-BUNDLED_MARK = "bundled:"  # before the name of a folder in datasets/
+BUNDLED_MARK = "bundled:"  # prefix of a folder in datasets/
 
 
 class Options:
@@ -87,13 +87,13 @@ class Options:
         return dict(self._values)
 
     def portable(self) -> dict[str, Any]:
-        """All values as they are saved: the data root is found from other folders, a bundled one in other clones."""
+        """All values as they are saved: with an absolute dataroot, or a mark for a bundled one, for other clones."""
         root = Path(self.dataroot).absolute()
         bundled = root.is_relative_to(BUNDLED)
         return self.as_dict() | {"dataroot": f"{BUNDLED_MARK}{root.relative_to(BUNDLED)}" if bundled else str(root)}
 
     def changed(self) -> dict[str, Any]:
-        """The flags whose value is not the default: flag -> value. Without those that follow from others."""
+        """The flags whose value is not the default: flag -> value. Values derived from other flags are left out."""
         return {
             flag: value
             for flag, value in self._values.items()
@@ -128,7 +128,7 @@ def read_saved(run_dir: Path) -> dict[str, Any]:
 
 
 def from_portable(saved: Mapping[str, Any]) -> dict[str, Any]:
-    """What `Options.portable` made, with the bundled pictures where they are in this clone."""
+    """The options that `Options.portable` returned, with the path of bundled images in this clone."""
     options, root = dict(saved), str(saved.get("dataroot"))
     if root.startswith(BUNDLED_MARK):
         options["dataroot"] = str(BUNDLED / root.removeprefix(BUNDLED_MARK))
@@ -140,7 +140,7 @@ class BaseOptions:
 
     is_train: ClassVar[bool]
     description: ClassVar[str]  # above the flags in --help
-    own_flags: ClassVar[frozenset[str]]  # those that a call never takes over from the saved options of a run
+    own_flags: ClassVar[frozenset[str]]  # never inherited from the saved options of a run
 
     def initialize(self, parser: ArgumentParser) -> None:
         """Declare the shared flags."""
@@ -149,11 +149,11 @@ class BaseOptions:
         add_network_flags(parser)
 
     def parse(self, argv: Sequence[str] | None = None, saved: Mapping[str, object] = MappingProxyType({})) -> Options:
-        """Read the command line (`argv`, or the process's own); ends the process with status 2 on a mistake.
+        """Parse the command line (`argv`, or the process's own). A mistake ends the process with status 2.
 
-        Three passes: the shared flags name the model, whose flags and defaults name the data set, which adds its own.
-        `saved` are the options that a run was trained with: all but `own_flags` replace declared defaults. Touches no
-        file but those named by @FILE, and no GPU.
+        Three passes: the shared flags name the model, its flags and defaults name the dataset, which adds its own. The
+        options of a run, `saved`, replace the declared defaults, except for `own_flags`. Reads no file but those of
+        @FILE, and touches no GPU.
         """
         parser = self._parser(argv, saved)
         text = "show this page; its last flags are those of --model and --dataset_mode"
@@ -173,9 +173,9 @@ class BaseOptions:
         return Options(flags, given=given, inherited=saved, defaults=declared, name=name)
 
     def peek(self, argv: Sequence[str] | None = None) -> dict[str, Any]:
-        """The flags as they stand on the command line or are declared, unchecked: enough to find a run's saved options.
+        """The flags from the command line or their defaults, unchecked: enough to find the saved options of a run.
 
-        The name has its suffix, filled in from these flags alone, also under their old names.
+        The name includes --suffix, filled in from these flags alone, under their old names too.
         """
         parser = self._parser(argv, {})
         flags = parser.defaults() | parser.read(argv)[0]
@@ -184,17 +184,13 @@ class BaseOptions:
             try:
                 flags["name"] += "_" + flags["suffix"].format(**flags, **old)
             except (LookupError, ValueError, TypeError, AttributeError) as error:
-                parser.error(
-                    f"--suffix {flags['suffix']}: only flags in {{}}, such as {{netG}}, can be filled in ({error})"
-                )
+                parser.error(f"--suffix {flags['suffix']}: braces can hold flags only, such as {{netG}} ({error})")
             if not values.is_plain_name(flags["name"]):
-                parser.error(
-                    f"--suffix {flags['suffix']}: makes {flags['name']!r}, which is no plain name, without slashes"
-                )
+                parser.error(f"--suffix {flags['suffix']}: gives the name {flags['name']!r}; a name has no slashes")
         return flags
 
     def _parser(self, argv: Sequence[str] | None, saved: Mapping[str, object]) -> Parser:
-        """All flags, with the defaults of model, data set and saved options."""
+        """All flags, with the defaults of model, dataset and saved options."""
         parser = Parser("train.py" if self.is_train else "test.py", self.description)
         self.initialize(parser)
         inherited = {flag: value for flag, value in saved.items() if flag not in self.own_flags}
@@ -204,7 +200,7 @@ class BaseOptions:
             chosen = given.get(flag, parser.get_default(flag))
             if flag == "model" and chosen != inherited.get("model"):
                 inherited.pop("dataset_mode", None)  # another model may need other data
-                if self.is_train:  # and have attention where the old one had none
+                if self.is_train:  # and attention where the old one has none
                     inherited.pop("attn_G", None)
                     inherited.pop("attn_D", None)
             try:
@@ -219,9 +215,11 @@ class BaseOptions:
         return parser
 
     def complete(self, flags: dict[str, Any], given: Mapping[str, Any], parser: ArgumentParser) -> None:
-        """Check flags against each other and fill in what follows from others."""
+        """Check flags against each other and fill in the values derived from others."""
         if flags["dataroot"] is None:
-            parser.error(f"--dataroot: name the folder of your pictures; --model {flags['model']} comes without any")
+            parser.error(
+                f"--dataroot is required: the folder of your images; none are bundled for --model {flags['model']}"
+            )
         if flags["load_size"] is None:
             flags["load_size"] = flags["crop_size"]
         cut = flags["preprocess"] in ("resize_and_crop", "scale_width_and_crop")
@@ -230,68 +228,81 @@ class BaseOptions:
 
 
 def add_run_flags(parser: ArgumentParser) -> None:
-    """What runs, where, and what it is called."""
+    """The run: its name, model, folder, device."""
     add = parser.add_argument_group("run").add_argument
     add("--name", type=values.plain_name, default="experiment_name", help="name of the run and of its folder")
-    add("--suffix", default="", help="added to the name, with flags filled in: {model}_{netG}_size{load_size}")
+    add("--suffix", default="", help="added to the name; braces are filled in: {model}_{netG}_size{load_size}")
     models = f"models/MODEL_model.py: {', '.join(choices('models'))}"
     add("--model", type=values.class_name("models"), default="cycle_gan", help=models)
     add("--checkpoints_dir", default="./checkpoints", help="folder of all runs; weights go to CHECKPOINTS_DIR/NAME")
-    epoch = "weights to load, when testing and with --continue_train: latest, the number of an epoch, or old: the run "
-    epoch += "that a new one of its name replaced"
+    epoch = (
+        "checkpoint to load, for testing and with --continue_train: latest, the number of an epoch, or old, the last "
+    )
+    epoch += "checkpoint of a run that a new one of the same name has replaced"
     add("--epoch", type=values.plain_name, default="latest", help=epoch)
-    images = "load the weights that --save_by_iter kept after so many images instead; 0 = as --epoch says"
+    images = "load the checkpoint that --save_by_iter kept after so many images; 0 = use --epoch"
     add("--load_iter", type=values.non_negative_int, default=0, help=images)
     add("--seed", type=values.seed, default=0, help="random seed of weights, order, augmentation and dropout")
     add("--device", default="auto", choices=DEVICES, help="auto = a GPU if there is one")
     add("--gpu_ids", type=values.gpu_ids, default="0", help="CUDA GPUs, as 0,1: one for each process; -1 = CPU")
-    add("--display_winsize", type=values.positive_int, default=256, help="width of pictures on pages, in px")
+    add("--display_winsize", type=values.positive_int, default=256, help="width of images on pages, in px")
     add("--verbose", action="store_true", help="print the layers of the networks, and tracebacks of errors")
     add("--use_wandb", action="store_true", help="log to Weights & Biases (pip install wandb)")
     add("--wandb_project_name", default="CycleGAN-and-pix2pix", help="project at Weights & Biases")
 
 
 def add_data_flags(parser: ArgumentParser) -> None:
-    """Which pictures, and how they are read."""
+    """Which images, and how they are read."""
     add = parser.add_argument_group("data").add_argument
     add(
-        "--dataroot", help="folder of pictures; for two domains, of trainA, trainB, testA, testB; if none: bundled ones"
+        "--dataroot",
+        help="folder of images; with two domains, of trainA, trainB, testA, testB; default: bundled images",
     )
     modes = f"data/DATASET_MODE_dataset.py: {', '.join(choices('data'))}"
     add("--dataset_mode", type=values.class_name("data"), default="unaligned", help=modes)
     add("--direction", default="AtoB", choices=DIRECTIONS, help="which domain is translated to which")
-    size = "how pictures get their size. resize: to a square of LOAD_SIZE; scale_width: to a width of LOAD_SIZE, in "
-    size += "proportion; crop: a square of CROP_SIZE is cut out"
+    size = (
+        "how images are resized. resize: to a square of LOAD_SIZE; scale_width: to a width of LOAD_SIZE, keeping the "
+    )
+    size += "aspect ratio; crop: to a square of CROP_SIZE"
     add("--preprocess", default="resize_and_crop", choices=PREPROCESS, help=size)
-    centre = "before that, cut out the centre: a square of so many px; max = the largest there is; 0 = no"
-    add("--center_crop", type=values.center_crop, default=0, help=centre)
+    center = "before that, crop a square of so many px from the center; max = the largest square; 0 = off"
+    add("--center_crop", type=values.center_crop, default=0, help=center)
     add("--load_size", type=values.positive_int, default=286, help="size before the crop, in px")
     add("--crop_size", type=values.positive_int, default=256, help="size of the crop, in px")
-    add("--no_flip", action="store_true", help="do not mirror half of the pictures in training")
-    add("--serial_batches", action="store_true", help="take pictures in their order, not at random")
-    text = "values that become -1 and 1, in files of more than 8 bits (=LOW,HIGH if below 0); left out: by their type"
+    add("--no_flip", action="store_true", help="no random horizontal flips in training")
+    add("--serial_batches", action="store_true", help="take images in order, not at random")
+    text = (
+        "values of files with more than 8 bits that become -1 and 1 (write =LOW,HIGH for a negative LOW); default: by "
+    )
+    text += "dtype"
     add("--value_range", type=values.value_range, default="", metavar="LOW,HIGH", help=text)
-    add("--max_dataset_size", type=values.count, default=math.inf, help="use the first so many pictures; inf = all")
-    text = "leave out the pictures that cannot be used; all are read once at the start to find them"
+    add("--max_dataset_size", type=values.count, default=math.inf, help="use the first so many images; inf = all")
+    text = "leave out unusable images; all images are read once at the start to find them"
     add("--skip_bad_images", action="store_true", help=text)
-    add("--batch_size", type=values.positive_int, default=1, help="pictures per step, in each process")
-    add("--num_threads", type=values.non_negative_int, default=4, help="loading processes; on a CPU none unless given")
+    add("--batch_size", type=values.positive_int, default=1, help="images per step, in each process")
+    add(
+        "--num_threads",
+        type=values.non_negative_int,
+        default=4,
+        help="data loader workers; on a CPU the default is none",
+    )
 
 
 def add_network_flags(parser: ArgumentParser) -> None:
     """The architecture of generators (G) and discriminators (D)."""
     add = parser.add_argument_group("network").add_argument
-    add("--input_nc", type=values.positive_int, default=3, help="channels of input pictures: 3 = colour, 1 = grey")
-    add("--output_nc", type=values.positive_int, default=3, help="channels of output pictures: 3 = colour, 1 = grey")
+    add("--input_nc", type=values.positive_int, default=3, help="channels of input images: 3 = color, 1 = gray")
+    add("--output_nc", type=values.positive_int, default=3, help="channels of output images: 3 = color, 1 = gray")
     generators, discriminators = [*GENERATORS, *NOISE_GENERATORS], [*DISCRIMINATORS, *IMAGE_DISCRIMINATORS]
-    add("--netG", default="resnet_9blocks", choices=generators, help="generator; sagan...: from noise")
+    add("--netG", default="resnet_9blocks", choices=generators, help="generator; sagan and sagan_resnet: from noise")
     add("--netD", default="basic", choices=discriminators, help="discriminator; basic = n_layers with 3")
     add("--ngf", type=values.positive_int, default=64, help="channels of G's first layer")
     add("--ndf", type=values.positive_int, default=64, help="channels of D's first layer")
-    add("--n_layers_D", type=values.positive_int, default=3, help="halving layers of --netD n_layers")
-    add("--norm", default="instance", choices=NORMS, help="normalisation in G and D")
+    add("--n_layers_D", type=values.positive_int, default=3, help="downsampling layers of --netD n_layers")
+    add("--norm", default="instance", choices=NORMS, help="normalization in G and D")
     add("--no_dropout", action="store_true", help="no dropout in G")
-    upsample = "how G enlarges; nearest = resize, then convolve, which leaves no grid pattern"
+    upsample = "upsampling in G; nearest = resize, then convolve, which leaves no checkerboard"
     add("--upsample", default="deconv", choices=UPSAMPLINGS, help=upsample)
     stages = "stages of {} followed by self-attention: {}. Separated by commas, or none"
     resnet = "down1, down2, block1 ..., bottleneck (the middle), up1, up2; sagan's: l1 ..., sagan_resnet's: block1 ..."
@@ -299,7 +310,7 @@ def add_network_flags(parser: ArgumentParser) -> None:
     patchgan = "layer1, layer2 ..., bottleneck (stride 8); sagan's: l1 ..., sagan_resnet's: block1 ..."
     add("--attn_D", default="none", help=stages.format("D", patchgan))
     switch = argparse.BooleanOptionalAction
-    add("--spectral_norm_G", action=switch, default=False, help="spectral normalisation in G")
-    add("--spectral_norm_D", action=switch, default=False, help="spectral normalisation in D")
+    add("--spectral_norm_G", action=switch, default=False, help="spectral normalization in G")
+    add("--spectral_norm_D", action=switch, default=False, help="spectral normalization in D")
     add("--init_type", default="normal", choices=INIT_TYPES, help="initial weights")
-    add("--init_gain", type=values.positive_float, default=0.02, help="scale of initial weights; kaiming takes none")
+    add("--init_gain", type=values.positive_float, default=0.02, help="scale of initial weights; not used by kaiming")

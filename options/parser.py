@@ -1,4 +1,4 @@
-"""argparse with commented response files, old names of flags, help in full, and hints for mistyped flags."""
+"""argparse with comments in response files, old names of flags, complete help, and hints for mistyped flags."""
 
 import argparse
 import difflib
@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 log = logging.getLogger(__name__)
 
-# What flags of upstream were called in 2017 and 2018.
+# Names of upstream's flags in 2017 and 2018.
 RENAMED = {
     "niter": "n_epochs", "niter_decay": "n_epochs_decay", "batchSize": "batch_size", "loadSize": "load_size",
     "fineSize": "crop_size", "nThreads": "num_threads", "which_model_netG": "netG", "which_model_netD": "netD",
@@ -23,7 +23,7 @@ _MISSING = object()
 
 
 class Parser(argparse.ArgumentParser):
-    """Takes flags in full (no abbreviations) and files of them (@FILE); -h is left for its user to add."""
+    """Parses flags without abbreviations, and files of flags (@FILE). The caller adds -h after the last flag."""
 
     def __init__(self, prog: str, description: str = ""):
         super().__init__(
@@ -45,11 +45,11 @@ class Parser(argparse.ArgumentParser):
                 self.withdrawn[action.dest] = owner
 
     def defaults(self) -> dict[str, Any]:
-        """All flags declared so far, with the values they have when nobody gives them."""
+        """All flags declared so far, with their default values."""
         return vars(self.parse_args([]))
 
     def inherit(self, values: Mapping[str, object]) -> None:
-        """Make `values` the defaults of those flags among them that are declared."""
+        """Make `values` the defaults of the declared flags among them."""
         declared = self.defaults()
         self.set_defaults(**{name: value for name, value in values.items() if name in declared})
 
@@ -74,7 +74,7 @@ class Parser(argparse.ArgumentParser):
         return [self.up_to_date(word) for word in words]
 
     def up_to_date(self, word: str) -> str:
-        """`word`, or the present name of the flag where it is an old one (--niter, --niter=5) of a declared flag."""
+        """`word`, or the current name if it is an old name (--niter, --niter=5) of a declared flag."""
         old, equals, value = word.partition("=")
         new = RENAMED.get(old.removeprefix("--")) if old.startswith("--") else None
         if new is None or new.partition("=")[0] not in self.defaults():
@@ -83,7 +83,7 @@ class Parser(argparse.ArgumentParser):
         return f"--{new}{equals}{value}"
 
     def refuse(self, unknown: Sequence[str]) -> NoReturn:
-        """End with an error about words that belong to no flag, and a hint where one is similar."""
+        """Exit with an error about words that belong to no flag, and a hint if a flag is similar."""
         flag = next((word.split("=")[0] for word in unknown if word.startswith("-")), None)
         if flag is None:
             self.error(f"{unknown[0]!r} belongs to no option")
@@ -95,18 +95,18 @@ class Parser(argparse.ArgumentParser):
 
 @functools.cache  # a command line is read several times
 def announce(old: str, new: str) -> None:
-    """Say once that a flag has another name now."""
+    """Log once that a flag has been renamed."""
     log.warning("%s is now called %s", old, new)
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows defaults, but not those of switches that are off and of flags without a value."""
+    """Shows defaults, except for switches that are off and flags without a value."""
 
     def __init__(self, prog: str):
         super().__init__(prog, max_help_position=32)
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        if action.dest == "dataroot":  # where this clone lies is of no interest
+        if action.dest == "dataroot":  # the path of this clone is not interesting
             return action.help
         if action.default is True:
             return f"{action.help} (default: on)"

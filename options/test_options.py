@@ -16,8 +16,8 @@ class TestOptions(BaseOptions):
     __test__ = False  # not a test, whatever pytest makes of the name
     is_train = False
     description = (
-        "Translate pictures with a trained model. For example: python test.py --name maps. Left-out flags of data and "
-        "network are those of the run. @FILE takes flags from a text file."
+        "Translate images with a trained model. For example: python test.py --name maps. Flags of data and network "
+        "default to those of the run. @FILE reads flags from a text file."
     )
     own_flags = frozenset(
         (
@@ -29,23 +29,28 @@ class TestOptions(BaseOptions):
     )  # fmt: skip
 
     def initialize(self, parser: ArgumentParser) -> None:
-        """Declare all flags; pictures come in order, whole, and none is mirrored."""
+        """Declare all flags. Images come in order, uncropped and without flips."""
         super().initialize(parser)
         parser.set_defaults(no_flip=True, serial_batches=True, load_size=parser.get_default("crop_size"))
         add = parser.add_argument_group("testing").add_argument
-        add("--phase", type=values.plain_name, default="test", help="which pictures: folders PHASEA and PHASEB")
-        add("--num_test", type=values.count, default=math.inf, help="translate the first so many pictures; inf = all")
-        add("--results_dir", default="./results/", help="the page goes to RESULTS_DIR/NAME/PHASE_EPOCH/index.html")
-        add("--aspect_ratio", type=values.positive_float, default=1.0, help="widen results by it; below 1: heighten")
-        text = "what networks compute in. bf16: about twice as fast where the processor has it; fp16: the same on GPUs"
+        add("--phase", type=values.plain_name, default="test", help="which images: folders PHASEA and PHASEB")
+        add("--num_test", type=values.count, default=math.inf, help="translate the first so many images; inf = all")
+        add("--results_dir", default="./results/", help="the page is RESULTS_DIR/NAME/PHASE_EPOCH/index.html")
+        add(
+            "--aspect_ratio",
+            type=values.positive_float,
+            default=1.0,
+            help="stretch results: their width if above 1, else their height",
+        )
+        text = "of the networks. bf16: about twice as fast on processors that support it; fp16: the same on NVIDIA GPUs"
         add("--precision", default="fp32", choices=PRECISIONS, help=text)
         text = "CPU threads; 0 = OMP_NUM_THREADS, or measured on the first images; results differ by rounding"
         add("--cpu_threads", type=values.non_negative_int, default=0, help=text)
         add("--eval", action="store_true", help="eval mode: running statistics in batch norm, no dropout")
-        add("--no_ema", action="store_true", help="plain weights, where the run kept their average too")
+        add("--no_ema", action="store_true", help="use the plain weights, even if the run has averaged ones")
 
     def complete(self, flags: dict[str, Any], given: Mapping[str, Any], parser: ArgumentParser) -> None:
-        """Pictures that are scaled and cropped are scaled to the crop, unless --load_size is given: nothing is lost."""
+        """Resize images to the crop size unless --load_size is given, so that nothing is cropped away."""
         if "load_size" not in given and flags["preprocess"].endswith("_and_crop"):
             flags["load_size"] = flags["crop_size"]
         super().complete(flags, given, parser)

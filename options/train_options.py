@@ -12,12 +12,12 @@ from options.choices import LR_POLICIES, PRECISIONS
 
 
 class TrainOptions(BaseOptions):
-    """Declares the flags of training beside the shared ones. A run that goes on keeps them, but for its `own_flags`."""
+    """Declares the flags of training beside the shared ones. A resumed run keeps them, except for `own_flags`."""
 
     is_train = True
     description = (
         "Train a model. For example: python train.py --dataroot ./datasets/maps --name maps --model cycle_gan_attn. "
-        "@FILE takes flags from a text file."
+        "@FILE reads flags from a text file."
     )
     own_flags = frozenset(
         (
@@ -25,7 +25,7 @@ class TrainOptions(BaseOptions):
             "override", "dry_run",
         )
     )  # fmt: skip
-    # These may change while a run goes on: how long it is, what is saved and shown, and where it computes.
+    # A resumed run may change these: its length, what is saved and displayed, and the device.
     free_flags = frozenset(
         (
             "n_epochs", "n_epochs_decay", "max_minutes", "on_nan", "save_latest_freq", "save_epoch_freq",
@@ -46,15 +46,15 @@ class TrainOptions(BaseOptions):
         add_display_flags(parser)
 
     def complete(self, flags: dict[str, Any], given: Mapping[str, Any], parser: ArgumentParser) -> None:
-        """Fill in the learning rates; refuse flags that contradict each other, or would change nothing."""
+        """Fill in the learning rates; refuse flags that contradict each other or have no effect."""
         super().complete(flags, given, parser)
         for rate in ("lr_G", "lr_D"):
             if flags[rate] is None or ("lr" in given and rate not in given):
                 flags[rate] = flags["lr"]
         if flags["init_from"] and flags["continue_train"]:
-            parser.error("--init_from starts a run and --continue_train goes on with one: leave one of them out")
+            parser.error("--init_from starts a new run and --continue_train resumes one: leave one of them out")
         if flags["override"] and not flags["continue_train"]:
-            parser.error("--override is about the flags of a run that goes on: it needs --continue_train")
+            parser.error("--override needs --continue_train: it allows a resumed run to change its flags")
         if flags["save_by_iter"] and not flags["save_latest_freq"]:
             parser.error("--save_by_iter keeps the checkpoints of --save_latest_freq, which is 0: there are none")
         epochs = flags["n_epochs"] + flags["n_epochs_decay"]
@@ -66,9 +66,9 @@ class TrainOptions(BaseOptions):
 
 
 def changed_flags(opt: Options, saved: Mapping[str, Any]) -> list[str]:
-    """What makes another run of one that goes on: "--lr 0.001 (so far 0.0002)" for each flag that is not free.
+    """The changes that make a resumed run another run: "--lr 0.001 (so far 0.0002)" for each flag that is not free.
 
-    Attention is free when `cycle_gan` goes on as `cycle_gan_attn`, and so on: it changes no pixel at first.
+    Attention is free when `cycle_gan` is resumed as `cycle_gan_attn`, and so on: it changes no pixel at first.
     """
     free = TrainOptions.own_flags | TrainOptions.free_flags
     if opt.model == f"{saved.get('model')}_attn":
@@ -82,46 +82,59 @@ def changed_flags(opt: Options, saved: Mapping[str, Any]) -> list[str]:
 
 
 def add_training_flags(parser: ArgumentParser) -> None:
-    """How long, how exactly, and against which loss."""
+    """Length, start and stop of a run."""
     add = parser.add_argument_group("training").add_argument
-    add("--phase", type=values.plain_name, default="train", help="which pictures: folders PHASEA and PHASEB")
-    add("--n_epochs", type=values.non_negative_int, default=100, help="epochs at the full learning rate")
-    add("--n_epochs_decay", type=values.non_negative_int, default=100, help="epochs after these, at a falling rate")
-    add("--epoch_count", type=values.positive_int, default=1, help="number of the first epoch")
-    add("--continue_train", action="store_true", help="go on where the run of this name was saved, with its flags")
-    add("--override", action="store_true", help="let --continue_train go on with other flags than before")
+    add("--phase", type=values.plain_name, default="train", help="which images: folders PHASEA and PHASEB")
+    add("--n_epochs", type=values.non_negative_int, default=100, help="epochs at the initial learning rate")
     add(
-        "--init_from", default="", help="start from older weights, what fits of them: a run's name or folder, or a file"
+        "--n_epochs_decay",
+        type=values.non_negative_int,
+        default=100,
+        help="epochs after these, with a decaying learning rate",
     )
-    text = "check pictures, networks, memory, time and places, write nothing, end with ready or with a mended command"
+    add("--epoch_count", type=values.positive_int, default=1, help="number of the first epoch")
+    add("--continue_train", action="store_true", help="resume the run of this name from its checkpoint, with its flags")
+    add("--override", action="store_true", help="let --continue_train change the flags of the run")
+    add(
+        "--init_from",
+        default="",
+        help="start from older weights, as far as they fit: the name or folder of a run, or a file",
+    )
+    text = "check images, networks, memory, time and folders, write nothing, end with ready or a corrected command"
     add("--dry_run", action="store_true", help=text)
-    add("--max_minutes", type=values.non_negative_float, default=0.0, help="save and stop after so long; 0 = no limit")
-    nan = "when a loss is not finite: stop, or go back to the last save with half the learning rate, 3 times at most"
+    add(
+        "--max_minutes",
+        type=values.non_negative_float,
+        default=0.0,
+        help="save a checkpoint and stop after so many minutes; 0 = no limit",
+    )
+    nan = "after a non-finite loss: stop, or resume the last checkpoint with half the learning rate, 3 times at most"
     add("--on_nan", default="stop", choices=("stop", "rollback"), help=nan)
-    add("--pool_size", type=values.non_negative_int, default=50, help="older fakes to show to D; 0 = none")
+    add(
+        "--pool_size",
+        type=values.non_negative_int,
+        default=50,
+        help="size of the image pool, from which D sees older fakes; 0 = none",
+    )
     add(
         "--ema_decay",
         type=values.fraction,
         default=0.0,
-        help="keep an average of G's weights too, such as 0.999; 0 = no",
+        help="decay of the averaged weights of G, such as 0.999; 0 = no average",
     )
 
 
 def add_speed_flags(parser: ArgumentParser) -> None:
-    """What trades exactness, memory or a wait at the start for speed."""
+    """Precision, compilation, memory and threads."""
     add = parser.add_argument_group("speed").add_argument
-    text = (
-        "what networks compute in. bf16: about twice as fast where the processor has it, results differ in the third "
-    )
-    text += "digit; fp16: the same for older NVIDIA GPUs; weights, losses and statistics stay fp32"
+    text = "of the forward pass. bf16: about twice as fast on processors that support it, results differ in the third digit; "
+    text += "fp16: the same on older NVIDIA GPUs; weights, losses and statistics stay fp32"
     add("--precision", default="fp32", choices=PRECISIONS, help=text)
-    text = "compile networks: a minute or more at the start, then up to a tenth faster; numbers differ by rounding"
+    text = "compile the networks: takes a minute or more, then steps are up to 10% faster; results differ by rounding"
     add("--compile", action="store_true", help=text)
-    text = (
-        "keep less of G's residual blocks for the backward pass: much less memory for large pictures, a quarter slower"
-    )
+    text = "recompute G's residual blocks in the backward pass: much less memory for large images, 25% slower"
     add("--checkpoint_blocks", action="store_true", help=text)
-    text = "on NVIDIA GPUs, matrix products with inputs cut to 10 bits of mantissa, as convolutions are anyway: faster"
+    text = "TF32 matrix products on NVIDIA GPUs: faster, with 10 bits of mantissa, as in PyTorch's convolutions"
     add("--tf32", action="store_true", help=text)
     text = (
         "CPU threads of a step; 0 = OMP_NUM_THREADS, or measured at the start and again when steps slow down. Results "
@@ -133,13 +146,15 @@ def add_speed_flags(parser: ArgumentParser) -> None:
 def add_rate_flags(parser: ArgumentParser) -> None:
     """The optimizer and its schedule."""
     add = parser.add_argument_group("learning rate").add_argument
-    policy = "linear: to 0 in --n_epochs_decay; step: a tenth every --lr_decay_iters; plateau: a fifth when G's loss "
-    policy += "stands still; cosine: to 0 over the whole run"
-    add("--lr", type=values.positive_float, default=0.0002, help="full learning rate of Adam")
-    add("--lr_G", type=values.positive_float, help="of the generators; left out: --lr")
-    add("--lr_D", type=values.positive_float, help="of the discriminators; left out: --lr")
-    add("--beta1", type=values.fraction, default=0.5, help="momentum of Adam")
-    add("--beta2", type=values.fraction, default=0.999, help="memory of Adam for the size of gradients")
+    policy = (
+        "linear: to 0 in --n_epochs_decay; step: times 0.1 every --lr_decay_iters; plateau: times 0.2 when G's loss "
+    )
+    policy += "stops falling; cosine: to 0 over the whole run"
+    add("--lr", type=values.positive_float, default=0.0002, help="initial learning rate of Adam")
+    add("--lr_G", type=values.positive_float, help="of the generators; default: --lr")
+    add("--lr_D", type=values.positive_float, help="of the discriminators; default: --lr")
+    add("--beta1", type=values.fraction, default=0.5, help="decay of Adam's first moment")
+    add("--beta2", type=values.fraction, default=0.999, help="decay of Adam's second moment")
     add("--lr_policy", default="linear", choices=LR_POLICIES, help=policy)
     add("--lr_decay_iters", type=values.positive_int, default=50, help="epochs between steps of --lr_policy step")
 
@@ -163,9 +178,9 @@ def add_saving_flags(parser: ArgumentParser) -> None:
 
 
 def add_display_flags(parser: ArgumentParser) -> None:
-    """Where a run is shown, and how often."""
+    """Where a run is displayed, and how often."""
     add = parser.add_argument_group("display").add_argument
-    add("--print_freq", type=values.non_negative_int, default=100, help="images between lines of losses; 0 = none")
+    add("--print_freq", type=values.non_negative_int, default=100, help="images between two lines of losses; 0 = none")
     add(
         "--update_html_freq",
         type=values.non_negative_int,
@@ -179,8 +194,13 @@ def add_display_flags(parser: ArgumentParser) -> None:
         default=400,
         help="images between updates in visdom and the like",
     )
-    add("--display_id", type=values.whole_number, default=1, help="first window in visdom; 0 or less = no visdom")
-    add("--display_ncols", type=values.non_negative_int, default=4, help="pictures a row in visdom; 0 = windows of one")
+    add("--display_id", type=values.whole_number, default=1, help="window id in visdom; 0 or less = no visdom")
+    add(
+        "--display_ncols",
+        type=values.non_negative_int,
+        default=4,
+        help="images per row in visdom; 0 = a window for each",
+    )
     add("--display_server", default="http://localhost", help="address of the visdom server")
     add("--display_port", type=values.port, default=8097, help="port of the visdom server")
     add("--display_env", default="main", help="environment in visdom")
@@ -188,7 +208,7 @@ def add_display_flags(parser: ArgumentParser) -> None:
 
 
 def nothing_left(opt: Options, done: int) -> str:
-    """What to tell who asks a run for no more epochs than the `done` ones."""
+    """The message for a run that is asked for no more epochs than the `done` ones."""
     return (
         f"nothing left to do: {done} epochs are done, and --n_epochs {opt.n_epochs} with --n_epochs_decay "
         f"{opt.n_epochs_decay} asks for {opt.n_epochs + opt.n_epochs_decay}"
@@ -196,6 +216,6 @@ def nothing_left(opt: Options, done: int) -> str:
 
 
 def run_flags(opt: Options) -> str:
-    """The flags with which a script finds the run."""
+    """The flags that name the run to a script."""
     folder = f" --checkpoints_dir {shlex.quote(opt.checkpoints_dir)}" if opt.given("checkpoints_dir") else ""
     return f"--name {shlex.quote(opt.name)}{folder}"

@@ -1,4 +1,4 @@
-"""What a flag accepts: functions for argparse's `type=` that turn the text of a value into a checked value."""
+"""The values that flags accept: functions for argparse's `type=`, from text to a checked value."""
 
 import math
 import re
@@ -42,7 +42,7 @@ def class_name(package: str) -> Callable[[str], str]:
 
 
 def seeds(text: str) -> list[int]:
-    """Numbers and ranges, as 3,8,20-29, in this order; each below 2**63, which torch takes, MAX_SEEDS in all."""
+    """Numbers and ranges, such as 3,8,20-29, in this order; each below torch's limit of 2**63, at most MAX_SEEDS."""
     numbers: list[int] = []
     for part in text.split(","):
         match = re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip())
