@@ -1,1 +1,1 @@
-"""What people see of a run: the event log, and the console, pages and services that show it."""
+"""The display of a run: its event log, and the console, pages and services that show it."""

@@ -22,60 +22,71 @@ from models.networks.attention import SelfAttention2d, attention_blocks, block_i
 from util.device import autocast
 from util.images import to_image
 
-QUERIES = 16  # query positions along each side, at most: with these numbers a block takes 0.2 MB on disk
-KEYS = 32  # cells along each side of a map, at most
-AT_ONCE = 64  # query positions; the full map of one has as many weights as the feature map has positions
+MAX_QUERIES = 16  # query positions per side: with these two limits a block takes 0.2 MB on disk
+MAX_KEYS = 32  # cells of a map per side
+CHUNK = 64  # query positions per computation; the full map of one has as many weights as the feature map has positions
 
-SIDE = 192  # px; smaller images are enlarged, so that the marker is crisp
-MARKER = "#35e0ff"  # the one bright hue that neither maps nor the heat colors have
+MIN_SIDE = 192  # px; smaller images are enlarged, so that the marker is crisp
+MARKER = "#35e0ff"  # the one bright hue that neither gray images nor the heat colors have
 
 
 @dataclass(frozen=True)
 class AttentionMap:
-    """The attention of one block of a network from a grid of query positions, for one image or a batch of them."""
+    """The attention of one block of a network from a grid of query positions, for one image or a batch.
 
-    network: str  # G_A
-    stage: str  # of the block: block5
-    over: str  # label of the image to show it over: real_A
-    gamma: float  # factor of the block's result
-    cells: tuple[int, int]  # rows and columns of the feature map
-    positions: Sequence[tuple[int, int]]  # query positions (row, column): an even grid, row by row
-    weights: Tensor  # (..., len(positions), h, w): attention weights; 1 = uniform attention
-    entropy: Tensor  # (..., len(positions)) in bits, of the exact weights; log2 of the cells = uniform attention
+    Attributes:
+        network: name of the network, such as G_A.
+        stage: stage of the network that has the block, such as block5.
+        over: label of the image to show the map over, such as real_A.
+        gamma: factor of the block's output.
+        cells: rows and columns of the feature map.
+        positions: query positions (row, column), an even grid, row by row.
+        weights: attention weights (..., len(positions), h, w); 1 is uniform attention.
+        entropy: entropy (..., len(positions)) of the exact weights in bits; log2 of the cells is uniform attention.
+    """
+
+    network: str
+    stage: str
+    over: str
+    gamma: float
+    cells: tuple[int, int]
+    positions: Sequence[tuple[int, int]]
+    weights: Tensor
+    entropy: Tensor
 
     def __getitem__(self, index: int) -> "AttentionMap":
-        """The maps of one image of a batch."""
+        """Return the maps of one image of a batch."""
         return dataclasses.replace(self, weights=self.weights[index], entropy=self.entropy[index])
 
     def figure(self, image: Tensor) -> Image.Image:
-        """The map over `image`, (C, H, W) in [-1, 1], of the query position with the most concentrated attention."""
+        """Draw the map of the query position with the lowest entropy over `image`, (C, H, W) in [-1, 1]."""
         sharpest = int(self.entropy.argmin())
         row, column = self.positions[sharpest]
-        at = (row + 0.5) / self.cells[0], (column + 0.5) / self.cells[1]
-        return overlay(image, self.weights[sharpest], at)
+        position = (row + 0.5) / self.cells[0], (column + 0.5) / self.cells[1]
+        return overlay(image, self.weights[sharpest], position)
 
     def viewer_data(self) -> dict[str, Any]:
-        """What the viewer of a page needs of one image's maps, for JSON: weights in 8 bits of each map's maximum."""
-        most = self.weights.flatten(1).amax(1)
-        levels = (self.weights / most.clamp(min=1e-12)[:, None, None] * 255).round().byte()
+        """Return the maps of one image for the viewer, ready for JSON: weights in 8 bits, relative to each maximum."""
+        maxima = self.weights.flatten(1).amax(1)
+        levels = (self.weights / maxima.clamp(min=1e-12)[:, None, None] * 255).round().byte()
         return {
             "network": self.network,
             "stage": self.stage,
             "over": self.over,
             "gamma": self.gamma,
             "cells": self.cells,
-            "queries": [min(side, QUERIES) for side in self.cells],
+            "queries": [min(side, MAX_QUERIES) for side in self.cells],
             "keys": list(self.weights.shape[1:]),
             "entropy": [round(bits, 3) for bits in self.entropy.tolist()],
-            "most": [round(weight, 3) for weight in most.tolist()],
+            "most": [round(weight, 3) for weight in maxima.tolist()],
             "weights": base64.b64encode(zlib.compress(levels.cpu().numpy().tobytes(), 9)).decode(),
         }
 
 
 class Watch:
-    """Records the inputs of the attention blocks of networks while these run, and computes their maps.
+    """Records the inputs of attention blocks during forward passes, and computes the attention maps.
 
-    A context manager: networks run inside it, `maps` is called afterwards.
+    A context manager: run the networks inside it, then call `maps`.
 
     Args:
         views: name -> network, and the image to show its maps over.
@@ -83,7 +94,7 @@ class Watch:
 
     def __init__(self, views: Mapping[str, AttentionView]):
         self.views = views
-        self.sizes: dict[str, torch.Size] = {}  # of the input of each network, in its first run
+        self.sizes: dict[str, torch.Size] = {}  # of the input of each network, in its first forward pass
         self.inputs: dict[str, dict[str, Tensor]] = {}
 
     def __enter__(self) -> Self:
@@ -98,17 +109,17 @@ class Watch:
         self._stack.close()
 
     def run_missing(self, images: Mapping[str, Tensor]) -> None:
-        """Run the networks that have not run yet, on images (B, C, H, W) in [-1, 1]."""
+        """Run the networks that have not run yet on `images`, (B, C, H, W) in [-1, 1]."""
         for name, view in self.views.items():
             if name not in self.sizes:
                 view.net(view.inputs(dict(images)))
 
     def maps(self) -> list[AttentionMap]:
-        """The attention maps of all blocks in the first run of each network."""
+        """Return the attention maps of all blocks in the first forward pass of each network."""
         maps = []
         for name, view in self.views.items():
             for stage, block in attention_blocks(view.net).items():
-                x = self.inputs[name][stage].detach().to(block.gamma.dtype)  # it may be from an autocast context
+                x = self.inputs[name][stage].detach().to(block.gamma.dtype)  # autocast may have made it half precision
                 net = view.net.net if isinstance(view.net, AnySize) else view.net
                 cells = visible_cells(net, self.sizes[name], x.shape[2:])
                 positions = even_grid(*cells)
@@ -124,12 +135,12 @@ class Watch:
 
 @torch.no_grad()
 def attention_of(model: BaseModel, images: Mapping[str, Tensor], precision: str = "fp32") -> list[AttentionMap]:
-    """The attention maps of a model's networks on the first of `images`, as batches of one.
+    """Compute the attention maps of a model's networks for the first of `images`, as a batch of one.
 
-    The networks run in eval mode: no random number is drawn and no state changes.
+    The networks run in eval mode and return to their modes. The random state and buffers do not change.
 
     Args:
-        images: (B, C, H, W) in [-1, 1], as `model.preview` returned them.
+        images: (B, C, H, W) in [-1, 1], as `model.preview` returns them.
         precision: fp32, bf16 or fp16.
     """
     modes = {module: module.training for module in model.modules()}
@@ -142,10 +153,11 @@ def attention_of(model: BaseModel, images: Mapping[str, Tensor], precision: str 
             module.training = training
 
 
-def even_grid(height: int, width: int, most: int = QUERIES) -> list[tuple[int, int]]:
-    """The middle cells (row, column) of a grid over height x width cells, row by row; `most` a side at most."""
+def even_grid(height: int, width: int, maximum: int = MAX_QUERIES) -> list[tuple[int, int]]:
+    """Return an even grid of cells (row, column) of height x width cells, row by row; `maximum` limits each side."""
     rows, columns = (
-        [int((number + 0.5) * side / min(side, most)) for number in range(min(side, most))] for side in (height, width)
+        [int((number + 0.5) * side / min(side, maximum)) for number in range(min(side, maximum))]
+        for side in (height, width)
     )
     return list(itertools.product(rows, columns))
 
@@ -154,44 +166,52 @@ def even_grid(height: int, width: int, most: int = QUERIES) -> list[tuple[int, i
 def _grid_maps(
     block: SelfAttention2d, x: Tensor, positions: Sequence[tuple[int, int]], cells: tuple[int, int]
 ) -> tuple[Tensor, Tensor]:
-    """Weights and entropy of an AttentionMap, for x of (B, C, H, W), whose first `cells` rows and columns count."""
+    """Compute the weights and entropy of an AttentionMap.
+
+    Args:
+        x: input of the block, (B, C, H, W).
+        cells: rows and columns of x that the map covers, from the upper left; the rest is padding.
+    """
     height, width = cells
     maps, entropies = [], []
-    for start in range(0, len(positions), AT_ONCE):
-        weights = block.maps(x, positions[start : start + AT_ONCE]).float()[..., :height, :width]
+    for start in range(0, len(positions), CHUNK):
+        weights = block.maps(x, positions[start : start + CHUNK]).float()[..., :height, :width]
         weights = weights / weights.sum((2, 3), keepdim=True)
         entropies.append(torch.special.entr(weights).sum((2, 3)) / math.log(2))
-        maps.append(F.adaptive_avg_pool2d(weights * (height * width), (min(height, KEYS), min(width, KEYS))))
+        size = min(height, MAX_KEYS), min(width, MAX_KEYS)
+        maps.append(F.adaptive_avg_pool2d(weights * (height * width), size))
     return torch.cat(maps, 1), torch.cat(entropies, 1)
 
 
-def overlay(image: Tensor, weights: Tensor, at: tuple[float, float]) -> Image.Image:
-    """A heat map over the picture, grey and dimmed, with a ring around the point that looks.
+def overlay(image: Tensor, weights: Tensor, position: tuple[float, float]) -> Image.Image:
+    """Draw a heat map over a gray, dimmed image, with a ring at the query position.
 
     Args:
         image: (C, H, W) in [-1, 1].
-        weights: (h, w), not negative; the largest becomes the brightest colour.
-        at: where the point is, as parts of height and width: (0, 0) is the upper left corner, (1, 1) the lower right.
+        weights: (h, w), non-negative; the maximum gets the brightest color.
+        position: query position as fractions of height and width: (0, 0) is the upper left corner, (1, 1) the lower
+            right.
     """
     from torchvision.transforms.v2 import functional as TF  # slow to import, and --help does without
 
     height, width = image.shape[1:]
-    enlarge = max(1, math.ceil(SIDE / min(height, width)))
-    size = (height * enlarge, width * enlarge)
+    scale = max(1, math.ceil(MIN_SIDE / min(height, width)))
+    size = (height * scale, width * scale)
     weights = weights.detach().cpu().float()[None, None]
     heat = F.interpolate(weights / weights.max().clamp(min=1e-12), size, mode="bicubic").clamp(0, 1)[0, 0]
-    grey = ImageOps.autocontrast(to_image(image).convert("L").resize(size[::-1], Image.Resampling.BICUBIC))
-    dimmed = TF.pil_to_tensor(grey) / 255 * 0.6
+    gray = ImageOps.autocontrast(to_image(image).convert("L").resize(size[::-1], Image.Resampling.BICUBIC))
+    dimmed = TF.pil_to_tensor(gray) / 255 * 0.6
     opacity = 0.85 * heat
-    picture = TF.to_pil_image(dimmed * (1 - opacity) + heat_colours(0.85 * heat) * opacity)
-    return _with_ring(picture, x=at[1] * size[1], y=at[0] * size[0])
+    figure = TF.to_pil_image(dimmed * (1 - opacity) + heat_colors(0.85 * heat) * opacity)
+    return _with_ring(figure, x=position[1] * size[1], y=position[0] * size[0])
 
 
-def heat_colours(values: Tensor) -> Tensor:
-    """Colours (3, H, W) in [0, 1], whose brightness grows evenly with `values`, (H, W) in [0, 1]: black, red, white.
+def heat_colors(values: Tensor) -> Tensor:
+    """Map `values`, (H, W) in [0, 1], to colors (3, H, W) in [0, 1] of evenly growing brightness: black, red, white.
 
-    The cubehelix of Green 2011, A colour scheme for the display of astronomical intensity images,
-    https://arxiv.org/abs/1108.5083, here with start 0, half a rotation and hue 1.8.
+    Reference:
+        Cubehelix of Green 2011, A colour scheme for the display of astronomical intensity images,
+        https://arxiv.org/abs/1108.5083, with start 0, half a rotation and hue 1.8.
     """
     angle, amplitude = math.pi * values, 1.8 * values * (1 - values) / 2
     directions = torch.tensor([[-0.14861, 1.78277], [-0.29227, -0.90649], [1.97294, 0.0]])
@@ -199,14 +219,14 @@ def heat_colours(values: Tensor) -> Tensor:
     return (values + amplitude * helix).clamp(0, 1)
 
 
-def _with_ring(picture: Image.Image, *, x: float, y: float) -> Image.Image:
-    """Draw at four times the size and shrink, since Pillow's lines are not smooth."""
-    large = 4
-    mask = Image.new("L", (picture.width * large, picture.height * large))
-    unit = min(picture.size) / 64
-    for colour, radius, line in (("black", 3.9 * unit, 2.6 * unit), (MARKER, 3.5 * unit, 1.6 * unit)):
+def _with_ring(image: Image.Image, *, x: float, y: float) -> Image.Image:
+    """Draw a ring on `image` in place. It is drawn at four times the size, since Pillow's lines are not smooth."""
+    scale = 4
+    mask = Image.new("L", (image.width * scale, image.height * scale))
+    unit = min(image.size) / 64
+    for color, radius, line in (("black", 3.9 * unit, 2.6 * unit), (MARKER, 3.5 * unit, 1.6 * unit)):
         mask.paste(0, (0, 0, *mask.size))
-        box = [(centre + side * radius) * large for side in (-1, 1) for centre in (x, y)]
-        ImageDraw.Draw(mask).ellipse(box, outline=255, width=round(line * large))
-        picture.paste(colour, mask=mask.resize(picture.size, Image.Resampling.BOX))
-    return picture
+        box = [(center + side * radius) * scale for side in (-1, 1) for center in (x, y)]
+        ImageDraw.Draw(mask).ellipse(box, outline=255, width=round(line * scale))
+        image.paste(color, mask=mask.resize(image.size, Image.Resampling.BOX))
+    return image

@@ -15,76 +15,81 @@ GRACE = 5.0  # seconds that the end of training waits for the last events to arr
 
 
 class Stale(Exception):
-    """The server does not hold what this sink has sent before: send all again."""
+    """The server has lost what this sink sent before, so everything has to be sent again."""
 
 
 class Background(Sink):
-    """Lets a sink show the log from a thread, so that training never waits for it.
+    """Runs a sink in a thread that reads the log, so that training never waits for it.
 
-    The log is the queue: however long the server stays away, memory does not grow and no value is lost; of pictures,
-    only the newest are in the log. After a failure a new sink is made, which gets the whole log.
+    The log is the queue: memory does not grow while the server is absent, and no value is lost. The log keeps only the
+    newest images. After a failure a new sink gets the whole log.
 
     Args:
-        name: of the server, in messages.
-        connect: makes the sink. This, and what it makes, raise ConnectionError if the server does not answer.
+        name: name of the server in messages.
+        connect: creates the sink. It and the sink raise ConnectionError if the server does not answer.
+        log: log of the run.
+        images_freq: images seen between two updates of images; 0 is never.
         hint: what to do about a server that cannot be reached.
     """
 
     def __init__(self, name: str, connect: Callable[[], Sink], log: EventLog, *, images_freq: int, hint: str):
         self.name, self.connect, self.log, self.hint, self.images_freq = name, connect, log, hint, images_freq
-        self.news, self.closing = threading.Event(), threading.Event()
+        self.new_events, self.closing = threading.Event(), threading.Event()
         self.reachable = True
         self.thread = threading.Thread(target=self._run, daemon=True)
 
     def step(self, at: Progress) -> None:
-        """Start with the first step: by then the processes that load data are there, and none inherits the thread."""
+        """Start the thread at the first step: the data loader has forked its workers by then, so none inherits it."""
         if self.thread.ident is None:
-            self.news.set()
+            self.new_events.set()
             self.thread.start()
 
     def show(self, events: Sequence[Event]) -> None:
-        """Say that the log has more."""
-        self.news.set()
+        """Tell the thread that the log has new events."""
+        self.new_events.set()
 
     def close(self) -> None:
-        """Wait a moment for the last events to arrive."""
+        """Wait up to GRACE seconds for the last events to arrive."""
         if self.thread.ident is None:
             return
         self.closing.set()
-        self.news.set()
+        self.new_events.set()
         self.thread.join(GRACE)
         if self.reachable and self.thread.is_alive():
-            log.warning("%s did not receive everything in time; `python -m scripts.replay` sends it", self.name)
+            log.warning("%s did not receive everything in time. `python -m scripts.replay` sends it again.", self.name)
 
     def _run(self) -> None:
         sink: Sink | None = None
         while True:
-            self.news.wait()
-            self.news.clear()
+            self.new_events.wait()
+            self.new_events.clear()
             last = self.closing.is_set()
             try:
                 if sink is None:
                     sink, reader = self.connect(), LogReader(self.log.path)
                 sink.show(reader.read())
-                self._tell(reachable=True)
+                self._report(reachable=True)
             except Stale:
                 sink = None
-                self.news.set()
+                self.new_events.set()
                 continue
             except ConnectionError:
                 sink = None
-                self._tell(reachable=False)
+                self._report(reachable=False)
                 if not last:
                     self.closing.wait(RETRY)
-                    self.news.set()
+                    self.new_events.set()
             if last:
                 return
 
-    def _tell(self, *, reachable: bool) -> None:
-        if reachable != self.reachable:
-            if reachable:
-                log.info("%s answers, and has received what it missed", self.name)
-            else:
-                told = "%s does not answer; training continues, and what it misses is sent when it answers: %s"
-                log.warning(told, self.name, self.hint)
-            self.reachable = reachable
+    def _report(self, *, reachable: bool) -> None:
+        if reachable == self.reachable:
+            return
+        if reachable:
+            log.info("%s answers and has received everything", self.name)
+        else:
+            log.warning(
+                "%s does not answer. Training continues; the server gets everything when it answers: %s",
+                self.name, self.hint,
+            )  # fmt: skip
+        self.reachable = reachable

@@ -1,5 +1,7 @@
-"""Shows a run while it trains: every value and picture goes to the log of the run, and from there to the sinks."""
+"""Create the display of a training run and its sinks from the flags."""
 
+import importlib.util
+import logging
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -18,39 +20,81 @@ from training.resume import resume_command
 if TYPE_CHECKING:
     from display.sinks.wandb import WandbSink
 
-__all__ = ["Display", "NoDisplay", "Progress", "Sink", "SinkName", "create_display", "create_sink", "create_wandb"]
+__all__ = [
+    "Display", "NoDisplay", "Progress", "Sink", "SinkName", "check_packages", "create_display", "create_sink",
+    "create_wandb", "require_package",
+]  # fmt: skip
+
+log = logging.getLogger(__name__)
 
 SinkName = Literal["log", "html", "visdom", "tensorboard", "wandb"]
+
+OPTIONAL = ("tensorboard", "wandb")  # packages; --use_PACKAGE needs it
+
+
+def check_packages(opt: Options) -> None:
+    """Check that the optional packages of --use_tensorboard and --use_wandb are installed.
+
+    Scripts call it before they write anything.
+
+    Raises:
+        ValueError: a package is not installed.
+    """
+    flags = opt.as_dict()  # those of test.py lack --use_tensorboard
+    for package in OPTIONAL:
+        if flags.get(f"use_{package}"):
+            require_package(package, f"--use_{package}")
+
+
+def require_package(package: str, flag: str) -> None:
+    """Raise ValueError if the package that `flag` needs is not installed."""
+    if not is_installed(package):
+        raise ValueError(f"{flag} needs the package {package}. Install it: pip install {package}")
+
+
+def is_installed(package: str) -> bool:
+    """Whether a package can be imported. A mere folder of that name, such as wandb makes, does not count."""
+    spec = importlib.util.find_spec(package)
+    return spec is not None and spec.origin is not None
 
 
 def create_display(
     opt: Options, run_dir: Path, at: Progress, attention: Attention = lambda images: [], *, resumed: bool = False
 ) -> Display:
-    """The display that the flags ask for, of a run that writes into run_dir, CKPT/NAME, and starts at `at`.
+    """Create the display that the flags ask for, and start it.
 
-    A run that is `resumed` adds to what was shown of it before that point, be it the very start; another one under
-    the same name begins with nothing.
+    Args:
+        run_dir: CKPT/NAME, where it writes.
+        at: where training starts.
+        attention: images -> the attention maps of the networks for the first of each.
+        resumed: append to what was shown of the run before `at`. Otherwise the display starts empty.
+
+    Raises:
+        ValueError: a flag needs a package that is not installed.
     """
-    log = EventLog(run_dir)
+    check_packages(opt)
+    event_log = EventLog(run_dir)
     sinks = [ConsoleSink(), create_sink("log", opt, run_dir)]
     if not opt.no_html:
         sinks.append(create_sink("html", opt, run_dir, images_freq=opt.update_html_freq))
-    if opt.display_id > 0:
+    if opt.display_id > 0 and not is_installed("visdom"):
+        log.warning("visdom is not installed, so training runs without it. pip install visdom, or add --display_id 0.")
+    elif opt.display_id > 0:
         name, command = visdom_server(opt)
-        hint = f"start it with {command}, or --display_id 0 to silence this"
+        hint = f"start it with {command}, or add --display_id 0 to silence this"
         connect = partial(create_sink, "visdom", opt, run_dir, images_freq=opt.display_freq)
-        sinks.append(Background(name, connect, log, images_freq=opt.display_freq, hint=hint))
+        sinks.append(Background(name, connect, event_log, images_freq=opt.display_freq, hint=hint))
     if opt.use_tensorboard:
         sinks.append(create_sink("tensorboard", opt, run_dir, images_freq=opt.display_freq, after=at.images))
     if opt.use_wandb:
         sinks.append(create_wandb(opt, run_dir, images_freq=opt.display_freq, resumed=resumed))
-    display = Display(log, sinks, at=at, losses_freq=opt.print_freq, attention=attention)
+    display = Display(event_log, sinks, at=at, losses_freq=opt.print_freq, attention=attention)
     display.start(opt.as_dict(), resumed=resumed)
     return display
 
 
 def visdom_server(opt: Options) -> tuple[str, str]:
-    """What messages call the server that the flags name, and the command that starts it."""
+    """Return the name of the visdom server in messages, and the command that starts it."""
     return (
         f"visdom at {opt.display_server}:{opt.display_port}",
         f"`python -m visdom.server -port {opt.display_port}`",
@@ -58,13 +102,13 @@ def visdom_server(opt: Options) -> tuple[str, str]:
 
 
 def create_sink(name: SinkName, opt: Options, run_dir: Path, *, images_freq: int = 0, after: int = 0) -> Sink:
-    """A sink for the run in run_dir, that wants pictures every `images_freq` images.
+    """Create a sink for the run in run_dir.
 
     Args:
-        after: images that TensorBoard keeps what was written of; it no longer shows what came later.
+        images_freq: images seen between two updates of images; 0 is never.
+        after: images seen. TensorBoard hides what was logged after it.
 
     Raises:
-        ValueError: it needs a package that is not installed.
         ConnectionError: the visdom server does not answer.
     """
     size = opt.display_winsize
@@ -85,25 +129,17 @@ def create_sink(name: SinkName, opt: Options, run_dir: Path, *, images_freq: int
                 display_id=opt.display_id, columns=opt.display_ncols, size=size, images_freq=images_freq,
             )  # fmt: skip
         case "tensorboard":
-            try:
-                from display.sinks.tensorboard import TensorBoardSink
-            except ImportError as error:
-                raise ValueError(f"--use_tensorboard: {error}; pip install tensorboard") from error
+            from display.sinks.tensorboard import TensorBoardSink  # optional, and slow to import
+
             return TensorBoardSink(run_dir, purge_step=after + 1, images_freq=images_freq)
         case "wandb":
             return create_wandb(opt, run_dir, images_freq=images_freq)
 
 
 def create_wandb(opt: Options, folder: Path, *, images_freq: int = 0, resumed: bool = False) -> "WandbSink":
-    """A sink for a new run at Weights & Biases, or for the last one of this `folder` if that is `resumed`.
+    """Create a sink for a new run at Weights & Biases; `resumed` appends to the last run of this `folder` instead."""
+    from display.sinks.wandb import WandbSink  # optional, and slow to import
 
-    Raises:
-        ValueError: wandb is not installed.
-    """
-    try:
-        from display.sinks.wandb import WandbSink
-    except ImportError as error:
-        raise ValueError(f"--use_wandb: {error}; pip install wandb") from error
     file = folder / "wandb_id.txt"
     run_id = file.read_text(encoding="ascii") if resumed and file.exists() else None
     config = opt.as_dict()

@@ -1,4 +1,4 @@
-"""From the training loop to the log of the run, and from there to the sinks."""
+"""Pass losses and images of the training loop to the log of the run and to the sinks."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -11,19 +11,22 @@ from torch import Tensor
 from display.attention_maps import AttentionMap
 from display.event_log import EventLog
 from display.events import End, Event, Images, Losses, Progress, Start
+from display.pages.page import attention_label
 from display.sink import Sink
 from util.device import peak_memory
 from util.images import to_tensor
 
-Attention = Callable[[dict[str, Tensor]], list[AttentionMap]]  # of images as `model.preview` makes them
+Attention = Callable[[dict[str, Tensor]], list[AttentionMap]]  # takes the images that `model.preview` returns
 
 
 class Display:
-    """Writes what happens to the log, and passes it on to the sinks.
+    """Writes events to the log and passes them to the sinks.
 
     Args:
+        log: log of the run.
+        sinks: what shows the events.
         at: where training starts.
-        losses_freq: images between two readings of losses; 0 = never.
+        losses_freq: images seen between two events with losses; 0 is never.
         attention: images -> the attention maps of the networks for the first of each.
     """
 
@@ -39,10 +42,10 @@ class Display:
         self.attention = attention
         self.log, self.sinks, self.losses_freq = log, sinks, losses_freq
         self.last = self.measured = at
-        self.seconds_before = 0.0  # of a run that goes on
+        self.seconds_before = 0.0  # of training, before the run was resumed
 
     def start(self, options: Mapping[str, Any], *, resumed: bool = False) -> None:
-        """To call before the first step. A run that is `resumed` loses what its log has from after this point."""
+        """Start the display before the first step. With `resumed`, events after this position leave the log."""
         if resumed:
             self.seconds_before = self.log.cut(self.last)
         else:
@@ -55,41 +58,45 @@ class Display:
         at: Progress,
         losses: Mapping[str, Tensor],
         images: Callable[[], Mapping[str, Tensor]],
-        rates: Callable[[], Mapping[str, float]],
+        learning_rates: Callable[[], Mapping[str, float]],
     ) -> None:
-        """Call it after every step. Losses are read from the device only when they are shown, which takes time.
+        """Show what is due after a step. Losses are copied from the device only when they are shown.
 
         Args:
-            losses: of the step, scalars.
-            images: makes the images, (N, C, H, W) in [-1, 1]; called only when they are shown.
-            rates: returns the learning rates, lr_G and so on.
+            at: where training is.
+            losses: scalars of the step.
+            images: returns the images, (B, C, H, W) in [-1, 1]; called only when they are shown.
+            learning_rates: returns the learning rates, lr_G and so on; called only when they are shown.
         """
         if at.crossed(self.losses_freq):
             numbers = torch.stack([loss.detach().float() for loss in losses.values()]).tolist()
-            values = dict(zip(losses, numbers, strict=True)) | dict(rates())
+            values = dict(zip(losses, numbers, strict=True)) | dict(learning_rates())
             values["images_per_second"] = (at.images - self.measured.images) / (at.seconds - self.measured.seconds)
             values["peak_memory_mb"] = peak_memory() / 2**20
             self.measured = at
             self._show(Losses.at(at, values=values))
         if any(sink.wants_images(at) for sink in self.sinks):
-            made = dict(images())
-            attention = [block[0] for block in self.attention(made)]
-            figures = {
-                f"attention_{block.network}_{block.stage}": to_tensor(block.figure(made[block.over][0]))[None]
-                for block in attention
-                if block.network.startswith("G")
-            }
-            script = self.log.save_attention(at, attention)
-            self._show(Images.at(at, pictures=self.log.save_images(at, made | figures), attention=script))
+            self._show_images(at, dict(images()))
         for sink in self.sinks:
             sink.step(at)
         self.last = at
 
     def close(self, reason: str) -> None:
-        """To call when training has `finished`, `stopped` or `failed`."""
+        """Close the sinks. `reason` is finished, stopped or failed."""
         self._show(End.at(self.last, reason=reason))
         for sink in self.sinks:
             sink.close()
+
+    def _show_images(self, at: Progress, images: dict[str, Tensor]) -> None:
+        """Show images and the attention of the generators over them."""
+        attention = [block[0] for block in self.attention(images)]
+        figures = {
+            attention_label(block): to_tensor(block.figure(images[block.over][0]))[None]
+            for block in attention
+            if block.network.startswith("G")
+        }
+        script = self.log.save_attention(at, attention)
+        self._show(Images.at(at, pictures=self.log.save_images(at, images | figures), attention=script))
 
     def _show(self, event: Event) -> None:
         event = replace(event, seconds=self.seconds_before + event.seconds)
@@ -99,13 +106,13 @@ class Display:
 
 
 class NoDisplay(Display):
-    """Shows and writes nothing: for all of several processes but the first."""
+    """Shows and writes nothing: for every rank but 0."""
 
     def __init__(self) -> None:
         pass
 
     def update(self, *args: Any, **keywords: Any) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def close(self, reason: str) -> None:
-        """Nothing."""
+        """Do nothing."""

@@ -1,4 +1,4 @@
-"""The log of a run, CKPT/NAME/events.jsonl and its pictures: the one source of all that is shown."""
+"""The log of a run, CKPT/NAME/events.jsonl and its images: the one source of everything that is shown."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ from util.files import atomic
 from util.images import save_image
 
 FILE = "events.jsonl"
-PICTURES = "web/images"
+IMAGES = "web/images"
 
 
 class EventLog:
@@ -28,16 +28,23 @@ class EventLog:
             file.write(to_json(event) + "\n")
 
     def save_images(self, at: Progress, images: Mapping[str, Tensor]) -> dict[str, str]:
-        """Write the first of each batch (N, C, H, W) in [-1, 1], in place of those of this epoch: label -> file."""
-        files = {label: f"{PICTURES}/epoch{at.epoch:03d}_{label}.png" for label in images}
+        """Write the first image of each batch, in place of those of this epoch.
+
+        Args:
+            images: label -> (B, C, H, W) in [-1, 1].
+
+        Returns:
+            label -> file, relative to the folder of the run.
+        """
+        files = {label: f"{IMAGES}/epoch{at.epoch:03d}_{label}.png" for label in images}
         for label, batch in images.items():
             with atomic(self.run_dir / files[label]) as path:  # a sink may be reading the last one
                 save_image(batch[0], path)
         return files
 
     def save_attention(self, at: Progress, maps: Sequence[AttentionMap]) -> str:
-        """Write where attention looks in the pictures, for the viewer, as the script whose name is returned, if any."""
-        file = f"{PICTURES}/epoch{at.epoch:03d}_attention.js"
+        """Write attention maps for the viewer as a script. Returns its path, or "" if there are no maps."""
+        file = f"{IMAGES}/epoch{at.epoch:03d}_attention.js"
         if not maps:
             (self.run_dir / file).unlink(missing_ok=True)  # of an earlier run of this name
             return ""
@@ -45,17 +52,20 @@ class EventLog:
         return file
 
     def start_anew(self) -> None:
-        """Leave the log of an earlier run of this name under another name, and remove its pictures."""
+        """Rename the log of an earlier run of this name, and remove its images."""
         if self.path.exists():
             self.path.replace(self.path.with_name("events.old.jsonl"))
         for pattern in ("epoch[0-9]*_*.png", "epoch[0-9]*_attention.js"):
-            for path in (self.run_dir / PICTURES).glob(pattern):
+            for path in (self.run_dir / IMAGES).glob(pattern):
                 path.unlink()
 
     def cut(self, after: Progress) -> float:
-        """Remove what came after a position, with its pictures: a run that goes on from there makes it again.
+        """Remove events after a position with their images: a run that resumes there creates them again.
 
-        A line that was half written when the run was killed goes too. Returns the seconds of training that are left.
+        A line that was half written when the run was killed is removed too.
+
+        Returns:
+            The seconds of training up to the position.
         """
         position = after.epoch, after.epoch_images
         events = LogReader(self.path).read()
@@ -63,8 +73,8 @@ class EventLog:
         text = "".join(f"{to_json(event)}\n" for event in kept)
         with atomic(self.path) as path:
             path.write_text(text, encoding="ascii")
-        for file in _pictures(events) - _pictures(kept):
-            (self.run_dir / PICTURES / Path(file).name).unlink(missing_ok=True)  # nothing elsewhere, whatever it says
+        for file in _files(events) - _files(kept):
+            (self.run_dir / IMAGES / Path(file).name).unlink(missing_ok=True)  # nothing elsewhere, whatever it says
         return max((event.seconds for event in kept), default=0.0)
 
 
@@ -75,7 +85,11 @@ class LogReader:
         self.path, self.offset = path, 0
 
     def read(self) -> list[Event]:
-        """The events since the last call. ValueError for a damaged line; one that has no end yet is left for later."""
+        """Return the events since the last call. An unfinished last line is left for the next call.
+
+        Raises:
+            ValueError: a line is damaged.
+        """
         if not self.path.exists():
             return []
         with self.path.open("rb") as file:
@@ -86,9 +100,10 @@ class LogReader:
         try:
             return [from_json(line) for line in lines.splitlines()]
         except ValueError as error:
-            raise ValueError(f"{self.path} is damaged: {error}; remove the line") from error
+            raise ValueError(f"{self.path} is damaged: {error}. Remove the line.") from error
 
 
-def _pictures(events: list[Event]) -> set[str]:
+def _files(events: list[Event]) -> set[str]:
+    """Return the files of images and attention maps that events name."""
     shown = [event for event in events if isinstance(event, Images)]
     return {file for event in shown for file in (*event.pictures.values(), event.attention) if file}

@@ -1,4 +1,4 @@
-"""What happens in a run: the events that its log keeps, one JSON object a line, and that sinks show."""
+"""The events of a run, which its log keeps as one JSON object per line and sinks show."""
 
 import json
 import math
@@ -10,68 +10,68 @@ from typing import Any, Self
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """Where a run stands; all counts go on when it is continued."""
+    """Where a run is. All counts include those from before the run was resumed."""
 
-    step: int  # updates
-    epoch: int  # this one, 1-based, of
-    epochs: int
-    epoch_images: int  # seen in this epoch, of
-    epoch_size: int
-    images: int  # seen in all
-    seconds: float  # of training; those that `Display` is given count from this start of it
+    step: int  # optimizer steps
+    epoch: int  # current epoch, from 1
+    epochs: int  # epochs of the whole run
+    epoch_images: int  # images seen in this epoch
+    epoch_size: int  # images in an epoch
+    images: int  # images seen in total
+    seconds: float  # time of training; `Display` takes the time since the process started training
     batch_size: int = 0  # of the last step
-    step_seconds: float = 0.0  # computing, per image of the last step
-    data_seconds: float = 0.0  # waiting for data, per image of the last step
+    step_seconds: float = 0.0  # step time per image of the last step
+    data_seconds: float = 0.0  # time waiting for data, per image of the last step
 
     @property
     def images_left(self) -> int:
-        """Images until the end of the last epoch; 0 for a run that has gone on for longer."""
+        """Images until the end of the last epoch; 0 for a run with more epochs than planned."""
         return max((self.epochs - self.epoch + 1) * self.epoch_size - self.epoch_images, 0)
 
     @property
     def epochs_seen(self) -> float:
-        """Epochs, with the fraction of this one."""
+        """Epochs seen, including the fraction of the current one."""
         return self.epoch - 1 + self.epoch_images / self.epoch_size
 
     @property
     def epoch_ended(self) -> bool:
-        """Whether this was the last step of the epoch."""
+        """Whether the last step ended the epoch."""
         return self.epoch_images == self.epoch_size
 
     def crossed(self, frequency: int) -> bool:
-        """Whether the last step crossed a multiple of `frequency` images; a frequency of 0 is never."""
+        """Whether the last step crossed a multiple of `frequency` images; 0 is never."""
         return frequency > 0 and self.images // frequency > (self.images - self.batch_size) // frequency
 
 
 @dataclass(frozen=True, kw_only=True)
 class Event(Progress):
-    """Something that happened, and when. One of the classes below."""
+    """Something that happened, and when: the base of the classes below."""
 
     @classmethod
     def at(cls, progress: Progress, **content: Any) -> Self:
-        """An event of this class with its content."""
+        """Create an event of this class with its content."""
         return cls(**asdict(progress), **content)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Start(Event):
-    """Training starts, or goes on."""
+    """Training starts or resumes."""
 
     time: str  # ISO 8601
-    continued: bool
+    continued: bool  # resumed
     options: dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Losses(Event):
-    """Losses and all else that is shown as a curve: gammas, learning rates, pace, memory. NaN where not finite."""
+    """Values shown as curves: losses, gammas, learning rates, throughput, peak memory. Non-finite ones become NaN."""
 
     values: dict[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Images(Event):
-    """Pictures were written."""
+    """Images were written."""
 
     pictures: dict[str, str]  # label -> file, relative to the folder of the run
     attention: str = ""  # file for the viewer
@@ -89,16 +89,21 @@ NAMES = {kind: name for name, kind in KINDS.items()}
 
 
 def to_json(event: Event) -> str:
-    """A line of the log, without its end. JSON has no word for what is not finite: null, or inf in options."""
+    """Return a line of the log, without its newline. JSON has no non-finite numbers: null, or "inf" in options."""
     content = {"kind": NAMES[type(event)], **asdict(event)}
-    for name, word in (("values", lambda value: None), ("options", str)):
-        if name in content:
-            content[name] = {key: word(value) if _not_finite(value) else value for key, value in content[name].items()}
+    for name, replacement in (("values", lambda value: None), ("options", str)):
+        for key, value in content.get(name, {}).items():
+            if _non_finite(value):
+                content[name][key] = replacement(value)
     return json.dumps(content, allow_nan=False)
 
 
 def from_json(line: str | bytes) -> Event:
-    """The event of a line of the log. ValueError if it is none."""
+    """Return the event of a line of the log.
+
+    Raises:
+        ValueError: the line holds no event.
+    """
     try:
         content = json.loads(line)
         event = KINDS[content.pop("kind")](**content)
@@ -110,7 +115,7 @@ def from_json(line: str | bytes) -> Event:
 
 
 def charts(names: Iterable[str]) -> dict[str, list[str]]:
-    """Which values belong into one chart: its title -> their names."""
+    """Group the names of values into charts: title of a chart -> names."""
     titles: dict[str, list[str]] = defaultdict(list)
     for name in names:
         titles[_chart(name)].append(name)
@@ -125,5 +130,5 @@ def _chart(name: str) -> str:
     return {"images_per_second": "images per second", "peak_memory_mb": "peak memory, MB"}.get(name, "losses")
 
 
-def _not_finite(value: object) -> bool:
+def _non_finite(value: object) -> bool:
     return isinstance(value, float) and not math.isfinite(value)

@@ -1,4 +1,4 @@
-"""The numbers of a run, as its log holds them."""
+"""The curves of a run, read from its log."""
 
 from pathlib import Path
 
@@ -7,11 +7,11 @@ from display.events import Losses
 
 
 class History:
-    """The curves in the log at `path`; each `read` goes on where the last one ended.
+    """The curves in the log at `path`; each `read` adds the new events.
 
     Attributes:
-        curves: name of a number -> (images seen, values), in the order of the run.
-        ends: epoch -> images seen when it was last heard of.
+        curves: name of a value -> (images seen, values), in the order of the run.
+        ends: epoch -> images seen at its last event.
     """
 
     def __init__(self, path: Path):
@@ -20,7 +20,7 @@ class History:
         self.ends: dict[int, int] = {}
 
     def read(self) -> None:
-        """Take in the events that have come; without a log there are none."""
+        """Add the events since the last call; a missing log has none."""
         for event in self.log.read():
             if isinstance(event, Losses):
                 self.ends[event.epoch] = event.images

@@ -1,4 +1,4 @@
-"""Somewhere to show a run."""
+"""The base class of everything that shows a run."""
 
 from collections.abc import Sequence
 
@@ -6,24 +6,25 @@ from display.events import End, Event, Images, Losses, Progress, Start
 
 
 class Sink:
-    """Shows the events of a run. A subclass overrides what it has a use for.
+    """Shows the events of a run. A subclass overrides the methods that it needs.
 
-    `images_freq` is the images between two pictures that it wants; 0 = none. With `epoch_images` it wants those of the
-    end of each epoch too.
+    Attributes:
+        images_freq: images seen between two updates of images; 0 is never.
+        epoch_images: show the images at the end of each epoch too.
     """
 
     images_freq = 0
     epoch_images = False
 
     def wants_images(self, at: Progress) -> bool:
-        """Whether it wants pictures of this step."""
+        """Whether the sink shows the images of this step."""
         return at.crossed(self.images_freq) or (self.epoch_images and at.epoch_ended)
 
     def step(self, at: Progress) -> None:
-        """Called after every step, so it has to be quick."""
+        """Called after every step, so it must be fast."""
 
     def show(self, events: Sequence[Event]) -> None:
-        """Show events that the log has just got, or all of them again."""
+        """Show new events of the log; a replay shows all of them."""
         for event in events:
             match event:
                 case Start():
@@ -36,13 +37,13 @@ class Sink:
                     self.end(event)
 
     def start(self, event: Start) -> None:
-        """Training starts, or goes on."""
+        """Training starts or resumes."""
 
     def losses(self, event: Losses) -> None:
         """Show values."""
 
     def images(self, event: Images) -> None:
-        """Show pictures."""
+        """Show images."""
 
     def end(self, event: End) -> None:
         """Training ends."""

@@ -6,47 +6,51 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
-from display.create import SinkName, create_sink, visdom_server
+from display.create import SinkName, create_sink, require_package, visdom_server
 from display.event_log import FILE, LogReader
 from display.events import Event, Images
 from options.base_options import read_saved
 from options.train_options import TrainOptions
 from util.command import run_command
 
+PACKAGES = ("visdom", "tensorboard", "wandb")  # sinks that need the package of their name
+
 
 def main(argv: list[str] | None = None) -> int:
-    """Show the whole log of a run in one place, instead of what that has of it. Returns the exit status."""
+    """Show the whole log of a run in one sink, in place of what it holds. Returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m scripts.replay",
         usage="%(prog)s --name NAME [--checkpoints_dir DIR] --to SINK [--FLAG VALUE ...]",
         description="Show a run again from its log. Takes the flags of train.py too, such as --display_port.",
         allow_abbrev=False,
     )
-    parser.add_argument("--to", required=True, choices=get_args(SinkName), help="where; log is loss_log.txt")
+    parser.add_argument("--to", required=True, choices=get_args(SinkName), help="where to show it; log is loss_log.txt")
     args, flags = parser.parse_known_args(argv)
+    if args.to in PACKAGES:
+        require_package(args.to, f"--to {args.to}")
     peeked = TrainOptions().peek(flags)
     run_dir = Path(peeked["checkpoints_dir"]) / peeked["name"]
     opt = TrainOptions().parse(flags, read_saved(run_dir))
     events = LogReader(run_dir / FILE).read()
     if not events:
-        raise ValueError(f"{run_dir} has no {FILE}: look at --name and --checkpoints_dir")
+        raise ValueError(f"{run_dir} has no {FILE}. Check --name and --checkpoints_dir.")
     if args.to == "log" and (run_dir / "loss_log.txt").exists():
         (run_dir / "loss_log.txt").replace(run_dir / "loss_log.old.txt")
     try:
         sink = create_sink(args.to, opt, run_dir, images_freq=1)
-        sink.show(without_replaced_pictures(events, run_dir))
+        sink.show(without_replaced_images(events, run_dir))
     except ConnectionError as error:
         if args.to != "visdom":
             raise
         name, command = visdom_server(opt)
-        raise ConnectionError(f"{name} does not answer: start it with {command}") from error
+        raise ConnectionError(f"{name} does not answer. Start it with {command}.") from error
     sink.close()
     print(f"{opt.name}: {len(events)} events shown in {args.to}")
     return 0
 
 
-def without_replaced_pictures(events: Sequence[Event], run_dir: Path) -> list[Event]:
-    """The events whose pictures are still there: those of the end of an epoch replace the earlier ones."""
+def without_replaced_images(events: Sequence[Event], run_dir: Path) -> list[Event]:
+    """Drop the events whose images are gone: those of the end of an epoch replace the earlier ones."""
     kept: list[Event] = []
     later: set[str] = set()
     for event in reversed(events):

@@ -1,4 +1,4 @@
-"""Headless Chromium, spoken to over its DevTools protocol."""
+"""Headless Chromium, driven over its DevTools protocol."""
 
 import base64
 import itertools
@@ -15,7 +15,7 @@ from tests.helpers import PATIENCE
 
 
 class Browser:
-    """One tab of a headless Chromium, and what it complains about."""
+    """One tab of a headless Chromium, and the errors in it."""
 
     def __init__(self, executable, profile):
         flags = ["--headless", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync"]
@@ -39,7 +39,7 @@ class Browser:
             self.call(f"{domain}.enable")
 
     def call(self, method, **parameters):
-        """Send a command; returns its result. Events that come meanwhile are kept."""
+        """Send a command and return its result. Events that arrive meanwhile are kept."""
         number = next(self.ids)
         self.socket.send(json.dumps({"id": number, "method": method, "params": parameters}))
         while (message := json.loads(self.socket.recv())).get("id") != number:
@@ -47,12 +47,16 @@ class Browser:
         assert "error" not in message, message
         return message["result"]
 
-    def open(self, path, *, width):
-        """Load a file and every picture on it, also those that would wait for scrolling."""
-        self.events.clear()
+    def resize(self, width):
+        """Set the width of the window; a narrow one is a phone's."""
         self.call(
             "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 800
         )
+
+    def open(self, path, *, width):
+        """Load a file and every image on it, also those that would wait for scrolling."""
+        self.events.clear()
+        self.resize(width)
         self.call("Page.navigate", url=path.as_uri())
         while not any(event["method"] == "Page.loadEventFired" for event in self.events):
             self.events.append(json.loads(self.socket.recv()))
@@ -65,13 +69,13 @@ class Browser:
         )
 
     def run(self, script):
-        """The value of a JavaScript expression, awaited."""
+        """Return the value of a JavaScript expression, awaited."""
         result = self.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
         assert "exceptionDetails" not in result, result["exceptionDetails"]
         return result["result"].get("value")
 
     def click(self, x, y, *, drag_to=None):
-        """Press the left button at a point of the window, and let go there or elsewhere."""
+        """Press the left button at a point of the window, and release it there or elsewhere."""
         points = [("mousePressed", x, y), *([("mouseMoved", *drag_to)] if drag_to else [])]
         for kind, at_x, at_y in [*points, ("mouseReleased", *(drag_to or (x, y)))]:
             self.call("Input.dispatchMouseEvent", type=kind, x=at_x, y=at_y, button="left", buttons=1, clickCount=1)
@@ -93,11 +97,11 @@ class Browser:
             time.sleep(0.05)
 
     def screenshot(self, path):
-        """Save what the window shows."""
+        """Save a screenshot of the window."""
         Path(path).write_bytes(base64.b64decode(self.call("Page.captureScreenshot")["data"]))
 
-    def complaints(self):
-        """What the console would show in red or yellow, and requests for anything but files."""
+    def problems(self):
+        """Return the errors and warnings of the console, and requests for anything but files."""
         found = [
             event for event in self.events
             if event["method"] in ("Runtime.exceptionThrown", "Log.entryAdded", "Runtime.consoleAPICalled")
@@ -112,17 +116,17 @@ class Browser:
         self.process.wait(timeout=PATIENCE)
 
 
-def check_page(browser, path, *, width, pictures):
-    """No picture missing or broken, nothing on the console, nothing to scroll sideways for, nothing too small."""
+def check_page(browser, path, *, width, images):
+    """Check a page: its images load, the console is empty, nothing is wider than the window or too small."""
     browser.open(path, width=width)
-    images = "[...document.images].filter(image => image.hasAttribute('src'))"
-    assert browser.run(f"{images}.length") == pictures
-    assert browser.run(f"{images}.filter(image => !image.naturalWidth).map(image => image.src)") == []
-    assert browser.complaints() == []
+    shown = "[...document.images].filter(image => image.hasAttribute('src'))"
+    assert browser.run(f"{shown}.length") == images
+    assert browser.run(f"{shown}.filter(image => !image.naturalWidth).map(image => image.src)") == []
+    assert browser.problems() == []
     assert browser.run("innerWidth") == width
     assert browser.run("document.documentElement.scrollWidth") <= width
     wide = "[...document.body.querySelectorAll('*')].filter(e => e.getBoundingClientRect().right > innerWidth + 1)"
     assert browser.run(f"{wide}.map(e => e.outerHTML.slice(0, 200))") == []
-    assert browser.run(f"Math.min(...{images}.map(image => image.clientWidth))") >= 75
+    assert browser.run(f"Math.min(...{shown}.map(image => image.clientWidth))") >= 75
     text = "[...document.querySelectorAll('h1, h2, p, dt, dd, figcaption')]"
     assert browser.run(f"Math.min(...{text}.map(e => parseFloat(getComputedStyle(e).fontSize)))") >= 12

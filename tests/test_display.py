@@ -1,5 +1,6 @@
-"""The way of losses and pictures from the training loop to the log, the console, loss_log.txt and the page."""
+"""Losses and images from the training loop in the log, the console, loss_log.txt and the page."""
 
+import importlib
 import io
 import json
 import math
@@ -16,7 +17,9 @@ import pytest
 import torch
 from PIL import Image
 
-from display.create import Display, Progress, create_display
+from display.attention_maps import AttentionMap
+from display.background import Background
+from display.create import Display, Progress, create_display, is_installed
 from display.event_log import EventLog, LogReader
 from display.events import End, Images, Losses, Start, charts, from_json, to_json
 from display.pages.training import PageSink
@@ -44,7 +47,7 @@ def images(value=0.0, size=16):
     return {label: torch.full((1, 3, size, size), value) for label in LABELS}
 
 
-def rates():
+def learning_rates():
     return {"lr_G": 0.0002, "lr_D": 0.0001}
 
 
@@ -53,7 +56,7 @@ def options(tmp_path, *flags):
 
 
 def display(run_dir, *sinks, losses_freq=1, at=None):
-    """A display that has started: of a new run, or of one that goes on at a position."""
+    """Start the display of a new run, or of one that resumes at a position."""
     run_dir.mkdir(exist_ok=True)
     shown = Display(EventLog(run_dir), sinks, at=at or progress(1, 0), losses_freq=losses_freq)
     shown.start({"name": "run"}, resumed=at is not None)
@@ -61,22 +64,22 @@ def display(run_dir, *sinks, losses_freq=1, at=None):
 
 
 def train(display, *, epochs, batch_size=1, epoch_size=10, pause=0.0):
-    """Call a display as train.py does."""
+    """Update a display as train.py does."""
     for epoch in epochs:
         for start in range(0, epoch_size, batch_size):
             size = min(batch_size, epoch_size - start)
             at = progress(epoch, start + size, epoch_size=epoch_size, batch_size=size)
-            display.update(at, losses(), images, rates)
+            display.update(at, losses(), images, learning_rates)
             time.sleep(pause)
     display.close("finished")
 
 
 def events(run_dir, kind=None):
-    """The log, or its events of one class."""
+    """Return the events of the log, all or those of one class."""
     return [event for event in LogReader(run_dir / "events.jsonl").read() if kind is None or isinstance(event, kind)]
 
 
-# ---- when
+# ---- frequencies
 
 
 @pytest.mark.parametrize(
@@ -105,18 +108,41 @@ def test_losses_are_shown_when_a_multiple_is_crossed(tmp_path, batch_size, at):
 
 def test_losses_stay_on_the_device_until_they_are_shown(tmp_path):
     shown = display(tmp_path, losses_freq=2)
-    shown.update(progress(1, 1), {"G_A": object()}, dict, dict)  # anything that reads the loss fails
+    shown.update(progress(1, 1), {"G_A": object()}, dict, dict)  # an object that fails when it is read
     with pytest.raises(AttributeError):
         shown.update(progress(1, 2), {"G_A": object()}, dict, dict)
 
 
-def test_pictures_are_made_only_for_who_wants_them(tmp_path):
+def test_images_are_made_only_for_sinks_that_show_them(tmp_path):
     train(display(tmp_path, Sink()), epochs=[1])
     assert not (tmp_path / "web").exists()
-    wanting = Sink()
-    wanting.images_freq = 4
-    train(display(tmp_path, Sink(), wanting), epochs=[1])
+    showing = Sink()
+    showing.images_freq = 4
+    train(display(tmp_path, Sink(), showing), epochs=[1])
     assert [event.images for event in events(tmp_path, Images)] == [4, 8]
+
+
+def attention_maps(made):
+    """Return attention maps of two generator blocks and a discriminator over `made`, with one query position each."""
+    blocks = [("G_A", "block5", "real_A"), ("G_B", "up1", "real_B"), ("D_A", "layer3", "fake_B")]
+    shape = len(next(iter(made.values()))), 1
+    weights, entropy = torch.ones(*shape, 4, 4), torch.full(shape, 4.0)
+    return [AttentionMap(net, stage, over, 0.5, (4, 4), [(1, 1)], weights, entropy) for net, stage, over in blocks]
+
+
+def test_attention_of_generators_is_among_the_images(tmp_path):
+    sink = Sink()
+    sink.images_freq = 10
+    tmp_path.joinpath("run").mkdir()
+    shown = Display(EventLog(tmp_path / "run"), [sink], at=progress(1, 0), losses_freq=0, attention=attention_maps)
+    shown.start({})
+    train(shown, epochs=[1])
+    (event,) = events(tmp_path / "run", Images)
+    assert list(event.pictures) == [*LABELS, "attention_G_A_block5", "attention_G_B_up1"]
+    assert event.attention == "web/images/epoch001_attention.js"
+    expected = attention_maps(images())[0][0].figure(images()["real_A"][0])
+    with Image.open(tmp_path / "run" / event.pictures["attention_G_A_block5"]) as figure:
+        assert figure.tobytes() == expected.tobytes()
 
 
 # ---- the log
@@ -136,12 +162,12 @@ def test_the_log_has_everything_in_full_precision(tmp_path):
     assert values["images_per_second"] == 2
     assert 10 < values["peak_memory_mb"] < 1e6
     assert lines[-2]["pictures"]["fake_B"] == "web/images/epoch001_fake_B.png"
-    with Image.open(tmp_path / "web/images/epoch001_fake_B.png") as picture:
-        assert picture.size == (16, 16)
+    with Image.open(tmp_path / "web/images/epoch001_fake_B.png") as image:
+        assert image.size == (16, 16)
     assert lines[-1]["reason"] == "finished"
 
 
-def test_events_survive_the_log_and_numbers_without_a_word_in_json_become_nan():
+def test_events_survive_the_log_and_non_finite_values_become_nan():
     at = progress(2, 3)
     for event in (End.at(at, reason="stopped"), Images.at(at, pictures={"a": "b"}), Losses.at(at, values={"G": 1 / 3})):
         assert from_json(to_json(event)) == event
@@ -160,7 +186,7 @@ def test_a_damaged_log_is_named(tmp_path, line):
         LogReader(tmp_path / "events.jsonl").read()
 
 
-def test_a_reader_gets_what_is_new_and_leaves_half_a_line(tmp_path):
+def test_a_reader_returns_new_events_and_leaves_half_a_line(tmp_path):
     log, reader = EventLog(tmp_path), LogReader(tmp_path / "events.jsonl")
     assert reader.read() == []
     first, second = (End.at(progress(1, count), reason="stopped") for count in (1, 2))
@@ -181,7 +207,7 @@ def test_values_are_grouped_into_charts():
     }  # fmt: skip
 
 
-# ---- a run that goes on
+# ---- a resumed run
 
 
 def sinks(run_dir):
@@ -189,13 +215,13 @@ def sinks(run_dir):
     return LossLogSink(run_dir / "loss_log.txt"), page
 
 
-def without_times(run_dir):
+def lines_of_losses(run_dir):
     lines = (run_dir / "loss_log.txt").read_text().splitlines()
     return [line for line in lines if line.startswith("(")]
 
 
 @pytest.mark.parametrize("position", [(1, 0), (1, 3), (2, 0), (2, 5), (2, 7), (3, 0)])
-def test_a_run_killed_after_its_last_save_has_no_gap_and_no_double_line(tmp_path, position):
+def test_a_run_killed_after_its_last_checkpoint_has_no_gap_and_no_double_line(tmp_path, position):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     for run_dir in (whole, broken):
         run_dir.mkdir()
@@ -204,12 +230,12 @@ def test_a_run_killed_after_its_last_save_has_no_gap_and_no_double_line(tmp_path
         path = broken / name
         path.write_bytes(path.read_bytes()[:-30])
     epoch, epoch_images = position
-    again = display(broken, *sinks(broken), at=progress(epoch, epoch_images))
+    resumed = display(broken, *sinks(broken), at=progress(epoch, epoch_images))
     later = [broken / f"web/images/epoch{number:03d}_fake_B.png" for number in (2, 3) if number > epoch]
     assert not any(path.exists() for path in later)
     for step in range((epoch - 1) * 10 + epoch_images, 30):
-        again.update(progress(step // 10 + 1, step % 10 + 1), losses(), images, rates)
-    again.close("finished")
+        resumed.update(progress(step // 10 + 1, step % 10 + 1), losses(), images, learning_rates)
+    resumed.close("finished")
 
     def kept(run_dir):
         others = [event for event in events(run_dir) if not isinstance(event, Start | Losses)]
@@ -220,13 +246,13 @@ def test_a_run_killed_after_its_last_save_has_no_gap_and_no_double_line(tmp_path
     assert kept(broken) == kept(whole)
     assert all(before.seconds <= after.seconds for before, after in pairwise(events(broken)))
     assert [event.continued for event in events(broken, Start)] == [False, True]
-    assert without_times(broken) == without_times(whole)
-    pictures = [{path.name for path in run_dir.glob("web/images/*")} for run_dir in (whole, broken)]
-    assert pictures[0] == pictures[1]
-    assert len(pictures[0]) == 3 * len(LABELS)
+    assert lines_of_losses(broken) == lines_of_losses(whole)
+    names = [{path.name for path in run_dir.glob("web/images/*")} for run_dir in (whole, broken)]
+    assert names[0] == names[1]
+    assert len(names[0]) == 3 * len(LABELS)
 
 
-def test_cutting_deletes_nothing_but_pictures(tmp_path):
+def test_cutting_deletes_nothing_but_images_of_the_run(tmp_path):
     (tmp_path / "precious.png").touch()
     EventLog(tmp_path / "run").path.parent.mkdir()
     EventLog(tmp_path / "run").write(Images.at(progress(2, 1), pictures={"fake_B": "../precious.png"}))
@@ -246,7 +272,7 @@ def test_a_new_run_of_an_old_name_has_a_log_of_its_own(tmp_path):
     ]  # fmt: skip
 
 
-def test_going_on_keeps_the_lines_of_an_earlier_run(tmp_path):
+def test_resuming_keeps_the_lines_of_an_earlier_run(tmp_path):
     log = LossLogSink(tmp_path / "loss_log.txt")
     train(display(tmp_path, log, losses_freq=5), epochs=[1])
     display(tmp_path, log, losses_freq=5)  # a new run, killed before its first line
@@ -277,26 +303,26 @@ def test_a_console_that_is_no_terminal_gets_plain_lines(tmp_path, capfd):
 
 
 def test_a_terminal_gets_a_bar(tmp_path, monkeypatch):
-    ours, theirs = pty.openpty()
-    termios.tcsetwinsize(theirs, (24, 160))
-    with os.fdopen(theirs, "w") as terminal:
+    reading_end, terminal_end = pty.openpty()
+    termios.tcsetwinsize(terminal_end, (24, 160))
+    with os.fdopen(terminal_end, "w") as terminal:
         monkeypatch.setattr(sys, "stderr", terminal)
         monkeypatch.setattr(sys, "stdout", io.StringIO())
         shown = display(tmp_path, ConsoleSink())
         for count in (1, 2, 3):
-            shown.update(progress(2, count), losses(), dict, rates)
+            shown.update(progress(2, count), losses(), dict, learning_rates)
             time.sleep(0.15)  # more than tqdm waits between two drawings
         shown.close("stopped")
         monkeypatch.undo()
-        drawn = os.read(ours, 10_000).decode().replace("\r", "\n")
-    os.close(ours)
+        drawn = os.read(reading_end, 10_000).decode().replace("\r", "\n")
+    os.close(reading_end)
     assert re.search(r"epoch 2/4 .* 3/10 +\d+\.\d+ images/s, \d\d:\d\d left  D_A 0.24 G_A 0.58", drawn)
 
 
 # ---- page
 
 
-def test_page_of_a_continued_run_has_every_epoch(tmp_path):
+def test_page_of_a_resumed_run_has_every_epoch(tmp_path):
     def page(at=None):
         sink = PageSink(tmp_path / "web", "run", names=("A", "B"), size=256, images_freq=7)
         return display(tmp_path, sink, at=at)
@@ -318,7 +344,7 @@ def test_page_of_a_continued_run_has_every_epoch(tmp_path):
     assert '"epochs":[[2,0,0]]' in (tmp_path / "web/index.html").read_text()
 
 
-def test_page_of_a_run_that_has_more_epochs_than_it_should(tmp_path):
+def test_page_of_a_run_with_more_epochs_than_planned(tmp_path):
     sink = PageSink(tmp_path / "web", "run", names=("A", "B"), size=256, images_freq=0)
     train(display(tmp_path, sink), epochs=[9])  # of 4
     html = (tmp_path / "web/index.html").read_text()
@@ -330,11 +356,11 @@ def test_page_of_a_run_that_has_more_epochs_than_it_should(tmp_path):
 def test_page_is_written_when_a_multiple_is_crossed_and_at_the_end_of_an_epoch(tmp_path):
     web = tmp_path / "web"
     shown = display(tmp_path, PageSink(web, "run", names=("A", "B"), size=256, images_freq=4))
-    shown.update(progress(1, 3, batch_size=3), losses(), images, rates)
+    shown.update(progress(1, 3, batch_size=3), losses(), images, learning_rates)
     assert not (web / "index.html").exists()
-    shown.update(progress(1, 6, batch_size=3), losses(), images, rates)
+    shown.update(progress(1, 6, batch_size=3), losses(), images, learning_rates)
     assert "6" in re.findall(r"<dd>([^<]+)</dd>", (web / "index.html").read_text())
-    shown.update(progress(1, 10, batch_size=1), losses(), images, rates)
+    shown.update(progress(1, 10, batch_size=1), losses(), images, learning_rates)
     assert "10" in re.findall(r"<dd>([^<]+)</dd>", (web / "index.html").read_text())
 
 
@@ -351,21 +377,59 @@ def test_flags_choose_the_sinks(tmp_path):
     assert (page.images_freq, page.names, page.size) == (5, ("B", "A"), 99)
 
 
-def test_a_run_can_go_on_from_its_very_start(tmp_path):
-    place = options(tmp_path, "--display_id", "0", "--no_html", "--print_freq", "1")
-    for continued in (False, True):
-        train(create_display(place, tmp_path, progress(1, 0), resumed=continued), epochs=[1])
+def test_a_run_can_resume_from_its_very_start(tmp_path):
+    opt = options(tmp_path, "--display_id", "0", "--no_html", "--print_freq", "1")
+    for resumed in (False, True):
+        train(create_display(opt, tmp_path, progress(1, 0), resumed=resumed), epochs=[1])
     assert [event.continued for event in events(tmp_path, Start)] == [False, True]
     assert [event.images for event in events(tmp_path, Losses)] == list(range(1, 11))
-    assert len(without_times(tmp_path)) == 10
+    assert len(lines_of_losses(tmp_path)) == 10
+
+
+# ---- packages that may be missing
+
+
+@pytest.fixture
+def block(monkeypatch):
+    """Makes a package look as if it were not installed."""
+
+    def block(package):
+        for name in [name for name in sys.modules if name.partition(".")[0] == package]:
+            monkeypatch.delitem(sys.modules, name)
+        monkeypatch.setitem(sys.modules, package, None)
+
+    return block
 
 
 @pytest.mark.parametrize("package", ["wandb", "tensorboard"])
-def test_optional_packages_have_to_be_installed_and_nothing_is_lost_without(tmp_path, monkeypatch, package):
+def test_a_missing_package_costs_a_run_no_events(tmp_path, block, package):
     train(display(tmp_path), epochs=[1])
-    for name in [package, f"display.create.{package}", "torch.utils.tensorboard"]:
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    monkeypatch.setitem(sys.modules, package, None)  # as if it were not
-    with pytest.raises(ValueError, match=rf"--use_{package}: .*; pip install {package}"):
+    block(package)
+    with pytest.raises(ValueError, match=f"--use_{package} needs"):
         create_display(options(tmp_path, f"--use_{package}", "--display_id", "0"), tmp_path, progress(1, 0))
     assert len(events(tmp_path, Losses)) == 10
+
+
+def test_a_folder_is_no_installed_package(tmp_path, monkeypatch):
+    (tmp_path / "wandb").mkdir()  # as wandb makes it where training runs
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    assert not is_installed("wandb")
+    (tmp_path / "wandb" / "__init__.py").touch()
+    importlib.invalidate_caches()
+    assert is_installed("wandb")
+
+
+def test_training_without_visdom_warns_once(tmp_path, block, capsys):
+    block("visdom")
+    opt = options(tmp_path, "--display_id", "1", "--no_html", "--print_freq", "1", "--display_freq", "1")
+    shown = create_display(opt, tmp_path, progress(1, 0))
+    assert not any(isinstance(sink, Background) for sink in shown.sinks)
+    train(shown, epochs=[1, 2])
+    out = capsys.readouterr().out
+    warning = "visdom is not installed, so training runs without it. pip install visdom, or add --display_id 0.\n"
+    assert out.count(warning) == 1
+    assert "visdom" not in out.replace(warning, "")
+    assert len(events(tmp_path, Losses)) == 20
+    create_display(options(tmp_path, "--display_id", "0", "--no_html"), tmp_path, progress(1, 0)).close("stopped")
+    assert "visdom" not in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Visdom, on a real server: there, absent, late, hanging, dying and coming back."""
+"""Visdom on a real server that is present, absent, late, hanging, or dies and comes back."""
 
 import json
 import signal
@@ -19,7 +19,7 @@ from display.sinks import visdom as visdom_display
 from display.sinks.visdom import Client
 from scripts import replay
 from tests.helpers import PATIENCE
-from tests.test_display import LABELS, display, events, images, losses, options, progress, rates, train
+from tests.test_display import LABELS, display, events, images, learning_rates, losses, options, progress, train
 
 pytestmark = pytest.mark.filterwarnings("ignore:The 'warn' method is deprecated:DeprecationWarning")  # in visdom
 
@@ -43,7 +43,7 @@ def quick(monkeypatch):
 
 @contextmanager
 def visdom_server(tmp_path, port):
-    """A real server. Its command line would first download scripts for browsers, which the tests do without."""
+    """Start a real server. Its command line would first download scripts for browsers, which the tests do not need."""
     folder = tmp_path / "visdom"
     folder.mkdir(exist_ok=True)
     command = [sys.executable, "-c", "from visdom.server.run_server import main; main()", "-bind_local"]
@@ -64,17 +64,17 @@ def is_open(port):
 def wait_for(condition):
     end = time.monotonic() + PATIENCE
     while not condition():
-        assert time.monotonic() < end, "waited in vain"
+        assert time.monotonic() < end, "the condition never held"
         time.sleep(0.05)
 
 
 def flags(port, *more):
-    place = ["--display_server", "http://127.0.0.1", "--display_port", str(port), "--display_env", "lab"]
-    return [*place, "--no_html", "--print_freq", "5", "--display_freq", "10", "--display_winsize", "64", *more]
+    server = ["--display_server", "http://127.0.0.1", "--display_port", str(port), "--display_env", "lab"]
+    return [*server, "--no_html", "--print_freq", "5", "--display_freq", "10", "--display_winsize", "64", *more]
 
 
 def shown_on(tmp_path, port, *more, at=None):
-    """The display of train.py with these flags, without its console."""
+    """Start the display of train.py with these flags, without its console."""
     (tmp_path / "run").mkdir(exist_ok=True)
     opt = options(tmp_path, *flags(port, *more))
     shown = create_display(opt, tmp_path / "run", at or progress(1, 0), resumed=at is not None)
@@ -83,7 +83,7 @@ def shown_on(tmp_path, port, *more, at=None):
 
 
 def curves(port, chart="losses"):
-    """What the server shows: name of a curve -> (x, y); nothing where there is no window."""
+    """Return the curves of a chart on the server: name -> (x, y); none where there is no window."""
     client, window = Client("http://127.0.0.1", port, "lab"), f"run_1_{chart}"
     with closing(client.session):
         content = json.loads(client.get_window_data(window))["content"] if client.win_exists(window) else {"data": []}
@@ -101,14 +101,14 @@ def test_curves_and_images(tmp_path, port):
         assert curves(port, "images_per_second").keys() == {"images_per_second"}
         assert curves(port, "peak_memory").keys() == {"peak_memory_mb"}
         client = Client("http://127.0.0.1", port, "lab")
-        pictures = json.loads(client.get_window_data("run_1_images"))
-        assert pictures["title"] == "run: epoch 2"
-        assert pictures["content"]["caption"] == ", ".join(LABELS)
-        assert pictures["content"]["src"].startswith("data:image/png;base64,")
+        window = json.loads(client.get_window_data("run_1_images"))
+        assert window["title"] == "run: epoch 2"
+        assert window["content"]["caption"] == ", ".join(LABELS)
+        assert window["content"]["src"].startswith("data:image/png;base64,")
 
         train(shown_on(tmp_path, port, "--display_ncols", "0"), epochs=[1])
         assert json.loads(client.get_window_data("run_1_fake_B"))["title"] == "run: epoch 1, fake_B"
-        assert curves(port)["D_A"][0] == [0.5, 1.0]  # a run that starts anew has curves of its own
+        assert curves(port)["D_A"][0] == [0.5, 1.0]  # a new run replaces the curves
         client.session.close()
 
 
@@ -116,8 +116,8 @@ def test_absent(tmp_path, port, capfd):
     train(shown_on(tmp_path, port), epochs=[1])
     out, err = capfd.readouterr()
     assert out == (
-        f"visdom at http://127.0.0.1:{port} does not answer; training continues, and what it misses is sent when it "
-        f"there: start it with `python -m visdom.server -port {port}`, or --display_id 0 to silence this\n"
+        f"visdom at http://127.0.0.1:{port} does not answer. Training continues; the server gets everything when it "
+        f"answers: start it with `python -m visdom.server -port {port}`, or add --display_id 0 to silence this\n"
     )
     assert err == ""
     assert len(events(tmp_path / "run", Losses)) == 2
@@ -132,55 +132,55 @@ def test_a_replay_to_an_absent_server_says_how_to_start_it(tmp_path, port):
     with pytest.raises(ConnectionError) as error:
         replay.main(["--checkpoints_dir", str(tmp_path), "--name", "run", "--to", "visdom"])
     assert str(error.value) == (
-        f"visdom at http://127.0.0.1:{port} does not answer: start it with `python -m visdom.server -port {port}`"
+        f"visdom at http://127.0.0.1:{port} does not answer. Start it with `python -m visdom.server -port {port}`."
     )
 
 
-def test_a_late_server_gets_what_it_missed(tmp_path, port, capfd, quick):
+def test_a_late_server_gets_everything(tmp_path, port, capfd, quick):
     shown = shown_on(tmp_path, port)
     for count in range(1, 8):
-        shown.update(progress(1, count), losses(), images, rates)
+        shown.update(progress(1, count), losses(), images, learning_rates)
     wait_for(lambda: "does not answer" in capfd.readouterr().out)
     with visdom_server(tmp_path, port):
         wait_for(lambda: curves(port))
         for count in range(8, 11):
-            shown.update(progress(1, count), losses(), images, rates)
+            shown.update(progress(1, count), losses(), images, learning_rates)
         shown.close("finished")
         assert curves(port)["G_A"] == ([0.5, 1.0], [losses()["G_A"].item()] * 2)
     assert capfd.readouterr().out.splitlines() == [
-        f"visdom at http://127.0.0.1:{port} answers, and has received what it missed"
+        f"visdom at http://127.0.0.1:{port} answers and has received everything"
     ]
 
 
-def test_a_server_that_dies_and_comes_back_gets_what_it_missed(tmp_path, port, capfd, quick):
+def test_a_server_that_dies_and_comes_back_gets_everything(tmp_path, port, capfd, quick):
     shown = shown_on(tmp_path, port, "--print_freq", "1")
     with visdom_server(tmp_path, port) as server:
-        shown.update(progress(1, 1), losses(), images, rates)
+        shown.update(progress(1, 1), losses(), images, learning_rates)
         wait_for(lambda: curves(port))
         server.kill()
         server.wait()
-        shown.update(progress(1, 2), losses(), images, rates)
+        shown.update(progress(1, 2), losses(), images, learning_rates)
         wait_for(lambda: "does not answer" in capfd.readouterr().out)
-    shown.update(progress(1, 3), losses(), images, rates)
+    shown.update(progress(1, 3), losses(), images, learning_rates)
     with visdom_server(tmp_path, port):
         wait_for(lambda: curves(port))
-        shown.update(progress(1, 4), losses(), images, rates)
+        shown.update(progress(1, 4), losses(), images, learning_rates)
         shown.close("stopped")
         assert curves(port)["G_A"][0] == [0.1, 0.2, 0.3, 0.4]
 
 
-def test_a_server_that_has_forgotten_its_windows_gets_them_again(tmp_path, port):
+def test_a_server_that_lost_its_windows_gets_them_again(tmp_path, port):
     shown = shown_on(tmp_path, port, "--print_freq", "1")
     with visdom_server(tmp_path, port):
-        shown.update(progress(1, 1), losses(), images, rates)
+        shown.update(progress(1, 1), losses(), images, learning_rates)
         wait_for(lambda: curves(port))
         client = Client("http://127.0.0.1", port, "lab")
         client.close("run_1_losses")
         client.session.close()
         assert not curves(port)
-        shown.update(progress(1, 2), losses(), images, rates)
+        shown.update(progress(1, 2), losses(), images, learning_rates)
         new = losses() | {"idt_A": losses()["G_A"]}
-        shown.update(progress(1, 3), new, images, rates)  # a curve that the chart does not have
+        shown.update(progress(1, 3), new, images, learning_rates)  # a new curve
         shown.close("stopped")
         assert curves(port)["D_A"][0] == [0.1, 0.2, 0.3]
         assert curves(port)["idt_A"][1] == [None, None, new["idt_A"].item()]
@@ -191,13 +191,13 @@ def background_thread(shown):
     return thread
 
 
-def test_a_hanging_server_costs_training_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(visdom_display, "TIMEOUT", PATIENCE)  # whoever waits for the server waits for this test to fail
+def test_training_does_not_wait_for_a_hanging_server(tmp_path, monkeypatch):
+    monkeypatch.setattr(visdom_display, "TIMEOUT", PATIENCE)  # waiting for the server fails this test
     monkeypatch.setattr(background, "GRACE", 0.1)
     with closing(socket.create_server(("127.0.0.1", 0))) as hanging:  # accepts and never answers
         shown = shown_on(tmp_path, hanging.getsockname()[1], "--print_freq", "1")
         train(shown, epochs=[1, 2, 3])
-        assert background_thread(shown).is_alive(), "training is over, and the thread still waits for an answer"
+        assert background_thread(shown).is_alive(), "the thread no longer waits for an answer"
     assert len(events(tmp_path / "run", Losses)) == 30
     wait_for(lambda: not background_thread(shown).is_alive())
 
@@ -206,31 +206,32 @@ def test_a_hanging_server_is_announced_once(tmp_path, monkeypatch, quick, capfd)
     monkeypatch.setattr(visdom_display, "TIMEOUT", 0.2)
     with closing(socket.create_server(("127.0.0.1", 0))) as hanging:
         shown = shown_on(tmp_path, hanging.getsockname()[1], "--print_freq", "1")
-        shown.update(progress(1, 1), losses(), images, rates)
+        shown.update(progress(1, 1), losses(), images, learning_rates)
         out = []
         wait_for(lambda: out.append(capfd.readouterr().out) or "does not answer" in out[-1])
         shown.close("finished")
-    assert ("".join(out) + capfd.readouterr().out).count("does not answer; training continues") == 1
+    assert ("".join(out) + capfd.readouterr().out).count("does not answer. Training continues") == 1
 
 
-def test_values_that_have_not_arrived_in_the_end_are_announced(tmp_path, port, monkeypatch, capfd):
+def test_undelivered_values_are_reported(tmp_path, port, monkeypatch, capfd):
     monkeypatch.setattr(background, "GRACE", 0.1)
     shown = shown_on(tmp_path, port, "--print_freq", "1")
     with visdom_server(tmp_path, port) as server:
-        shown.update(progress(1, 1), losses(), images, rates)
+        shown.update(progress(1, 1), losses(), images, learning_rates)
         wait_for(lambda: curves(port))
         server.send_signal(signal.SIGSTOP)  # hangs in the middle of a run
-        shown.update(progress(1, 2), losses(), images, rates)
+        shown.update(progress(1, 2), losses(), images, learning_rates)
         shown.close("finished")
-        assert "did not receive everything in time; `python -m scripts.replay` sends it" in capfd.readouterr().out
+        message = "did not receive everything in time. `python -m scripts.replay` sends it again."
+        assert message in capfd.readouterr().out
     assert len(events(tmp_path / "run", Losses)) == 2
 
 
-def test_the_thread_starts_after_the_processes_that_load_data(tmp_path, port):
+def test_the_thread_starts_after_the_workers_of_the_data_loader(tmp_path, port):
     shown = shown_on(tmp_path, port)
     thread = background_thread(shown)
     assert not thread.is_alive()
-    shown.update(progress(1, 1), losses(), images, rates)
+    shown.update(progress(1, 1), losses(), images, learning_rates)
     assert thread.is_alive()
     assert thread.daemon
     shown.close("stopped")
@@ -240,12 +241,12 @@ def test_the_thread_starts_after_the_processes_that_load_data(tmp_path, port):
 def test_replay(tmp_path, port, capfd):
     page = PageSink(tmp_path / "run/web", "run", names=("A", "B"), size=64, images_freq=0)
     train(display(tmp_path / "run", page), epochs=[1, 2])
-    places = ["--checkpoints_dir", str(tmp_path), "--name", "run", "--to", "visdom"]
+    flags_of_run = ["--checkpoints_dir", str(tmp_path), "--name", "run", "--to", "visdom"]
     with pytest.raises(ConnectionError):
-        replay.main([*places, *flags(port)])
+        replay.main([*flags_of_run, *flags(port)])
     with visdom_server(tmp_path, port):
-        for _ in range(2):  # the second does not double anything
-            assert replay.main([*places, *flags(port)]) == 0
+        for _ in range(2):  # the second replaces the first
+            assert replay.main([*flags_of_run, *flags(port)]) == 0
         assert curves(port)["G_A"] == ([count / 10 for count in range(1, 21)], [losses()["G_A"].item()] * 20)
         client = Client("http://127.0.0.1", port, "lab")
         assert json.loads(client.get_window_data("run_1_images"))["title"] == "run: epoch 2"

@@ -1,4 +1,4 @@
-"""The page of a run in training, as a real browser shows it."""
+"""The page of a run in training, in a real browser."""
 
 import numpy as np
 import pytest
@@ -6,10 +6,10 @@ import pytest
 from display.event_log import EventLog
 from display.events import End, Images, Losses, Progress, Start
 from display.history import History
-from display.pages.charts import BUCKETS, limits, summarise
+from display.pages.charts import BUCKETS, limits, summarize
 from display.pages.training import PageSink
 from tests.browser import check_page
-from tests.test_pages import HOSTILE, LABELS, WIDTHS, attention, picture
+from tests.test_pages import HOSTILE, LABELS, WIDTHS, attention, make_image
 
 SIZE = 64  # images an epoch
 
@@ -23,7 +23,7 @@ def at(epoch, epochs=4, epoch_images=SIZE):
 
 
 def write_events(folder, epochs, *, losses=None):
-    """Events as the log has them: two lines of losses an epoch."""
+    """Write a log with two events of losses per epoch."""
     log = EventLog(folder)
     for epoch in range(1, epochs + 1):
         for count in (SIZE // 2, SIZE):
@@ -40,20 +40,20 @@ def make_sink(folder, name="run", *, options=None):
 
 
 def end_epoch(sink, epoch, images, maps=()):
-    """Write pictures of the end of an epoch and show them."""
+    """Write the images of the end of an epoch and show them."""
     log = EventLog(sink.folder.parent)
-    files = log.save_pictures(at(epoch), images)
+    files = log.save_images(at(epoch), images)
     event = Images.at(at(epoch), pictures=files, attention=log.save_attention(at(epoch), maps))
     log.write(event)
     sink.show([event])
 
 
-def pictures(epoch, labels=LABELS, size=128):
-    return {label: picture(f"{epoch}{label}", size)[None] for label in labels}
+def make_images(epoch, labels=LABELS, size=128):
+    return {label: make_image(f"{epoch}{label}", size)[None] for label in labels}
 
 
 def set_epoch(browser, index):
-    browser.run(f"timeLine.value = {index}; timeLine.oninput()")
+    browser.run(f"timeline.value = {index}; timeline.oninput()")
 
 
 @pytest.mark.parametrize("width", WIDTHS)
@@ -62,9 +62,9 @@ def test_page_of_a_run(browser, tmp_path, width):
     sink = make_sink(tmp_path, HOSTILE[4], options={"name": HOSTILE[0]})
     labels = (*LABELS, "idt_A", "idt_B")
     for epoch in (1, 2, 3):
-        end_epoch(sink, epoch, pictures(epoch, labels))
+        end_epoch(sink, epoch, make_images(epoch, labels))
     path = tmp_path / "web" / "index.html"
-    check_page(browser, path, width=width, pictures=8)
+    check_page(browser, path, width=width, images=8)
     assert browser.run("document.querySelector('h1').textContent") == f"{HOSTILE[4]} · training"
     assert browser.run("document.querySelector('.count').textContent") == "epoch 3 of 4"
     assert browser.run("document.querySelector('progress').value") == 0.75
@@ -81,16 +81,16 @@ def test_page_of_a_run(browser, tmp_path, width):
     ]  # fmt: skip
 
 
-def test_time_line(browser, tmp_path):
+def test_timeline(browser, tmp_path):
     write_events(tmp_path, 3)
     sink = make_sink(tmp_path)
-    end_epoch(sink, 1, pictures(1, LABELS[:2]))
+    end_epoch(sink, 1, make_images(1, LABELS[:2]))
     for epoch in (2, 3):
-        end_epoch(sink, epoch, pictures(epoch), [attention("G_A", "up1", "real_A")])  # continued with attention
+        end_epoch(sink, epoch, make_images(epoch), [attention("G_A", "up1", "real_A")])  # resumed with attention
     browser.open(tmp_path / "web" / "index.html", width=1400)
     sources = "[...document.querySelectorAll('article img')].map(image => image.src.split('/').pop())"
     heading = "document.querySelector('article h2').textContent"
-    line = "document.querySelector('.now').getAttribute('x1') / 400"
+    line = "document.querySelector('.current').getAttribute('x1') / 400"
     assert browser.run(sources) == [f"epoch003_{label}.png" for label in LABELS]
     assert browser.run(line) == 1
     set_epoch(browser, 0)
@@ -98,44 +98,43 @@ def test_time_line(browser, tmp_path):
     assert browser.run(sources) == ["epoch001_real_A.png", "epoch001_fake_B.png"]
     assert browser.run(line) == pytest.approx(1 / 3)
     browser.run("document.querySelector('.view').click()")
-    assert browser.run("viewer.open && looks.hidden")  # no attention yet
+    assert browser.run("viewer.open && attentionPane.hidden")  # no attention yet
     browser.press("n")
-    browser.wait("document.querySelector('#look').textContent.startsWith('From')")
+    browser.wait("document.querySelector('#attention-status').textContent.startsWith('Attention from')")
     assert browser.run("document.querySelector('#viewing').textContent") == "epoch 2"
     browser.press("Escape")
-    browser.run("timeLine.focus()")
+    browser.run("timeline.focus()")
     browser.press("ArrowRight")
-    assert browser.run(f"[{heading}, timeLine.getAttribute('aria-valuetext')]") == ["epoch 3", "epoch 3"]
+    assert browser.run(f"[{heading}, timeline.getAttribute('aria-valuetext')]") == ["epoch 3", "epoch 3"]
     assert browser.run(
         "[...document.querySelectorAll('article img')].every(image => image.alt.startsWith('epoch 3: '))"
     )
     assert browser.run(f"document.querySelector('.play').click(), {heading}") == "epoch 1"
     browser.wait(f"{heading} === 'epoch 3' && document.querySelector('.play').textContent === 'Play'")
-    assert browser.complaints() == []
+    assert browser.problems() == []
 
 
-def test_refresh_keeps_the_place(browser, tmp_path):
+def test_refresh_keeps_the_position(browser, tmp_path):
     write_events(tmp_path, 2)
     sink = make_sink(tmp_path, options={f"flag{number}": number for number in range(400)})
     for epoch in (1, 2):
-        end_epoch(sink, epoch, pictures(epoch))
+        end_epoch(sink, epoch, make_images(epoch))
     path = tmp_path / "web" / "index.html"
     browser.open(path, width=1400)
     browser.run("document.querySelector('details').open = true; scrollTo(0, 700)")
     set_epoch(browser, 0)
-    end_epoch(sink, 3, pictures(3))
+    end_epoch(sink, 3, make_images(3))
     browser.run("document.body.dataset.old = 'yes'; refresh()")
     browser.wait("document.readyState === 'complete' && !document.body.dataset.old")
     assert browser.run("document.querySelector('.count').textContent") == "epoch 3 of 4"
     assert browser.run("document.querySelector('article h2').textContent") == "epoch 1"
     assert browser.run("scrollY") == pytest.approx(700, abs=2)
     set_epoch(browser, 2)
-    end_epoch(sink, 4, pictures(4))
+    end_epoch(sink, 4, make_images(4))
     browser.run("document.body.dataset.old = 'yes'; refresh()")
     browser.wait("document.readyState === 'complete' && !document.body.dataset.old")
-    assert (
-        browser.run("document.querySelector('article h2').textContent") == "epoch 4"
-    )  # who was at the end stays there
+    # the timeline was at its end and stays there
+    assert browser.run("document.querySelector('article h2').textContent") == "epoch 4"
     assert browser.run("data.refresh") == 30
     sink.show([End.at(at(4), reason="finished")])
     browser.open(path, width=1400)
@@ -146,7 +145,7 @@ def test_refresh_keeps_the_place(browser, tmp_path):
 def test_thousands_of_epochs(browser, tmp_path):
     write_events(tmp_path, 5000)
     sink = make_sink(tmp_path)
-    end_epoch(sink, 1, pictures(1, size=16))
+    end_epoch(sink, 1, make_images(1, size=16))
     for path in list((tmp_path / "web" / "images").iterdir()):
         for epoch in range(2, 5001):
             path.with_name(path.name.replace("epoch001", f"epoch{epoch:03d}")).hardlink_to(path)
@@ -161,11 +160,11 @@ def test_thousands_of_epochs(browser, tmp_path):
 
 
 def test_a_page_without_losses_has_no_curves(browser, tmp_path):
-    end_epoch(make_sink(tmp_path), 1, pictures(1))
+    end_epoch(make_sink(tmp_path), 1, make_images(1))
     browser.open(tmp_path / "web" / "index.html", width=390)
     assert browser.run("document.querySelector('.charts')") is None
     assert browser.run("document.querySelector('article h2').textContent") == "epoch 1"
-    assert browser.complaints() == []
+    assert browser.problems() == []
 
 
 # ---- curves
@@ -174,7 +173,7 @@ def test_a_page_without_losses_has_no_curves(browser, tmp_path):
 def test_curves_of_the_page(browser, tmp_path):
     losses = {"G_A": 0.5, "G_B": 1.5, "gamma_G_A_block1": 0.0, HOSTILE[0]: 1.0, "images_per_second": 12.5}
     write_events(tmp_path, 4, losses=lambda images: losses | {"D_A": float("nan"), "G_A": images / SIZE})
-    end_epoch(make_sink(tmp_path), 4, pictures(4))
+    end_epoch(make_sink(tmp_path), 4, make_images(4))
     browser.open(tmp_path / "web" / "index.html", width=1400)
     charts = browser.run("[...document.querySelectorAll('.chart figcaption')].map(e => e.innerText.split('\\n'))")
     assert [text.replace("\xa0", " ") for chart in charts for text in chart] == [
@@ -185,17 +184,17 @@ def test_curves_of_the_page(browser, tmp_path):
     assert xy[:, 0] == pytest.approx(np.arange(1, 9) / 8 * 400, abs=0.1)
     low, high = (float(browser.run(f"document.querySelector('.{name}').textContent")) for name in ("low", "high"))
     assert high - xy[:, 1] / 120 * (high - low) == pytest.approx(np.arange(1, 9) / 2, abs=0.03)
-    assert browser.complaints() == []
+    assert browser.problems() == []
 
 
 def test_summary_of_a_curve():
     x = np.arange(1, 100_001)
-    mean_x, mean, least, most = summarise(x, np.sin(x), 100_000)
+    mean_x, mean, least, most = summarize(x, np.sin(x), 100_000)
     assert len(mean_x) == BUCKETS
     assert (least <= mean).all() and (mean <= most).all()
     assert (np.diff(mean_x) > 0).all()
     assert least.min() == np.sin(x).min() and most.max() == np.sin(x).max()
-    assert [list(column) for column in summarise([1, 2, 3], [5, float("nan"), 7], 3)] == [
+    assert [list(column) for column in summarize([1, 2, 3], [5, float("nan"), 7], 3)] == [
         [1, 3],
         [5, 7],
         [5, 7],
@@ -207,11 +206,11 @@ def test_limits_leave_out_the_start():
     mean = np.concatenate([[1000], np.linspace(1, 2, 199)])
     low, high = limits([(mean, mean, mean, mean)])
     assert 0.8 < low < 1 and 2 < high < 2.3
-    assert limits([summarise([1], [3], 1)]) == (pytest.approx(2.7), pytest.approx(3.3))
-    assert limits([summarise([1], [float("nan")], 1)]) == (0, 1)
+    assert limits([summarize([1], [3], 1)]) == (pytest.approx(2.7), pytest.approx(3.3))
+    assert limits([summarize([1], [float("nan")], 1)]) == (0, 1)
 
 
-def test_history_reads_on(tmp_path):
+def test_history_reads_new_events(tmp_path):
     history = History(tmp_path / "events.jsonl")
     history.read()
     assert history.curves == {}
@@ -228,7 +227,7 @@ def test_history_reads_on(tmp_path):
 
 def test_attention_of_an_earlier_run_is_gone(tmp_path):
     sink = make_sink(tmp_path)
-    end_epoch(sink, 1, pictures(1, size=16), [attention("G_A", "up1", "real_A")])
+    end_epoch(sink, 1, make_images(1, size=16), [attention("G_A", "up1", "real_A")])
     assert '"epochs":[[1,0,1]]' in (tmp_path / "web" / "index.html").read_text()
-    end_epoch(make_sink(tmp_path), 1, pictures(1, size=16))
+    end_epoch(make_sink(tmp_path), 1, make_images(1, size=16))
     assert '"epochs":[[1,0,0]]' in (tmp_path / "web" / "index.html").read_text()

@@ -1,1 +1,1 @@
-"""The HTML pages: results, and a run in training."""
+"""The HTML pages of test results and of a run in training."""

@@ -1,7 +1,8 @@
-"""What the pages have in common: cards of pictures, and files that open from disk without a server."""
+"""Parts of all pages: cards of images, in HTML files that open from disk without a server."""
 
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,90 +15,119 @@ from dominate import document
 from dominate import tags as h
 from dominate.util import raw
 
-from display.attention_maps import AttentionMap, heat_colours
+from display.attention_maps import AttentionMap, heat_colors
 from util.files import atomic
 
 CSS = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
 JS = Path(__file__).with_name("page.js").read_text(encoding="utf-8")
-SMALL = 96  # px; below, a picture is shown much enlarged
+SMALL = 96  # px; smaller images are enlarged a lot on the page
 
-# Label -> how the picture came about, in the order of the training page.
+# Label -> the domain that the image comes from, and how it came about; in the order of the training page.
 CAPTIONS = {
-    "real_A": "{A}",
-    "fake_B": "{A} → {B}",
-    "fake_B_rgb": "{A} → {B}, in colour",
-    "rec_A": "{A} → {B} → {A}",
-    "idt_B": "{A} → {A}",
-    "real_B": "{B}",
-    "real_B_rgb": "{B}, in colour",
-    "fake_A": "{B} → {A}",
-    "rec_B": "{B} → {A} → {B}",
-    "idt_A": "{B} → {B}",
-    "real": "{A}",
-    "fake": "{A} → {B}",
+    "real_A": ("A", "{A}"),
+    "fake_B": ("A", "{A} → {B}"),
+    "fake_B_rgb": ("A", "{A} → {B}, in color"),
+    "rec_A": ("A", "{A} → {B} → {A}"),
+    "idt_B": ("A", "{A} → {A}"),
+    "real_B": ("B", "{B}"),
+    "real_B_rgb": ("B", "{B}, in color"),
+    "fake_A": ("B", "{B} → {A}"),
+    "rec_B": ("B", "{B} → {A} → {B}"),
+    "idt_A": ("B", "{B} → {B}"),
+    "samples": ("A", "samples"),
+    "sample": ("A", "first sample"),
+    "real": ("A", "{A}"),
+    "fake": ("A", "{A} → {B}"),
 }
+ATTENTION = re.compile(r"attention_(G(?:_[AB])?)_(.+)")  # a label: network, stage
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture of a page."""
+    """An image on a page."""
 
     label: str
-    path: str  # from the page's folder
+    path: str  # relative to the page's folder
     caption: str
     alt: str
 
 
 @dataclass
 class Card:
-    """What stands under one heading, a test image or an epoch: a group for each domain that pictures start in."""
+    """The images under one heading, a test image or an epoch, in a group per domain that they come from."""
 
     title: str
     groups: dict[str, list[Figure]] = field(default_factory=dict)
-    wide: bool = False  # takes the whole width of the page
-    attention: str = ""  # path of the script with what the viewer shows, from the page's folder
+    wide: bool = False  # as wide as the page
+    attention: str = ""  # path of the script for the viewer, relative to the page's folder
     scores: Mapping[str, float] = field(default_factory=dict)  # to sort and filter by
     remark: str = ""  # beside the heading
 
     def add(self, label: str, path: str, names: tuple[str, str]) -> None:
-        """Put a picture beside the others that start in its domain."""
-        caption = CAPTIONS.get(label, label).format(A=names[0], B=names[1])
-        self.add_figure(source(label), label, path, caption)
+        """Add an image to the group of its domain, with the caption of its label."""
+        self.add_figure(source(label), label, path, label_caption(label, names))
 
     def add_figure(self, group: str, label: str, path: str, caption: str) -> None:
-        """Put a picture at the end of a group."""
+        """Append an image to a group."""
         figure = Figure(label, path, caption, f"{self.title}: {caption}")
         self.groups.setdefault(group, []).append(figure)
 
     def rows(self) -> list[list[Figure]]:
-        """The groups; a second one of a single picture, the truth of a pair, stands beside the translation."""
+        """Return the groups. A second group of one image, the ground truth of a pair, joins the first one."""
         match list(self.groups.values()):
-            case [[real, fake, *more], [truth]]:
-                return [[real, fake, truth, *more]]
+            case [[real, fake, *others], [truth]]:
+                return [[real, fake, truth, *others]]
             case groups:
                 return groups
 
 
 def source(label: str) -> str:
-    """The domain that a picture started in: A for real_A, fake_B and rec_A; "" if the label is not known."""
-    return CAPTIONS[label][1] if label in CAPTIONS else ""
+    """Return the domain that an image comes from: A for real_A, fake_B and the attention of G_A; "" if unknown."""
+    if match := ATTENTION.fullmatch(label):
+        return "B" if match[1].endswith("_B") else "A"
+    return CAPTIONS[label][0] if label in CAPTIONS else ""
+
+
+def label_caption(label: str, names: tuple[str, str]) -> str:
+    """Return the caption of a label, with the names of the domains; an unknown label is its own caption."""
+    if match := ATTENTION.fullmatch(label):
+        return attention_caption(*match.groups())
+    return CAPTIONS[label][1].format(A=names[0], B=names[1]) if label in CAPTIONS else label
+
+
+def sort_key(label: str) -> tuple[float, str]:
+    """Return the key that puts labels in the order of CAPTIONS, with attention after the images it is drawn over."""
+    labels = list(CAPTIONS)
+    if ATTENTION.fullmatch(label):
+        return labels.index("sample") + 0.5, label
+    return labels.index(label) if label in CAPTIONS else len(labels), label
+
+
+def attention_label(block: AttentionMap) -> str:
+    """Return the label of the figure of a generator's attention block."""
+    return f"attention_{block.network}_{block.stage}"
+
+
+def attention_caption(network: str, stage: str) -> str:
+    """Return the caption of the figure of an attention block."""
+    return f"attention of {network} at {stage}"
 
 
 def save_attention(path: Path, maps: Iterable[AttentionMap]) -> None:
-    """Write maps of one picture as a script for the viewer, since a page on disk may load scripts, but no data."""
+    """Write the maps of one image as a script for the viewer: a page on disk may load scripts, but no data."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f"attention({as_script([block.viewer_data() for block in maps])});\n", encoding="ascii")
 
 
 def as_script(data: Any) -> str:
-    """JSON that is a JavaScript expression and holds no tag, whatever the names in it: nothing ends a script early."""
+    """Return `data` as a JavaScript expression without tags, whatever the names in it: nothing ends a script early."""
     return json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
 
 
 def new_page(title: str) -> document:
-    """A page without a body.
+    """Create a page with an empty body.
 
-    Names come from files and flags, so all of them go through dominate or `as_script`, which show them as text.
+    Names come from files and flags, so all of them go through dominate or `as_script`, which escape them.
     """
     page = document(title=title)
     page.set_attribute("lang", "en")
@@ -110,13 +140,13 @@ def new_page(title: str) -> document:
 
 
 def finish_page(page: document, path: Path, *, script: Path, data: Mapping[str, Any] = MappingProxyType({})) -> None:
-    """Write the page under a temporary name first; beside it, it needs nothing but its pictures and their attention.
+    """Add the scripts to a page and write it. The page needs no other files than its images and their attention maps.
 
     Args:
-        script: the file of what this page does beside showing the viewer.
-        data: what that is told.
+        script: file with the JavaScript of this kind of page, run after the viewer's.
+        data: values for the scripts.
     """
-    heat = (heat_colours(torch.linspace(0, 1, 256)[None])[:, 0].T * 255).round().int().tolist()
+    heat = (heat_colors(torch.linspace(0, 1, 256)[None])[:, 0].T * 255).round().int().tolist()
     page.body.add(h.script(raw(as_script({"heat": heat, **data})), type="application/json", id="data"))
     page.body.add(h.script(raw(JS)))
     page.body.add(h.script(raw(script.read_text(encoding="utf-8"))))
@@ -126,31 +156,31 @@ def finish_page(page: document, path: Path, *, script: Path, data: Mapping[str, 
 
 
 def add_header(title: str, count: str) -> None:
-    """The line that stays at the top of the page while it scrolls. To call, as those below, inside a dominate tag."""
+    """Add the line at the top, which does not scroll. Call it and the functions below inside a dominate tag."""
     with h.header():
         h.h1(title)
         h.span(count, cls="count", role="status")
 
 
 def add_notes(notes: Mapping[str, str]) -> None:
-    """Facts and figures, a term each."""
+    """Add facts and figures: term -> value."""
     h.dl((h.div(h.dt(term), h.dd(value)) for term, value in notes.items()), cls="notes")
 
 
 def add_cards(cards: Sequence[Card], *, size: int, small: bool) -> None:
-    """The cards, in as many columns as there is room for.
+    """Add cards, in as many columns as there is room for.
 
     Args:
-        size: side of a picture in px, at most.
-        small: show the pixels of the pictures, which are enlarged, instead of blurring them.
+        size: maximum side of an image in px.
+        small: the images are enlarged; show their pixels instead of interpolating.
     """
     most = max((sum(map(len, card.groups.values())) for card in cards), default=1)
-    style = f"--size: {size}px; --pictures: {most}"
+    style = f"--size: {size}px; --images: {most}"
     h.main((article(card) for card in cards), cls="small" if small else "", style=style)
 
 
 def article(card: Card) -> h.html_tag:
-    """The dominate tags of a card."""
+    """Return the dominate tags of a card."""
     anchor = url(card.title)
     tag = h.article(id=anchor, cls="wide" if card.wide else "")
     with tag:
@@ -163,22 +193,22 @@ def article(card: Card) -> h.html_tag:
     if card.attention:
         tag["data-attention"] = url(card.attention)
     if card.scores:
-        # JSON knows no infinity, the PSNR of a perfect picture
+        # JSON has no infinity, the PSNR of a perfect image
         tag["data-scores"] = json.dumps({name: min(value, 1e9) for name, value in card.scores.items()})
     return tag
 
 
 def add_groups(card: Card) -> None:
-    """The pictures of a card."""
+    """Add the images of a card."""
     with h.div(cls="groups"):
         for figures in card.rows():
             with h.div(cls="strip", style=f"--n: {len(figures)}"):
                 for figure in figures:
-                    picture = h.img(src=url(figure.path), alt=figure.alt, loading="lazy", decoding="async")
+                    image = h.img(src=url(figure.path), alt=figure.alt, loading="lazy", decoding="async")
                     caption = [h.figcaption(figure.caption)] if figure.caption else []
-                    h.figure(picture, *caption, data_label=figure.label)
+                    h.figure(image, *caption, data_label=figure.label)
 
 
 def url(path: str) -> str:
-    """A relative URL of any file name, also of one that is not valid UTF-8."""
+    """Return the relative URL of any file name, valid UTF-8 or not."""
     return quote(os.fsencode(path))

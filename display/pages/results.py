@@ -1,4 +1,4 @@
-"""The results of a test as a page."""
+"""The results page of test.py."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -15,6 +15,7 @@ from display.pages.page import (
     add_cards,
     add_header,
     add_notes,
+    attention_caption,
     finish_page,
     new_page,
     save_attention,
@@ -22,20 +23,20 @@ from display.pages.page import (
 )
 from util.images import COMPRESSION, PixelFormat, save_image, save_result
 
-# How close a result is to the truth: name -> (format of a figure, whether more is better).
+# Similarity of a result and its ground truth: name -> (format of a value, whether higher is better).
 SCORES = {"L1": ("{:.1f} of 255", False), "PSNR": ("{:.1f} dB", True), "SSIM": ("{:.3f}", True)}
 
 
 class ResultsPage:
-    """The results of a test: `add` the pictures made from each image, then `save`.
+    """The page with the results of a test: `add` the results of each image, then `save`.
 
     Args:
-        folder: takes index.html and images/{stem}_{label}.png, with a .tif beside it where 8 bits are not enough.
-        title: of the page.
-        names: of the domains of real_A and real_B: B, A when the run went from B to A.
+        folder: where to write index.html and images/{stem}_{label}.png, with a .tif where 8 bits are not enough.
+        title: title of the page.
+        names: names of the domains of real_A and real_B: B, A if the model was trained from B to A.
         notes: facts and figures for the top of the page.
-        size: side of a picture in px, at most.
-        formats: "A", "B" -> the depth and range to write pictures of that domain in; 8-bit where left out.
+        size: maximum side of an image in px.
+        formats: "A", "B" -> depth and range of the files of that domain; 8-bit by default.
     """
 
     def __init__(
@@ -60,13 +61,13 @@ class ResultsPage:
         attention: Sequence[AttentionMap] = (),
         scores: Mapping[str, float] = MappingProxyType({}),
     ) -> None:
-        """Write the pictures of one test image and remember them for the page.
+        """Write the results of one test image and put them on the page.
 
         Args:
-            stem: name of the image without its suffix; may hold sub-folders.
+            stem: name of the image without suffix; may contain folders.
             images: label -> (C, H, W) in [-1, 1], shown in this order.
-            attention: maps for the viewer, each over one of `images`; the first of each domain is a picture too.
-            scores: how close the result is to the truth, where that is known: some of SCORES.
+            attention: maps for the viewer, each over one of `images`; the first of each domain is a figure too.
+            scores: similarity to the ground truth, if there is one: some of SCORES.
 
         Raises:
             ValueError: `stem` leads out of the folder.
@@ -85,16 +86,16 @@ class ResultsPage:
             label = f"attention_{block.network}"
             path = f"images/{stem}_{label}.png"
             block.figure(images[block.over]).save(self.folder / path, compress_level=COMPRESSION)
-            card.add_figure(domain, label, path, f"where {block.network} looks")
+            card.add_figure(domain, label, path, attention_caption(block.network, block.stage))
         if attention:
             card.attention = f"images/{stem}_attention.js"
             save_attention(self.folder / card.attention, attention)
         self.cards.append(card)
 
-    def add_overview(self, caption: str, picture: Tensor) -> None:
-        """Put a picture (C, H, W) in [-1, 1] of all results at the top of the page."""
+    def add_overview(self, caption: str, figure: Tensor) -> None:
+        """Add a figure of all results, (C, H, W) in [-1, 1]."""
         path = f"images/{caption}.png"
-        save_image(picture, self.folder / path)
+        save_image(figure, self.folder / path)
         self.cards.append(Card(caption, {"": [Figure(caption, path, "", caption)]}, wide=True))
 
     def save(self) -> None:
@@ -109,21 +110,21 @@ class ResultsPage:
         with page.body:
             add_header(self.title, f"{sum(not card.wide for card in self.cards):,} shown")
             add_notes(notes)
-            with h.form(cls="tools", role="search"):
+            with h.form(cls="toolbar", role="search"):
                 hint = "Filter by name, or SSIM>0.3" if means else "Filter by name"
                 h.input_(type="search", name="filter", placeholder=hint, aria_label=hint)
                 with h.select(name="order", aria_label="Order"):
-                    h.option("in the order of the test", value="")
+                    h.option("in test order", value="")
                     h.option("by name", value="name")
                     for name in means:
                         signs = ("-", "+") if SCORES[name][1] else ("+", "-")
-                        for word, sign in zip(("best", "worst"), signs, strict=True):
-                            h.option(f"{word} {name} first", value=sign + name)
+                        for rank, sign in zip(("best", "worst"), signs, strict=True):
+                            h.option(f"{rank} {name} first", value=sign + name)
                 h.span("/ filter · J, K next, previous · Enter view", cls="keys")
             add_cards(self.cards, size=self.size, small=self.small)
         finish_page(page, self.folder / "index.html", script=Path(__file__).with_name("results.js"))
 
 
 def scores_text(scores: Mapping[str, float]) -> str:
-    """The figures with their units: L1 45.2 of 255 · SSIM 0.310."""
+    """Return the scores with their units: L1 45.2 of 255 · SSIM 0.310."""
     return " · ".join(f"{name} {SCORES[name][0].format(value)}" for name, value in scores.items())

@@ -1,10 +1,10 @@
-// The time line of the training page, and looking for a new page without losing the place.
+// The timeline of the training page, and reloading it without losing the position.
 "use strict";
 
-const timeLine = find("#epoch");
+const timeline = find("#epoch");
 
 function showEpoch() {
-  const [epoch, kind, hasAttention] = data.epochs[timeLine.value];
+  const [epoch, kind, hasAttention] = data.epochs[timeline.value];
   const article = find("article");
   const stem = `images/epoch${String(epoch).padStart(3, "0")}_`;
   if (article.dataset.kind !== String(kind)) {
@@ -17,26 +17,26 @@ function showEpoch() {
     image.alt = `epoch ${epoch}: ${find("figcaption", figure)?.textContent ?? ""}`;
   }
   find("h2 a", article).textContent = `epoch ${epoch}`;
-  timeLine.setAttribute("aria-valuetext", `epoch ${epoch}`);
+  timeline.setAttribute("aria-valuetext", `epoch ${epoch}`);
   if (hasAttention) article.dataset.attention = `${stem}attention.js`;
   else delete article.dataset.attention;
   const images = data.ends[epoch];
-  for (const line of findAll(".now")) {
+  for (const line of findAll(".current")) {
     const x = (images / find(".charts").dataset.end) * line.ownerSVGElement.viewBox.baseVal.width;
     line.style.visibility = images === undefined ? "hidden" : "visible";
     if (images !== undefined) ["x1", "x2"].forEach((end) => line.setAttribute(end, x));
   }
 }
 
-step = (by) => {
-  timeLine.valueAsNumber += by;
+showNeighbor = (by) => {
+  timeline.valueAsNumber += by;
   showEpoch();
-  view(find("article"));
+  openViewer(find("article"));
 };
 
 const play = find(".play");
 let playing = 0;
-const isLast = () => timeLine.value === timeLine.max;
+const isLast = () => timeline.value === timeline.max;
 const stop = () => {
   clearInterval(playing);
   playing = 0;
@@ -45,30 +45,30 @@ const stop = () => {
 };
 play.onclick = () => {
   if (playing) return stop();
-  if (isLast()) timeLine.value = 0;
+  if (isLast()) timeline.value = 0;
   showEpoch();
   play.textContent = "Pause";
   play.setAttribute("aria-pressed", "true");
   playing = setInterval(() => {
-    timeLine.valueAsNumber += 1;
+    timeline.valueAsNumber += 1;
     showEpoch();
     if (isLast()) stop();
   }, 400);
 };
-timeLine.oninput = showEpoch;
-find(".time").onsubmit = (event) => event.preventDefault();
+timeline.oninput = showEpoch;
+find(".timeline").onsubmit = (event) => event.preventDefault();
 
-const kept = history.state;
-if (kept?.epoch !== undefined) timeLine.value = data.epochs.findIndex(([epoch]) => epoch === kept.epoch);
+const saved = history.state;
+if (saved?.epoch !== undefined) timeline.value = data.epochs.findIndex(([epoch]) => epoch === saved.epoch);
 showEpoch();
-find("details").open = Boolean(kept?.options);
-if (kept) {
+find("details").open = Boolean(saved?.options);
+if (saved) {
   history.scrollRestoration = "manual";
-  scrollTo(0, kept.top);
+  scrollTo(0, saved.top);
 }
 const refresh = () => {
   if (viewer.open || playing || document.hidden) return;
-  const epoch = isLast() ? undefined : data.epochs[timeLine.value][0]; // who looks at the last one wants the new one
+  const epoch = isLast() ? undefined : data.epochs[timeline.value][0]; // undefined: stay at the last one
   history.replaceState({ epoch, top: scrollY, options: find("details").open }, "");
   location.reload();
 };

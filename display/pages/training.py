@@ -1,4 +1,4 @@
-"""The page of a run in training: how far it is, its curves, and the pictures of every epoch in a time line."""
+"""The page of a run in training: progress, curves, and the images of every epoch in a timeline."""
 
 import re
 import time
@@ -14,7 +14,7 @@ from display.events import End, Event, Images, Start
 from display.history import History
 from display.pages.charts import add_charts
 from display.pages.page import (
-    CAPTIONS,
+    ATTENTION,
     SMALL,
     Card,
     add_cards,
@@ -23,30 +23,32 @@ from display.pages.page import (
     add_notes,
     finish_page,
     new_page,
+    sort_key,
 )
 from display.sink import Sink
 
-REFRESH = 30  # seconds between two looks of an open page at its file
+REFRESH = 30  # seconds between two reloads of an open page
 
 
 class Template(h.html_tag):
-    """What a script fills in, for epochs with other pictures than the last one; dominate has no tag for it."""
+    """The HTML template element, for epochs with other labels than the last one. dominate lacks it."""
 
     tagname = "template"
 
 
 class PageSink(Sink):
-    """Writes `folder`/index.html.
+    """Writes the page of a run, `folder`/index.html.
 
-    The page is made anew from the pictures epoch%03d_{label}.png and scripts epoch%03d_attention.js that the log has
-    left in `folder`/images, and from the log: epochs and curves from before the run was continued stay on it.
+    Each time it is written from the log and from its files epoch%03d_{label}.png and epoch%03d_attention.js in
+    `folder`/images, so a resumed run keeps its earlier epochs and curves.
 
     Args:
         folder: CKPT/NAME/web.
-        name: of the run.
-        names: of the domains of real_A and real_B.
-        size: side of a picture in px, at most.
-        command: what continues the run.
+        name: name of the run.
+        names: names of the domains of real_A and real_B.
+        size: maximum side of an image in px.
+        images_freq: images seen between two updates; 0 is at the end of each epoch only.
+        command: command that resumes the run.
     """
 
     epoch_images = True
@@ -62,12 +64,12 @@ class PageSink(Sink):
         self.history = History(folder.parent / "events.jsonl")
 
     def show(self, events: Sequence[Event]) -> None:
-        """Write the page once for all pictures."""
-        starts, pictures = ([event for event in events if isinstance(event, kind)] for kind in (Start, Images))
-        super().show([*starts[-1:], *pictures[-1:], *(event for event in events[-1:] if isinstance(event, End))])
+        """Write the page once for all images."""
+        starts, images = ([event for event in events if isinstance(event, kind)] for kind in (Start, Images))
+        super().show([*starts[-1:], *images[-1:], *(event for event in events[-1:] if isinstance(event, End))])
 
     def start(self, event: Start) -> None:
-        """Keep the options, to list them."""
+        """Keep the options to list them."""
         self.options = event.options
 
     def images(self, event: Images) -> None:
@@ -75,20 +77,21 @@ class PageSink(Sink):
         self.write(event, running=True)
 
     def end(self, event: End) -> None:
-        """Write the page for the last time: from now on it stays as it is."""
+        """Write the page for the last time. It no longer reloads."""
         self.write(event, running=False)
 
     def write(self, at: Event, *, running: bool) -> None:
-        """Write index.html, once there are pictures.
+        """Write index.html if there are images.
 
-        While the run is `running`, an open page looks for a new one every REFRESH seconds.
+        While the run is `running`, an open page reloads every REFRESH seconds.
         """
         self.history.read()
         cards = self._cards()
         if not cards:
             return
         figures = [figure for figures in cards[-1].groups.values() for figure in figures]
-        small = all(_width(self.folder / figure.path) <= SMALL for figure in figures)
+        images = [figure for figure in figures if not ATTENTION.fullmatch(figure.label)]  # attention is drawn enlarged
+        small = all(_width(self.folder / image.path) <= SMALL for image in images)
         kinds = list(dict.fromkeys(_kind(card) for card in cards))
         page = new_page(f"{self.name} · training")
         if running:
@@ -100,7 +103,7 @@ class PageSink(Sink):
             add_notes(self._notes(at, done, running=running))
             if self.history.curves:
                 add_charts(self.history.curves)
-            _add_time_line(len(cards))
+            _add_timeline(len(cards))
             add_cards(cards[-1:], size=self.size, small=small)
             for kind in kinds:
                 with Template(cls="kind"):
@@ -111,7 +114,7 @@ class PageSink(Sink):
         finish_page(page, self.folder / "index.html", script=Path(__file__).with_name("training.js"), data=data)
 
     def _notes(self, at: Event, done: float, *, running: bool) -> dict[str, str]:
-        """Facts and figures for the top of the page."""
+        """Return facts and figures for the top of the page."""
         notes = {"run": self.name, "images seen": f"{at.images:,}", "time so far": tqdm.format_interval(at.seconds)}
         if done and running:
             notes["time left"] = tqdm.format_interval(at.seconds / done * (1 - done))
@@ -121,9 +124,8 @@ class PageSink(Sink):
         return notes | {"updated" if running else "ended": time.strftime("%Y-%m-%d %H:%M")}
 
     def _cards(self) -> list[Card]:
-        """One for each epoch on disk."""
-        order = {label: place for place, label in enumerate(CAPTIONS)}
-        labels: dict[int, list[tuple[int, str]]] = defaultdict(list)
+        """Return a card per epoch on disk."""
+        labels: dict[int, list[str]] = defaultdict(list)
         scripts = set()
         for path in (self.folder / "images").glob("epoch*"):
             match = re.fullmatch(r"epoch(\d+)_(.+)\.(png|js)", path.name)
@@ -131,20 +133,20 @@ class PageSink(Sink):
                 if match[3] == "js":
                     scripts.add(int(match[1]))
                 else:
-                    labels[int(match[1])].append((order.get(match[2], len(order)), match[2]))
+                    labels[int(match[1])].append(match[2])
         cards = []
         for epoch in sorted(labels):
             stem = f"images/epoch{epoch:03d}"
             card = Card(f"epoch {epoch}", attention=f"{stem}_attention.js" if epoch in scripts else "")
-            for _, label in sorted(labels[epoch]):
+            for label in sorted(labels[epoch], key=sort_key):
                 card.add(label, f"{stem}_{label}.png", self.names)
             cards.append(card)
         return cards
 
 
-def _add_time_line(count: int) -> None:
-    last = str(count - 1)  # dominate leaves attributes of 0 out
-    with h.form(cls="time"):
+def _add_timeline(count: int) -> None:
+    last = str(count - 1)  # dominate drops attributes that are the number 0
+    with h.form(cls="timeline"):
         h.label("Epoch", html_for="epoch")
         h.input_(type="range", id="epoch", name="epoch", min="0", max=last, value=last, autocomplete="off")
         h.button("Play", type="button", cls="play", aria_pressed="false")
@@ -153,7 +155,7 @@ def _add_time_line(count: int) -> None:
 def _add_about(command: str, options: Mapping[str, object]) -> None:
     with h.section(cls="about"):
         if command:
-            h.h2("To continue this run")
+            h.h2("To resume this run")
             h.pre(h.code(command))
         with h.details():
             h.summary(f"Options ({len(options)})")
@@ -161,7 +163,7 @@ def _add_about(command: str, options: Mapping[str, object]) -> None:
 
 
 def _kind(card: Card) -> tuple[str, ...]:
-    """What pictures an epoch has: those of a run that gained attention or another loss differ."""
+    """Return the labels of an epoch. They differ within a run that gained attention or another loss."""
     return tuple(figure.label for figures in card.groups.values() for figure in figures)
 
 

@@ -15,9 +15,9 @@ BAR = "{desc} {percentage:3.0f}%|{bar:10}| {n_fmt}/{total_fmt} {rate_noinv_fmt}{
 
 
 class ConsoleSink(Sink):
-    """Prints a line for all losses; on a terminal, draws a bar below for each epoch.
+    """Logs a line per event with losses; on a terminal, draws a progress bar per epoch below them.
 
-    Where stderr is not a terminal there is no bar: a log file gets lines without control characters.
+    There is no bar where stderr is not a terminal: a log file gets lines without control characters.
     """
 
     def __init__(self) -> None:
@@ -26,7 +26,7 @@ class ConsoleSink(Sink):
         self.last_losses = ""
 
     def step(self, at: Progress) -> None:
-        """Move the bar; leave the full one as the epoch's line."""
+        """Move the bar. The full bar of an epoch stays on the terminal."""
         if self.start_at is None:
             self.start_at = time.monotonic(), at.images
         if self.bar is None:
@@ -41,20 +41,20 @@ class ConsoleSink(Sink):
             self.close()
 
     def losses(self, event: Losses) -> None:
-        """Print a line in upstream's format."""
+        """Log a line in upstream's format."""
         log.info("%s", loss_line(event))
         names = charts(event.values).get("losses", [])
         self.last_losses = " ".join(f"{name} {event.values[name]:.2f}" for name in names)
 
     def close(self) -> None:
-        """Finish the bar."""
+        """Close the bar."""
         if self.bar is not None:
             self.bar.close()
             self.bar = None
 
     def _time_left(self, at: Progress) -> str:
-        """Of the whole run, at the mean pace since the start, which includes saving and showing."""
+        """Return the time left for the whole run, at the mean throughput since the start, with saving and showing."""
         assert self.start_at is not None
         seconds, images = self.start_at
-        pace = (time.monotonic() - seconds) / (at.images - images)
-        return tqdm.format_interval(pace * at.images_left)
+        per_image = (time.monotonic() - seconds) / (at.images - images)
+        return tqdm.format_interval(per_image * at.images_left)

@@ -13,27 +13,27 @@ POSITION = re.compile(r"\(epoch: (\d+), iters: (\d+),")
 
 
 class LossLogSink(Sink):
-    """Appends a header for each start, and a line for all losses."""
+    """Appends a header per start of training, and a line per event with losses."""
 
     def __init__(self, path: Path):
         self.path = path
 
     def start(self, event: Start) -> None:
-        """Write the header. A run that goes on loses what the file has from after that point."""
+        """Write the header. A resumed run first removes the lines from after its position."""
         if event.continued:
             self.cut(event)
         self._append(header(event))
 
     def losses(self, event: Losses) -> None:
-        """Write the line."""
+        """Write a line."""
         self._append(loss_line(event))
 
     def cut(self, after: Progress) -> None:
-        """Remove lines that came after a position, and one that was half written when the run was killed.
+        """Remove lines from after a position, and one that was half written when the run was killed.
 
-        Those of an earlier run of this name stay: they are above the header of the first start in the log.
+        Lines of an earlier run of this name stay: they stand above the header of the first start in the log.
         """
-        if not self.path.exists():  # moved away
+        if not self.path.exists():  # the user may have moved it
             return
         lines = self.path.read_text(encoding="utf-8", errors="surrogateescape").splitlines(keepends=True)
         first = next((event for event in LogReader(self.path.with_name(FILE)).read() if isinstance(event, Start)), None)
@@ -49,14 +49,14 @@ class LossLogSink(Sink):
 
 
 def header(event: Start) -> str:
-    """The line above the losses since a start."""
+    """Return the line above the losses since a start."""
     return f"================ Training Loss ({datetime.fromisoformat(event.time):%c}) ================"
 
 
 def loss_line(event: Losses) -> str:
-    """Losses and gammas in a line."""
-    where = f"epoch: {event.epoch}, iters: {event.epoch_images}"
-    line = f"({where}, time: {event.step_seconds:.3f}, data: {event.data_seconds:.3f})"
+    """Return a line with losses and gammas."""
+    position = f"epoch: {event.epoch}, iters: {event.epoch_images}"
+    line = f"({position}, time: {event.step_seconds:.3f}, data: {event.data_seconds:.3f})"
     shown = charts(event.values)
     names = shown.get("losses", []) + shown.get("gammas", [])
     return " ".join([line, *(f"{name}: {event.values[name]:.3f}" for name in names)])

@@ -1,4 +1,4 @@
-"""TensorBoard: curves and pictures in CKPT/NAME/tensorboard, for --use_tensorboard."""
+"""TensorBoard: curves and images in CKPT/NAME/tensorboard, for --use_tensorboard."""
 
 from pathlib import Path
 
@@ -11,7 +11,13 @@ from display.sink import Sink
 
 
 class TensorBoardSink(Sink):
-    """Writes at the number of images seen; what was written from `purge_step` on is no longer shown."""
+    """Writes to TensorBoard. A step is the number of images seen.
+
+    Args:
+        run_dir: folder of the run.
+        purge_step: TensorBoard hides what was written from this step on.
+        images_freq: images seen between two updates of images; 0 is never.
+    """
 
     def __init__(self, run_dir: Path, *, purge_step: int, images_freq: int):
         self.run_dir, self.images_freq = run_dir, images_freq
@@ -24,11 +30,11 @@ class TensorBoardSink(Sink):
                 self.writer.add_scalar(f"{chart}/{name}", event.values[name], event.images)
 
     def images(self, event: Images) -> None:
-        """Write pictures."""
+        """Write images."""
         for label, file in event.pictures.items():
             with Image.open(self.run_dir / file) as image:
                 self.writer.add_image(label, np.array(image.convert("RGB")), event.images, dataformats="HWC")
 
     def close(self) -> None:
-        """Finish the file."""
+        """Close the file."""
         self.writer.close()

@@ -18,7 +18,7 @@ TIMEOUT = 10.0  # seconds to wait for an answer
 
 
 class Client(Visdom):
-    """A visdom client that waits for no answer for ever, and raises ConnectionError without printing anything."""
+    """A visdom client with a timeout, which raises ConnectionError and prints nothing."""
 
     def __init__(self, server: str, port: int, env: str):
         super().__init__(server=server, port=port, env=env, raise_exceptions=True, use_incoming_socket=False)
@@ -36,16 +36,22 @@ class Client(Visdom):
 
 
 class VisdomSink(Sink):
-    """Curves and images of a run in windows of its own, named by `name` and `display_id`.
+    """Shows curves and images of a run in windows of its own, named by `name` and `display_id`.
 
-    The first events replace what is in the windows, the others add to it. Raises ConnectionError when the server does
-    not answer, and Stale when somebody has closed a window.
+    The first events replace the content of the windows, later ones append to it.
 
     Args:
-        run_dir: folder of the run, where its pictures are.
-        columns: pictures in a row of one window; 0 or less = a window for each picture.
-        size: side of a picture in px.
-        images_freq: images between two updates of pictures; 0 = never.
+        client: connection to the server.
+        run_dir: folder of the run, which holds its images.
+        name: name of the run.
+        display_id: number in the names of the windows.
+        columns: images per row of one window; 0 or less shows each image in a window of its own.
+        size: side of an image in px.
+        images_freq: images seen between two updates of images; 0 is never.
+
+    Raises:
+        ConnectionError: the server does not answer.
+        Stale: somebody closed a window, or there is a new curve.
     """
 
     def __init__(
@@ -56,30 +62,30 @@ class VisdomSink(Sink):
         self.curves: dict[str, list[str]] = {}  # title of a chart -> names of its curves
 
     def show(self, events: Sequence[Event]) -> None:
-        """Add all points to the curves at once, and show the last of the pictures."""
+        """Append all points to the curves at once, and show the last images."""
         if losses := [event for event in events if isinstance(event, Losses)]:
             names = dict.fromkeys(name for event in losses for name in event.values)
             for title, curves in charts(names).items():
                 self._add(title, curves, losses)
-        if pictures := [event for event in events if isinstance(event, Images) and self.wants_images(event)]:
-            self.images(pictures[-1])
+        if updates := [event for event in events if isinstance(event, Images) and self.wants_images(event)]:
+            self.images(updates[-1])
 
     def images(self, event: Images) -> None:
-        """Replace the current images by those that are still on disk."""
+        """Show the images that are still on disk."""
         files = {label: self.run_dir / file for label, file in event.pictures.items()}
-        pictures = {label: self._read(file) for label, file in files.items() if file.is_file()}
+        images = {label: self._read(file) for label, file in files.items() if file.is_file()}
         title = f"{self.name}: epoch {event.epoch}"
-        if self.columns > 0 and pictures:
-            grid = make_grid([F.pil_to_tensor(picture) for picture in pictures.values()], self.columns, pad_value=255)
-            opts = {"title": title, "caption": ", ".join(pictures)}
+        if self.columns > 0 and images:
+            grid = make_grid([F.pil_to_tensor(image) for image in images.values()], self.columns, pad_value=255)
+            opts = {"title": title, "caption": ", ".join(images)}
             self.client.image(grid.numpy(), win=f"{self.window}_images", opts=opts)
         else:
-            for label, picture in pictures.items():
+            for label, image in images.items():
                 opts = {"title": f"{title}, {label}"}
-                self.client.image(F.pil_to_tensor(picture).numpy(), win=f"{self.window}_{label}", opts=opts)
+                self.client.image(F.pil_to_tensor(image).numpy(), win=f"{self.window}_{label}", opts=opts)
 
     def _add(self, title: str, names: list[str], events: Sequence[Losses]) -> None:
-        """Add the points of `events` to the curves of a chart."""
+        """Append the points of `events` to the curves of a chart."""
         window = f"{self.window}_{title.split(',')[0].replace(' ', '_')}"
         known = self.curves.setdefault(title, names)
         if known is not names and (set(names) - set(known) or not self.client.win_exists(window)):
@@ -93,6 +99,6 @@ class VisdomSink(Sink):
         )
 
     def _read(self, path: Path) -> Image.Image:
-        """The picture of a file, in the middle of a white square."""
+        """Return the image of a file, centered in a white square."""
         with Image.open(path) as image:
             return ImageOps.pad(image.convert("RGB"), (self.size, self.size), color="white")

@@ -13,7 +13,16 @@ from util.images import to_image
 
 
 class WandbSink(Sink):
-    """Logs at the number of images seen, to the run `run_id` of a project, or to a new one."""
+    """Logs to Weights & Biases. A step is the number of images seen.
+
+    Args:
+        run_dir: folder for its files.
+        project: name of the project.
+        name: name of the run.
+        config: options of the run.
+        run_id: the run to append to; None creates a new one.
+        images_freq: images seen between two updates of images; 0 is never.
+    """
 
     def __init__(
         self, run_dir: Path, project: str, name: str, config: dict[str, Any], *, run_id: str | None, images_freq: int
@@ -28,14 +37,14 @@ class WandbSink(Sink):
         self.run.log({"epoch": event.epoch, **event.values}, step=event.images)
 
     def images(self, event: Images) -> None:
-        """Log pictures."""
-        pictures = {label: wandb.Image(str(self.run_dir / file)) for label, file in event.pictures.items()}
-        self.run.log(pictures, step=event.images)
+        """Log images."""
+        images = {label: wandb.Image(str(self.run_dir / file)) for label, file in event.pictures.items()}
+        self.run.log(images, step=event.images)
 
     def result(self, name: str, images: Mapping[str, Tensor]) -> None:
-        """Log what test.py made of the picture `name`: label -> (C, H, W)."""
+        """Log the results of the test image `name`: label -> (C, H, W) in [-1, 1]."""
         self.run.log({label: wandb.Image(to_image(image), caption=name) for label, image in images.items()})
 
     def close(self) -> None:
-        """Upload what is left."""
+        """Upload the rest and end the run."""
         self.run.finish()
