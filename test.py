@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from data import EpochLoader, create_dataset
 from display.attention_maps import AttentionMap, Watch
+from display.create import check_packages
 from display.pages.results import ResultsPage
 from inference.trained import Trained, find_trained
 from models.base_model import BaseModel
@@ -51,6 +52,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     trained = find_trained(argv)
     opt = trained.opt
+    check_packages(opt)
     keep_freed_memory()
     if trained.inferred:
         log.info("%s", trained.inferred)

@@ -15,7 +15,7 @@ import torch
 
 from data import EpochLoader, create_dataset
 from display.attention_maps import attention_of
-from display.create import create_display
+from display.create import check_packages, create_display
 from display.display import Display, NoDisplay
 from display.events import Progress
 from models import create_model
@@ -79,6 +79,7 @@ class Run:
 
 def start(opt: Options, run_dir: Path, state: dict[str, Any] | None, locks: ExitStack) -> int:
     """Build everything that training needs, and train. Returns the exit status."""
+    check_packages(opt)
     keep_freed_memory()
     torch.manual_seed(opt.seed)
     loader = create_dataset(opt)

@@ -17,6 +17,8 @@ import pytest
 import torch
 from PIL import Image
 
+import test as testing
+import train as training
 from display.attention_maps import AttentionMap
 from display.background import Background
 from display.create import Display, Progress, create_display, is_installed
@@ -27,6 +29,7 @@ from display.sink import Sink
 from display.sinks.console import ConsoleSink
 from display.sinks.loss_log import LossLogSink
 from options.train_options import TrainOptions
+from tests.helpers import TINY
 
 LABELS = ("real_A", "fake_B", "rec_A", "real_B", "fake_A", "rec_B")
 
@@ -399,6 +402,28 @@ def block(monkeypatch):
         monkeypatch.setitem(sys.modules, package, None)
 
     return block
+
+
+@pytest.mark.parametrize("package", ["wandb", "tensorboard"])
+def test_a_missing_package_is_refused_before_anything_is_written(tiny_data, tmp_path, block, package):
+    block(package)
+    flags = ["--checkpoints_dir", str(tmp_path / "checkpoints"), "--name", "run", "--dataroot", str(tiny_data), *TINY]
+    message = f"^--use_{package} needs the package {package}. Install it: pip install {package}$"
+    with pytest.raises(ValueError, match=message):
+        training.main([*flags, "--device", "cpu", "--display_id", "0", f"--use_{package}"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_test_py_refuses_a_missing_package_before_anything_is_written(tmp_path, block):
+    run_dir = tmp_path / "checkpoints" / "run"
+    run_dir.mkdir(parents=True)
+    TrainOptions().parse(["--dataroot", str(tmp_path / "none")]).save(run_dir)
+    files = sorted(tmp_path.rglob("*"))
+    block("wandb")
+    flags = ["--checkpoints_dir", str(tmp_path / "checkpoints"), "--results_dir", str(tmp_path / "results")]
+    with pytest.raises(ValueError, match="--use_wandb needs the package wandb"):
+        testing.main([*flags, "--name", "run", "--use_wandb"])
+    assert sorted(tmp_path.rglob("*")) == files
 
 
 @pytest.mark.parametrize("package", ["wandb", "tensorboard"])
