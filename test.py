@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from data import EpochLoader, create_dataset
 from display.attention_maps import AttentionMap, Watch
-from display.create import check_packages
+from display.create import check_packages, create_wandb
 from display.pages.results import ResultsPage
 from inference.trained import Trained, find_trained
 from models.base_model import BaseModel
@@ -112,8 +112,6 @@ def create_sink(opt: Options, folder: Path) -> Iterator[LogResult]:
     if not opt.use_wandb:
         yield lambda name, images: None
         return
-    from display.create import create_wandb
-
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.closing(create_wandb(opt, folder)) as sink:
         yield sink.result

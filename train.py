@@ -49,9 +49,12 @@ def main(argv: list[str] | None = None) -> int:
         if run_dir.is_dir() and not flags["dry_run"]:
             lock(run_dir, locks)  # before the state is read, which another process might overwrite
         state = saved_state(run_dir, flags) if flags["continue_train"] else None
-        parse: Callable[[list[str] | None], Options] = TrainOptions().parse
-        if flags["continue_train"]:
-            parse = partial(parse_options, run_dir=run_dir, state=state)
+
+        def parse(argv: list[str] | None) -> Options:
+            opt = parse_options(argv, run_dir, state) if flags["continue_train"] else TrainOptions().parse(argv)
+            check_packages(opt)
+            return opt
+
         if flags["dry_run"]:
             words = sys.argv[1:] if argv is None else argv
             return dry_run(words, parse, partial(resume, run_dir=run_dir, state=state))
@@ -79,7 +82,6 @@ class Run:
 
 def start(opt: Options, run_dir: Path, state: dict[str, Any] | None, locks: ExitStack) -> int:
     """Build everything that training needs, and train. Returns the exit status."""
-    check_packages(opt)
     keep_freed_memory()
     torch.manual_seed(opt.seed)
     loader = create_dataset(opt)

@@ -113,4 +113,4 @@ def test_what_is_saved_and_shown_is_free():
 def test_override_is_for_runs_that_go_on(capsys):
     with pytest.raises(SystemExit):
         TrainOptions().parse(["--override"])
-    assert "it needs --continue_train" in capsys.readouterr().err
+    assert "--override needs --continue_train" in capsys.readouterr().err
