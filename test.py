@@ -32,14 +32,14 @@ from util.threads import ThreadChooser, choose_threads
 log = logging.getLogger("test")
 
 LogResult = Callable[[str, Mapping[str, Tensor]], None]  # takes the name of an image and its results
-TRUTH = {"fake_B": "real_B", "fake_B_rgb": "real_B_rgb"}  # label of a translation -> of what it should be
+TRUTH = {"fake_B": "real_B", "fake_B_rgb": "real_B_rgb"}  # label of a translation -> label of its truth
 
 
 @dataclasses.dataclass(frozen=True)
 class Translation:
-    """What a model made of one test image."""
+    """The results for one test image."""
 
-    name: str  # of its file, without suffix, relative to the folder of all
+    name: str  # of its file, without suffix, relative to the folder of all files
     images: dict[str, Tensor]  # label -> (C, H, W) in [-1, 1]
     attention: list[AttentionMap]
     paired: bool  # real_B has the same name as real_A, so it should be the true translation
@@ -90,8 +90,8 @@ def save_results(
     page = ResultsPage(folder, title, names=(a, b), notes=notes, size=opt.display_winsize, formats=formats)
     total = len(loader.dataset)
     count = int(min(opt.num_test, total))
-    for caption, picture in model.overview(loader.dataset).items():
-        page.add_overview(caption, picture)
+    for caption, figure in model.overview(loader.dataset).items():
+        page.add_overview(caption, figure)
     results = tqdm(
         itertools.islice(translate(model, loader, threads, precision=opt.precision), count),
         total=count,
@@ -108,7 +108,7 @@ def save_results(
 
 @contextlib.contextmanager
 def create_sink(opt: Options, folder: Path) -> Iterator[LogResult]:
-    """Where results go beside the page: to Weights & Biases with --use_wandb, which keeps files in `folder`."""
+    """Where results are logged beside the page: with --use_wandb, Weights & Biases, which keeps files in `folder`."""
     if not opt.use_wandb:
         yield lambda name, images: None
         return
@@ -120,7 +120,7 @@ def create_sink(opt: Options, folder: Path) -> Iterator[LogResult]:
 def add_results(
     page: ResultsPage, results: Iterable[Translation], *, aspect_ratio: float, log_result: LogResult
 ) -> None:
-    """Put every result on the page and into the log, under the name of its file."""
+    """Add every result to the page and the log, under the name of its file."""
     names: set[str] = set()
     for result in results:
         free = itertools.chain([result.name], (f"{result.name}_{number}" for number in itertools.count(2)))
@@ -132,7 +132,7 @@ def add_results(
 
 
 def scores(result: Translation) -> dict[str, float]:
-    """How close a translation is to its truth, where that is known: the SCORES of the page."""
+    """The SCORES of a translation against its truth; empty if there is none."""
     for label in TRUTH.keys() & result.images if result.paired else ():
         fake, truth = result.images[label][None], result.images[TRUTH[label]][None]
         if fake.shape == truth.shape:  # or they have one name, but are no pair
