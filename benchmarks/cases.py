@@ -31,7 +31,7 @@ from util.paths import BUNDLED
 
 @dataclass
 class Case:
-    """A step, and how many items (pictures) it works on."""
+    """A step, and how many items (images) it works on."""
 
     step: Callable[[], object]
     items: int = 1
@@ -40,7 +40,7 @@ class Case:
 
 
 def plain_cycle_gan(*, size: int, blocks: int) -> Case:
-    """The step of CycleGAN in plain PyTorch, one picture of each domain."""
+    """The step of CycleGAN in plain PyTorch, one image of each domain."""
     return Case(plain.cycle_gan_step(size, 64, blocks, 1))
 
 
@@ -50,7 +50,7 @@ def plain_sagan(*, batch: int) -> Case:
 
 
 def training(*, model: str, size: int, batch: int = 1, flags: Sequence[str] = (), compiled: bool = False) -> Case:
-    """A step of train.py with these flags, on random pictures."""
+    """A step of train.py with these flags, on random images."""
     keep_freed_memory()
     opt = TrainOptions().parse(["--model", model, *flags])
     net = create_model(opt)
@@ -82,15 +82,15 @@ def attention(*, positions: int, channels: int, ours: bool) -> Case:
 
 
 def convolution(*, precision: str) -> Case:
-    """One large convolution, the measure of what the machine can do: 256 channels, 64 x 64 positions, four pictures."""
+    """One large convolution, the measure of what the machine can do: 256 channels, 64 x 64 positions, four images."""
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
     x = torch.randn(4, 256, 66, 66, dtype=dtype).contiguous(memory_format=torch.channels_last)
     weight = torch.randn(256, 256, 3, 3, dtype=dtype).contiguous(memory_format=torch.channels_last)
     return Case(lambda: F.conv2d(x, weight))
 
 
-def pictures(*, count: int, size: int, suffix: str) -> Path:
-    """A data root, removed at exit: `count` pictures of `size` px in each folder, made of bundled photographs."""
+def make_dataset(*, count: int, size: int, suffix: str) -> Path:
+    """A data root, removed at exit: `count` images of `size` px in each folder, made from bundled photographs."""
     root = tempfile.TemporaryDirectory()
     atexit.register(root.cleanup)
     side = 200  # px, of the photographs of 64 px: about as much detail as in larger ones
@@ -99,19 +99,19 @@ def pictures(*, count: int, size: int, suffix: str) -> Path:
     for folder in ("trainA", "trainB", "testA", "testB"):
         Path(root.name, folder).mkdir()
         for number in range(count):
-            picture = Image.new("RGB", (size, size))
+            image = Image.new("RGB", (size, size))
             places = [(x, y) for x in range(0, size, side) for y in range(0, size, side)]
             for place, photo in zip(places, itertools.cycle(photos[number:])):
-                picture.paste(photo, place)
-            picture.save(Path(root.name, folder, f"{number:04}{suffix}"), quality=90)
+                image.paste(photo, place)
+            image.save(Path(root.name, folder, f"{number:04}{suffix}"), quality=90)
     return Path(root.name)
 
 
-COUNT = 100  # pictures of each domain to load
+COUNT = 100  # images of each domain to load
 
 
-class PlainPictures(Dataset[Tensor]):
-    """Pictures as Pillow and torchvision's first transforms load them; A and B in turn."""
+class PlainImages(Dataset[Tensor]):
+    """Images as Pillow and torchvision's first transforms load them; A and B in turn."""
 
     def __init__(self, folders: Iterable[Path], *changes: Callable):
         self.files = [file for folder in folders for file in sorted(folder.iterdir())]
@@ -133,10 +133,10 @@ def consume(loader: Iterable[object]) -> None:
 
 def plain_loading() -> Case:
     """JPEGs of 600 px, resized to 286, cut to 256, flipped, by one worker."""
-    root = pictures(count=COUNT, size=600, suffix=".jpg")
+    root = make_dataset(count=COUNT, size=600, suffix=".jpg")
     resize = transforms.Resize((286, 286), transforms.InterpolationMode.BICUBIC)
     changes = (resize, transforms.RandomCrop(256), transforms.RandomHorizontalFlip())
-    data = PlainPictures((root / "trainA", root / "trainB"), *changes)
+    data = PlainImages((root / "trainA", root / "trainB"), *changes)
     loader = DataLoader(data, shuffle=True, num_workers=1, persistent_workers=True)
     return Case(lambda: consume(loader), items=2 * COUNT)
 
@@ -144,16 +144,16 @@ def plain_loading() -> Case:
 def loading() -> Case:
     """The same by our loader."""
     keep_freed_memory()
-    root = pictures(count=COUNT, size=600, suffix=".jpg")
+    root = make_dataset(count=COUNT, size=600, suffix=".jpg")
     loader = create_dataset(TrainOptions().parse(["--dataroot", str(root), "--num_threads", "1"]))
     return Case(lambda: consume(loader), items=2 * COUNT)
 
 
 def plain_testing(*, count: int) -> Case:
-    """A ResNet in float32 translates pictures of 256 px one by one; Pillow reads and writes PNGs."""
-    root = pictures(count=count, size=256, suffix=".png")
+    """A ResNet in float32 translates images of 256 px one by one; Pillow reads and writes PNGs."""
+    root = make_dataset(count=count, size=256, suffix=".png")
     net = plain.resnet(64, 9).eval()
-    data = PlainPictures([root / "testA"])
+    data = PlainImages([root / "testA"])
 
     @torch.no_grad()
     def step() -> None:
@@ -166,8 +166,8 @@ def plain_testing(*, count: int) -> Case:
 
 
 def testing(*, count: int, size: int = 256, model: str = "cycle_gan", flags: Sequence[str] = ()) -> Case:
-    """test.py on as many pictures, with its page."""
-    root = pictures(count=count, size=size, suffix=".png")
+    """test.py on as many images, with its page."""
+    root = make_dataset(count=count, size=size, suffix=".png")
     sizes = ["--load_size", str(size), "--crop_size", str(size)]
     opt = TrainOptions().parse(["--name", "run", "--checkpoints_dir", str(root), "--model", model, *sizes])
     net = create_model(opt)

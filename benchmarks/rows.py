@@ -165,7 +165,7 @@ def attention_memory(rounds: int, peaks: Mapping[str, Peak]) -> Figure:
 
 
 def large_picture(rounds: int, peaks: Mapping[str, Peak]) -> Figure:
-    """What test.py takes for a picture of 1024 px, its attention on the page."""
+    """What test.py takes for an image of 1024 px, its attention on the page."""
     worker = Worker("testing", count=1, size=1024, model="cycle_gan_attn")
     worker.close()
     size, seconds = worker.ready["peak"] / GB, worker.ready["start_seconds"]
@@ -240,7 +240,7 @@ ROWS = [
     ),
     speed("loading: 600 px JPEG, resize 286, crop 256, flip, one worker", 2.5, ("plain_loading", {}), ("loading", {})),
     speed(
-        "test.py, 200 pictures of 256 px, bf16",
+        "test.py, 200 images of 256 px, bf16",
         2.5,
         ("plain_testing", {"count": 200}),
         ("testing", {"count": 200, "flags": ("--model", "test", *BF16)}),

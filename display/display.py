@@ -49,7 +49,7 @@ class Display:
         if resumed:
             self.seconds_before = self.log.cut(self.last)
         else:
-            self.log.start_anew()
+            self.log.start_over()
         now = datetime.now().astimezone().isoformat(timespec="seconds")
         self._show(Start.at(self.last, time=now, continued=resumed, options=dict(options)))
 

@@ -51,7 +51,7 @@ class EventLog:
         save_attention(self.run_dir / file, maps)
         return file
 
-    def start_anew(self) -> None:
+    def start_over(self) -> None:
         """Rename the log of an earlier run of this name, and remove its images."""
         if self.path.exists():
             self.path.replace(self.path.with_name("events.old.jsonl"))

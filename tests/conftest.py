@@ -21,7 +21,7 @@ from util.command import configure_logging  # noqa: E402
 
 configure_logging()
 
-# datasets/ is a folder of scripts and pictures, no package
+# datasets/ is a folder of scripts and images, not a package
 COMBINE = runpy.run_path(str(Path(__file__).parent.parent / "datasets" / "combine_A_and_B.py"))
 
 # in the background of a shell, and under nohup, the tests and the scripts they start would ignore these
@@ -34,7 +34,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # of the scripts that tests start
 
 
 def draw_shapes(seed: str, size: tuple[int, int] = (40, 36)) -> Image.Image:
-    """A colour picture of a few random shapes, always the same for the same seed."""
+    """A color image of a few random shapes, always the same for the same seed."""
     rng = random.Random(seed)
     image = Image.new("RGB", size, tuple(rng.choices(range(256), k=3)))
     draw = ImageDraw.Draw(image)
@@ -47,7 +47,7 @@ def draw_shapes(seed: str, size: tuple[int, int] = (40, 36)) -> Image.Image:
 
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data set for two domains: trainA, trainB, testA, testB with five pictures of 40x36 pixels each."""
+    """A dataset of two domains: trainA, trainB, testA, testB with five images of 40x36 pixels each."""
     root = tmp_path_factory.mktemp("tiny_data")
     for folder in ("trainA", "trainB", "testA", "testB"):
         (root / folder).mkdir()
@@ -58,7 +58,7 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def paired_data(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The pictures of `tiny_data` side by side: train and test with five files of 80x36 pixels each."""
+    """The images of `tiny_data` side by side: train and test with five files of 80x36 pixels each."""
     root = tmp_path_factory.mktemp("paired_data")
     for phase in ("train", "test"):
         COMBINE["combine"](tiny_data / f"{phase}A", tiny_data / f"{phase}B", root / phase)

@@ -1,4 +1,4 @@
-"""Runs that stop and go on: exactly, with the flags of the run, and never on top of another run."""
+"""Runs that stop and resume: exactly, with the flags of the run, and never on top of another run."""
 
 import shutil
 import signal
@@ -91,8 +91,8 @@ def test_a_killed_run_goes_on_without_a_gap_or_a_double_line(tiny_data, tmp_path
         return [(event.step, event.epoch, event.images) for event in logged], numbers
 
     assert values(broken) == values(whole)
-    pictures = [{path.name: path.read_bytes() for path in run.glob("web/images/*")} for run in (whole, broken)]
-    assert pictures[0] == pictures[1]
+    images = [{path.name: path.read_bytes() for path in run.glob("web/images/*")} for run in (whole, broken)]
+    assert images[0] == images[1]
 
 
 @more_workers_than_cores

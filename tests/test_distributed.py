@@ -33,8 +33,8 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 
 
 @pytest.fixture(scope="module")
-def nine_pictures(tmp_path_factory) -> Path:
-    """trainA and trainB with nine pictures each: with four a step, the last step of an epoch has one."""
+def nine_images(tmp_path_factory) -> Path:
+    """trainA and trainB with nine images each: with four a step, the last step of an epoch has one."""
     root = tmp_path_factory.mktemp("nine")
     for folder in ("trainA", "trainB"):
         (root / folder).mkdir()
@@ -69,8 +69,8 @@ def places(folder: Path, *flags: str | Path) -> list[str]:
     return [*TINY, "--checkpoints_dir", str(folder), "--name", "run", *map(str, flags)]
 
 
-def test_two_processes_equal_one_with_batches_twice_as_large(nine_pictures, tmp_path):
-    flags = ["--dataroot", nine_pictures, "--n_epochs", "2", "--n_epochs_decay", "0"]
+def test_two_processes_equal_one_with_batches_twice_as_large(nine_images, tmp_path):
+    flags = ["--dataroot", nine_images, "--n_epochs", "2", "--n_epochs_decay", "0"]
     training.main(places(tmp_path / "one", *flags, "--batch_size", "4"))
     output = together(ROOT / "train.py", *places(tmp_path / "two", *flags, "--batch_size", "2"))
     assert "2 processes, 4 images a step" in output
@@ -111,8 +111,8 @@ def steps(file: Path, flags: list[str], *, double: bool, before: Path | None = N
             made.append(copy.deepcopy(state))
             share = loader.sampler.share(seen)
             optimization.begin_step(share=share)
-            pictures = {key: value.double() if double and key in "AB" else value for key, value in batch.items()}
-            losses = distributed.average(model.step(pictures)[0], share)
+            images = {key: value.double() if double and key in "AB" else value for key, value in batch.items()}
+            losses = distributed.average(model.step(images)[0], share)
             seen += loader.sampler.step_size(seen)
             made[-1] |= {"after": copy.deepcopy(model.state_dict()), "losses": losses}
             made[-1]["gradients"] = gradients(dict(model.named_children()))
@@ -133,10 +133,10 @@ def assert_equal_steps(one: list[dict], two: list[dict], *, most: float) -> None
             assert torch.allclose(weight, other["after"][name], rtol=0, atol=most), (number, name)
 
 
-@pytest.mark.parametrize(("norm", "pictures"), [("instance", "9"), ("syncbatch", "7")])
-def test_steps_are_the_same_to_the_last_digits(norm, pictures, nine_pictures, tmp_path):
-    """With syncbatch there is no step with a single picture, which both processes would count in their statistics."""
-    flags = places(tmp_path, "--dataroot", nine_pictures, "--max_dataset_size", pictures, "--lr_policy", "plateau")
+@pytest.mark.parametrize(("norm", "images"), [("instance", "9"), ("syncbatch", "7")])
+def test_steps_are_the_same_to_the_last_digits(norm, images, nine_images, tmp_path):
+    """With syncbatch there is no step with a single image, which both processes would count in their statistics."""
+    flags = places(tmp_path, "--dataroot", nine_images, "--max_dataset_size", images, "--lr_policy", "plateau")
     flags += ["--norm", norm]
     steps(tmp_path / "one.pth", [*flags, "--batch_size", "4"], double=True)
     together("-m", __name__, "double", tmp_path / "two.pth", *flags, "--batch_size", "2")
@@ -144,9 +144,9 @@ def test_steps_are_the_same_to_the_last_digits(norm, pictures, nine_pictures, tm
     assert_equal_steps(one, two, most=1e-7)
 
 
-def test_single_steps_are_as_exact_in_single_precision(nine_pictures, tmp_path):
+def test_single_steps_are_as_exact_in_single_precision(nine_images, tmp_path):
     """Each of six steps, from the weights and averages of gradients that one process has before it."""
-    flags = places(tmp_path, "--dataroot", nine_pictures)
+    flags = places(tmp_path, "--dataroot", nine_images)
     one, two, exact = (tmp_path / f"{name}.pth" for name in ("one", "two", "exact"))
     steps(one, [*flags, "--batch_size", "4"], double=False)
     steps(exact, [*flags, "--batch_size", "4"], double=True, before=one)
@@ -174,11 +174,11 @@ def go_wrong_once(flags: list[str]) -> None:
         sys.exit(run_command(lambda: training.main(flags)))
 
 
-def test_all_go_back_when_one_process_has_a_loss_that_is_not_finite(nine_pictures, tmp_path):
-    flags = places(tmp_path, "--dataroot", nine_pictures, "--on_nan", "rollback", "--n_epochs_decay", "0")
+def test_all_go_back_when_one_process_has_a_loss_that_is_not_finite(nine_images, tmp_path):
+    flags = places(tmp_path, "--dataroot", nine_images, "--on_nan", "rollback", "--n_epochs_decay", "0")
     output = together("-m", __name__, "wrong", *flags, "--save_latest_freq", "1", "--serial_batches")
-    folder = nine_pictures / "trainA"
-    assert f"G_A is nan in the step on {folder}/5.png, {nine_pictures}/trainB/5.png. Back in epoch 1, " in output
+    folder = nine_images / "trainA"
+    assert f"G_A is nan in the step on {folder}/5.png, {nine_images}/trainB/5.png. Back in epoch 1, " in output
     assert output.count("with half the learning rates (1 of 3)") == 1
     assert len(logged_losses(tmp_path / "run")) == 5
     state = torch.load(tmp_path / "run" / "latest_state.pth", weights_only=True)
@@ -186,8 +186,8 @@ def test_all_go_back_when_one_process_has_a_loss_that_is_not_finite(nine_picture
 
 
 @pytest.mark.faults
-def test_all_go_back_when_weights_cannot_be_saved(nine_pictures, tmp_path):
-    flags = places(tmp_path, "--dataroot", nine_pictures, "--on_nan", "rollback", "--save_latest_freq", "1")
+def test_all_go_back_when_weights_cannot_be_saved(nine_images, tmp_path):
+    flags = places(tmp_path, "--dataroot", nine_images, "--on_nan", "rollback", "--save_latest_freq", "1")
     with started(ROOT / "train.py", *flags, "--lr", "1e39") as process:
         output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode != 0
@@ -196,8 +196,8 @@ def test_all_go_back_when_weights_cannot_be_saved(nine_pictures, tmp_path):
 
 
 @pytest.mark.faults
-def test_a_save_that_was_cut_off_is_taken_up_by_all(nine_pictures, tmp_path):
-    training.main(places(tmp_path, "--dataroot", nine_pictures, "--max_dataset_size", "3"))
+def test_a_save_that_was_cut_off_is_taken_up_by_all(nine_images, tmp_path):
+    training.main(places(tmp_path, "--dataroot", nine_images, "--max_dataset_size", "3"))
     for path in (tmp_path / "run").glob("latest_*.pth"):
         if "net_D" not in path.name:
             path.replace(temporary(path))
@@ -227,8 +227,8 @@ def test_a_save_that_was_cut_off_is_taken_up_by_all(nine_pictures, tmp_path):
     ],
     ids=lambda flags: flags[1],
 )
-def test_stopped_and_continued_equals_never_stopped(flags, nine_pictures, tmp_path, capsys):
-    flags = ["--dataroot", nine_pictures, "--n_epochs", "4", "--n_epochs_decay", "0", *flags]
+def test_stopped_and_continued_equals_never_stopped(flags, nine_images, tmp_path, capsys):
+    flags = ["--dataroot", nine_images, "--n_epochs", "4", "--n_epochs_decay", "0", *flags]
     together(ROOT / "train.py", *places(tmp_path / "whole", *flags))
     signalled = ["-m", "tests.signalled", "parent", "SIGTERM", "(epoch: 2"]  # the parent is torchrun
     with started(*signalled, *places(tmp_path / "broken", *flags)) as process:
@@ -248,8 +248,8 @@ def test_stopped_and_continued_equals_never_stopped(flags, nine_pictures, tmp_pa
 
 
 @pytest.mark.faults
-def test_another_number_of_processes_goes_on(nine_pictures, tmp_path, capsys):
-    flags = places(tmp_path, "--dataroot", nine_pictures, "--n_epochs_decay", "0", "--max_dataset_size", "3")
+def test_another_number_of_processes_goes_on(nine_images, tmp_path, capsys):
+    flags = places(tmp_path, "--dataroot", nine_images, "--n_epochs_decay", "0", "--max_dataset_size", "3")
     training.main(flags)
     again = ["--checkpoints_dir", str(tmp_path), "--name", "run", "--continue_train", "--n_epochs"]
     assert "saved by 1 processes, resumed by 2: not bit-identical" in together(ROOT / "train.py", *again, "2")
@@ -262,8 +262,8 @@ def test_another_number_of_processes_goes_on(nine_pictures, tmp_path, capsys):
 
 @pytest.mark.faults
 @pytest.mark.parametrize("victim", [0, 1])
-def test_when_one_process_is_killed_the_others_end(victim, nine_pictures, tmp_path):
-    flags = places(tmp_path, "--dataroot", nine_pictures, "--n_epochs", "1000")
+def test_when_one_process_is_killed_the_others_end(victim, nine_images, tmp_path):
+    flags = places(tmp_path, "--dataroot", nine_images, "--n_epochs", "1000")
     with started(ROOT / "train.py", *flags) as process:
         assert process.stdout
         for line in process.stdout:
@@ -303,14 +303,14 @@ def test_a_step_of_all_processes_has_the_pictures_of_one_process(size, processes
         for rank in range(processes)
     ]
     seen = skip
-    for step, pictures in enumerate(whole):
+    for step, images in enumerate(whole):
         shares = [sampler.share(seen) for sampler in samplers]
         assert math.fsum(shares) == pytest.approx(1)
-        assert samplers[0].step_size(seen) == len(pictures)
+        assert samplers[0].step_size(seen) == len(images)
         own = [part[step] for part, share in zip(parts, shares, strict=True) if share]
-        assert sorted(index for part in own for index in part) == sorted(pictures)
-        assert [share * len(pictures) for share in shares if share] == pytest.approx([len(part) for part in own])
-        seen += len(pictures)
+        assert sorted(index for part in own for index in part) == sorted(images)
+        assert [share * len(images) for share in shares if share] == pytest.approx([len(part) for part in own])
+        seen += len(images)
     assert {len(part) for part in parts} == {len(whole)}
     assert seen == max(size, skip)
 

@@ -1,4 +1,4 @@
-"""What flags do that change neither networks nor losses: which pictures, which weights, what is shown."""
+"""Flags that change neither networks nor losses: which images, which weights, what is shown."""
 
 import itertools
 import shutil
@@ -24,7 +24,7 @@ def run(request, tiny_data, tmp_path_factory):
 
 
 def translate(run_dir: Path, *flags: str) -> Path:
-    """Test a run of tests/test_cli.py; returns the folder of pictures."""
+    """Test a run of tests/test_cli.py; returns the folder of images."""
     results = run_dir.parent / "results"
     shutil.rmtree(results, ignore_errors=True)
     places = ["--checkpoints_dir", str(run_dir.parent), "--name", "run", "--results_dir", str(results)]
@@ -33,8 +33,8 @@ def translate(run_dir: Path, *flags: str) -> Path:
     return page.parent / "images"
 
 
-def pictures(folder: Path, label: str) -> list[Image.Image]:
-    """All pictures with this label."""
+def images_of(folder: Path, label: str) -> list[Image.Image]:
+    """All images with this label."""
     images = []
     for path in sorted(folder.glob(f"*_{label}.png")):
         with Image.open(path) as image:
@@ -45,13 +45,13 @@ def pictures(folder: Path, label: str) -> list[Image.Image]:
 def test_direction_is_that_of_data_and_networks(run):
     """G_A's file holds the generator of the direction that the run was trained in."""
     trained, other = ("AtoB", "BtoA") if "AtoB" in str(run) else ("BtoA", "AtoB")
-    seen = {label: pictures(translate(run), label) for label in ("real_A", "fake_B", "real_B", "fake_A")}
+    seen = {label: images_of(translate(run), label) for label in ("real_A", "fake_B", "real_B", "fake_A")}
     assert len({image.tobytes() for image in itertools.chain(*seen.values())}) == 20
     turned = translate(run, "--direction", other)
-    assert pictures(turned, "real_A") == seen["real_B"] and pictures(turned, "fake_B") == seen["fake_A"]
+    assert images_of(turned, "real_A") == seen["real_B"] and images_of(turned, "fake_B") == seen["fake_A"]
     for direction, real, fake in ((trained, "real_A", "fake_B"), (other, "real_B", "fake_A")):
         single = translate(run, "--model", "test", "--direction", direction)
-        assert pictures(single, "real") == seen[real] and pictures(single, "fake") == seen[fake]
+        assert images_of(single, "real") == seen[real] and images_of(single, "fake") == seen[fake]
 
 
 def test_phase_chooses_the_pictures(run, tiny_data):
@@ -60,19 +60,19 @@ def test_phase_chooses_the_pictures(run, tiny_data):
     domain = "A" if "AtoB" in str(run) else "B"
     with Image.open(tiny_data / f"train{domain}" / "0.png") as image:
         by_pillow = image.resize((32, 32), Image.Resampling.BICUBIC)
-    difference = ImageChops.difference(pictures(shown, "real_A")[0], by_pillow)
+    difference = ImageChops.difference(images_of(shown, "real_A")[0], by_pillow)
     assert all(high <= 1 for _, high in difference.getextrema())
 
 
 def test_save_by_iter_keeps_what_load_iter_loads(run, capsys):
     images = {int(path.name.split("_")[1]) for path in run.glob("iter_*_net_G_A.pth")}
     assert images == {2, 4, 6, 8, 10}
-    latest = pictures(translate(run), "fake_B")
+    latest = images_of(translate(run), "fake_B")
     capsys.readouterr()
     folder = translate(run, "--load_iter", "4")
     assert "iter_4_net_G_A.pth" in capsys.readouterr().out
     assert folder.parent.name == "test_iter_4"
-    assert len(pictures(folder, "fake_B")) == 5 and pictures(folder, "fake_B") != latest
+    assert len(images_of(folder, "fake_B")) == 5 and images_of(folder, "fake_B") != latest
 
 
 def test_training_continues_from_load_iter(run, tmp_path, capsys):
@@ -85,7 +85,7 @@ def test_training_continues_from_load_iter(run, tmp_path, capsys):
 @pytest.mark.parametrize(("ratio", "size"), [("2", (64, 32)), ("0.5", (32, 64)), ("1", (32, 32))])
 def test_aspect_ratio_stretches_results(run, ratio, size):
     folder = translate(run, "--aspect_ratio", ratio, "--num_test", "1")
-    assert {image.size for label in ("real_A", "fake_B") for image in pictures(folder, label)} == {size}
+    assert {image.size for label in ("real_A", "fake_B") for image in images_of(folder, label)} == {size}
 
 
 def test_verbose_prints_the_layers(run, tiny_data, tmp_path, capsys):
@@ -113,10 +113,10 @@ def test_serial_batches_keep_the_order_in_training(tiny_data):
 def test_eval_takes_running_statistics_and_drops_nothing(tiny_data, tmp_path, flags, repeatable):
     run_dir = train(tmp_path, "--dataroot", tiny_data, "--model", "template", *flags.split())
     seeds = [], [], ["--seed", "1"]
-    as_trained, again, other = (pictures(translate(run_dir, *seed), "fake_B") for seed in seeds)
+    as_trained, again, other = (images_of(translate(run_dir, *seed), "fake_B") for seed in seeds)
     assert as_trained == again
     assert (as_trained == other) == repeatable, "dropout is noise"
-    evaluated, again = (pictures(translate(run_dir, "--eval"), "fake_B") for _ in range(2))
+    evaluated, again = (images_of(translate(run_dir, "--eval"), "fake_B") for _ in range(2))
     assert evaluated == again != as_trained
 
 

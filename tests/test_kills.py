@@ -140,7 +140,7 @@ def test_the_state_is_read_while_a_run_gives_files_their_names(tmp_path, monkeyp
 def kill_and_continue(
     folder: Path, flags: list[str], *, kills: int, rng: random.Random, longest: float
 ) -> tuple[int, int]:
-    """Train, but kill the process again and again and go on; returns the number of kills, and of those in a save.
+    """Train, but kill the process repeatedly and resume. Returns the number of kills, and of kills during a save.
 
     Every other kill, and the last, waits for files of a save that have no name yet.
     """
@@ -235,7 +235,7 @@ def test_a_run_is_trained_by_one_process_at_a_time(tiny_data, tmp_path):
 def assert_a_full_disk_costs_nothing(
     folder: Path, whole: Path, flags: list[str], make_room: Callable[[], None]
 ) -> None:
-    """Train where the second save does not fit; the first is left as it was, and with more room the run goes on."""
+    """Train where the second checkpoint does not fit: the first is unchanged, and the run resumes with more space."""
     with pytest.raises(OSError, match=r"Cannot write .+run \(.+; the previous checkpoint is unchanged\)") as error:
         train(folder, *flags)
     assert "\n" not in str(error.value)

@@ -22,7 +22,7 @@ def rgb_to_lab(rgb: Tensor) -> Tensor:
 
 
 def lab_to_rgb(lab: Tensor) -> Tensor:
-    """CIE Lab (..., 3, H, W) -> sRGB (..., 3, H, W) in [0, 1]; colours that sRGB does not have are cut off."""
+    """CIE Lab (..., 3, H, W) -> sRGB (..., 3, H, W) in [0, 1]; colors outside sRGB are clipped."""
     roots = _mix(LAB_OF_ROOTS.inverse(), lab + lab.new_tensor([16.0, 0, 0]).view(3, 1, 1)).clamp(min=0)
     xyz = torch.where(roots > BELOW ** (1 / 3), roots**3, (roots - 16 / 116) / 7.787)
     linear = _mix(XYZ_OF_RGB.inverse(), xyz).clamp(0, 1)
