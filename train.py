@@ -91,7 +91,8 @@ def start(opt: Options, run_dir: Path, state: dict[str, Any] | None, locks: Exit
         use_tf32(device)
     model, optimization = create_model(opt).to(device), create_optimization(opt, device)
     model.prepare_training(opt, optimization)
-    model.check_sizes({size for sizes in loader.dataset.sizes.values() for size in sizes})
+    sizes = {size for sizes in loader.dataset.sizes.values() for size in sizes}
+    model.check_sizes(sizes)
     if rank := distributed.rank():
         torch.manual_seed(opt.seed + rank)  # the weights are the same in all processes, the noise is not
     distributed.setup(device)
@@ -117,8 +118,7 @@ def start(opt: Options, run_dir: Path, state: dict[str, Any] | None, locks: Exit
         log.info("%s", model.summary(verbose=opt.verbose))
         if opt.compile:
             steps = (opt.n_epochs + opt.n_epochs_decay) * math.ceil(epoch_size / loader.sampler.step_size(0))
-            sizes = max(len(sizes) for sizes in loader.dataset.sizes.values())
-            log.info("%s", compile_networks(model, steps=steps, sizes=sizes))
+            log.info("%s", compile_networks(model, steps=steps, sizes=sizes, batch_size=opt.batch_size))
         status = train_until_done(Run(opt, run_dir, loader, model, optimization, threads), position)
     distributed.shutdown()
     return status

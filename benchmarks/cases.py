@@ -56,7 +56,11 @@ def training(*, model: str, size: int, batch: int = 1, flags: Sequence[str] = ()
     net = create_model(opt)
     net.prepare_training(opt, create_optimization(opt, net.device))
     images = {side: torch.rand(batch, 3, size, size) * 2 - 1 for side in "AB"}
-    prepare = (lambda: compile_networks(net, steps=1_000_000, sizes=1)) if compiled else lambda: None
+
+    def prepare() -> None:
+        if compiled:
+            compile_networks(net, steps=1_000_000, sizes=[(size, size)], batch_size=batch)
+
     return Case(lambda: net.step(images), items=batch, prepare=prepare)
 
 

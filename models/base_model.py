@@ -134,6 +134,11 @@ class BaseModel(nn.Module):
             lines += [f"{name}: {weights / 1e6:.3f} M weights", *([str(net)] if verbose else [])]
         return "\n".join([*lines, f"computing on {self.device}"])
 
+    def example_input(self, name: str, size: tuple[int, int], *, batch_size: int = 1) -> Tensor:
+        """A blank input for the network `name`: (batch_size, C, height, width) for images of `size` (width, height)."""
+        channels = next(weight for weight in self.get_submodule(name).parameters() if weight.dim() == 4).shape[1]
+        return torch.zeros(batch_size, channels, size[1], size[0])
+
     def check_sizes(self, sizes: Iterable[tuple[int, int]]) -> None:
         """Raise ValueError if a network cannot take images of these (width, height); only shapes are computed."""
         for name, net in self.named_children():

@@ -90,7 +90,8 @@ def gradient_penalty(net: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor
     """
     mix = torch.rand(len(real), 1, 1, 1, device=real.device)
     points = torch.lerp(fake, real, mix).requires_grad_()
-    with sdpa_kernel(SDPBackend.MATH):  # the fused attention kernels have no second derivative
+    # Neither compiled networks nor fused attention kernels have a second derivative.
+    with torch.compiler.set_stance("force_eager"), sdpa_kernel(SDPBackend.MATH):
         scores = net(points)
         (gradient,) = torch.autograd.grad(scores.sum(), points, create_graph=True)
     return (gradient.flatten(1).norm(dim=1) - 1).square().mean()

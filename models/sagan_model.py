@@ -112,6 +112,12 @@ class SAGANModel(BaseModel):
         self.optimization.end_step()
         return {"G": loss_G, "D": loss_D} | self.gammas(), {"fake": fake, "real": real}
 
+    def example_input(self, name: str, size: tuple[int, int], *, batch_size: int = 1) -> Tensor:
+        """See BaseModel; the generator takes noise, (batch_size, z_dim)."""
+        if name.startswith("netG"):
+            return torch.zeros(batch_size, self.netG.z_dim)
+        return super().example_input(name, size, batch_size=batch_size)
+
     def check_sizes(self, sizes: Iterable[tuple[int, int]]) -> None:
         """Raise ValueError if pictures come in another size than the networks are built for."""
         wanted = self.image_size, self.image_size

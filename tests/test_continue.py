@@ -121,7 +121,7 @@ def test_a_run_that_stops_after_every_step_ends_like_one_that_never_stopped(tiny
 
 @pytest.mark.faults
 def test_a_compiled_run_goes_on_like_one_that_never_stopped(tiny_data, tmp_path):
-    script = "import sys, train; from models import compiling; compiling.PAYS_AFTER = 1; sys.exit(train.main())"
+    script = "import sys, train; from training import compiling; compiling.PAYS_AFTER = 1; sys.exit(train.main())"
     flags = [*TINY, "--dataroot", tiny_data, "--max_dataset_size", "4", "--n_epochs_decay", "0", "--no_html"]
     flags += ["--compile", "--pool_size", "1", "--name", "run"]
     whole, parts = tmp_path / "whole", tmp_path / "parts"

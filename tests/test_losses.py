@@ -55,3 +55,18 @@ def test_wgangp_trains_through_the_penalty():
 def test_unknown_mode_lists_the_choices():
     with pytest.raises(ValueError, match="mode='wgan': choose from lsgan, vanilla, wgangp, hinge"):
         GANLoss("wgan")
+
+
+def test_wgangp_trains_a_compiled_discriminator():
+    """Compiled code has no second derivative, so the penalty runs the network itself."""
+    torch.manual_seed(0)
+    real, fake = torch.randn(2, 2, 3, 16, 16)
+    net = NLayerDiscriminator(3, ndf=8, n_layers=1, attention=["bottleneck"])
+    weights, losses = list(net.parameters()), []
+    for compiled in (False, True):
+        if compiled:
+            net.compile(backend="aot_eager", dynamic=False)
+        torch.manual_seed(1)
+        loss = GANLoss("wgangp").discriminator(net, real, fake)
+        losses.append([loss, *torch.autograd.grad(loss, weights)])
+    torch.testing.assert_close(*losses)

@@ -1,5 +1,6 @@
 """What makes training fast must not change what it computes."""
 
+import copy
 import subprocess
 import sys
 
@@ -7,6 +8,8 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
+from torch._dynamo.backends.common import aot_autograd
+from torch._functorch.compilers import nop
 
 import test
 import train
@@ -158,29 +161,109 @@ def test_a_gradient_that_overflows_is_left_out():
     assert model.optimization.scaler.get_scale() < 1e38
 
 
-def test_a_short_run_is_not_compiled():
+@pytest.fixture
+def compile_with(monkeypatch):
+    """Lets networks be compiled by another backend: the default one takes minutes."""
+    compile_net = nn.Module.compile
+
+    def use(backend) -> None:
+        monkeypatch.setattr(nn.Module, "compile", lambda net, **keywords: compile_net(net, backend=backend, **keywords))
+
+    torch.compiler.reset()  # the number of variants of a function is limited
+    yield use
+    torch.compiler.reset()
+
+
+def compiled_networks(model: nn.Module) -> list[str]:
+    return [name for name, net in model.named_children() if net._compiled_call_impl]
+
+
+def test_a_short_run_and_one_with_many_sizes_are_not_compiled():
     model = training_model("--model", "cycle_gan")
-    assert f"{PAYS_AFTER - 1} steps are too few" in compile_networks(model, steps=PAYS_AFTER - 1, sizes=1)
-    assert "3 sizes" in compile_networks(model, steps=PAYS_AFTER, sizes=3)
-    assert not any(net._compiled_call_impl for net in model.children())
+    few = compile_networks(model, steps=PAYS_AFTER - 1, sizes=[(32, 32)], batch_size=1)
+    assert f"{PAYS_AFTER - 1} steps are too few" in few
+    assert "3 sizes" in compile_networks(model, steps=PAYS_AFTER, sizes=[(32, 32), (32, 36), (36, 32)], batch_size=1)
+    assert not compiled_networks(model)
 
 
-def test_compiling_draws_no_random_numbers():
-    model, before = training_model("--model", "cycle_gan"), torch.get_rng_state()
-    compile_networks(model, steps=PAYS_AFTER, sizes=1)
-    assert torch.equal(torch.get_rng_state(), before)
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--model", "pix2pix", "--dataroot", ".", "--norm", "batch", "--spectral_norm_D", "--ema_decay", "0.9"],
+        ["--model", "sagan", "--netG", "sagan", "--netD", "sagan"],
+    ],
+)
+def test_compiling_changes_no_state(flags, compile_with):
+    """Batch statistics, power iterations and random numbers are those of a run that is not compiled."""
+    compile_with("aot_eager")
+    model = training_model(*flags)
+    before, random = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    assert compile_networks(model, steps=PAYS_AFTER, sizes=[(32, 32)], batch_size=2) == "the networks are compiled"
+    assert compiled_networks(model) == [name for name, _ in model.named_children() if not name.endswith("_ema")]
+    assert torch.equal(torch.get_rng_state(), random)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert all(weight.grad is None for weight in model.parameters())
 
 
-def test_without_a_compiler_training_goes_on():
+def test_training_uses_what_compiling_made(compile_with):
+    made = []
+
+    def count(graph, inputs):
+        made.append(tuple(inputs[-1].shape))
+        return graph.forward
+
+    compile_with(count)
+    model = training_model("--model", "pix2pix", "--dataroot", ".", "--norm", "instance")
+    compile_networks(model, steps=PAYS_AFTER, sizes=[(32, 32)], batch_size=1)
+    tried = len(made)
+    assert tried == 2
+    model.step(random_batch())
+    assert len(made) == tried + 1, "D on real and fake images, a batch of 2"
+
+
+@pytest.mark.parametrize("where", ["forward", "backward"])
+def test_networks_that_do_not_compile_train_without(where, compile_with):
+    def fail(graph, inputs):
+        raise NotImplementedError("first line\n\nsecond line\nthird line")
+
+    failing = aot_autograd(**{"fw_compiler": nop, "bw_compiler": nop, f"{where[:1]}w_compiler": fail})
+    compile_with(failing)
+    model = training_model("--model", "cycle_gan")
+    message = compile_networks(model, steps=PAYS_AFTER, sizes=[(32, 32)], batch_size=1)
+    assert message.startswith("--compile does not work here (netG_A: ") and message.endswith("; training without")
+    assert not compiled_networks(model)
+    losses, _ = model.step(random_batch())
+    assert len(losses) == 8
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # by Dynamo itself
+def test_a_fault_after_the_trial_is_not_hidden(compile_with):
+    graphs = []
+
+    def fail_later(graph, inputs):
+        graphs.append(graph)
+        if len(graphs) > 2:
+            raise NotImplementedError("the first batch of 2")
+        return graph.forward
+
+    compile_with(fail_later)
+    model = training_model("--model", "cycle_gan")
+    assert compile_networks(model, steps=PAYS_AFTER, sizes=[(32, 32)], batch_size=1) == "the networks are compiled"
+    with pytest.raises(torch._dynamo.exc.TorchDynamoException, match="the first batch of 2"):
+        model.step(random_batch())
+
+
+def test_without_a_compiler_training_runs_without():
     script = (
         "from training.compiling import compile_networks; from tests.helpers import random_batch, training_model\n"
-        "model = training_model('--model', 'cycle_gan'); print(compile_networks(model, steps=10000, sizes=1))\n"
+        "model = training_model('--model', 'cycle_gan')\n"
+        "print(compile_networks(model, steps=10000, sizes=[(32, 32)], batch_size=1))\n"
         "losses, _ = model.step(random_batch()); print(len(losses))"
     )
     env = {"CXX": "/no/such/compiler", "PATH": "/nowhere", "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}
     done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=True)
-    assert "--compile does not work here" in done.stdout
-    assert "going on without" in done.stdout
+    assert "--compile does not work here (netG_A: " in done.stdout and "C++ compiler" in done.stdout
+    assert "training without" in done.stdout
     assert done.stdout.split()[-1] == "8"
 
 

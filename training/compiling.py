@@ -1,34 +1,72 @@
-"""Compiling the networks of a model, where that pays."""
+"""Compile the networks of a model, where that pays."""
+
+import logging
+from collections.abc import Collection
 
 import torch
+from torch import nn
 
 from models.base_model import BaseModel
+from util import distributed
 
 PAYS_AFTER = 500  # steps: a tenth of them takes about as long as compiling
 
+log = logging.getLogger(__name__)
 
-def compile_networks(model: BaseModel, *, steps: int, sizes: int) -> str:
-    """Let the networks of `model` be compiled in their first steps, if they gain by it.
+
+def compile_networks(model: BaseModel, *, steps: int, sizes: Collection[tuple[int, int]], batch_size: int) -> str:
+    """Compile the networks of `model`, if the run gains by it and all of them compile.
+
+    Each network makes one forward and backward pass, which compiles it, before training starts. Neither its state nor
+    the random state changes. Training compiles more variants in its first steps, such as other batch sizes.
 
     Args:
-        steps: of the whole run, so that a run that goes on decides as it did before.
-        sizes: how many sizes the pictures have, each of which would be compiled for.
+        steps: of the whole run, so that a resumed run decides as it did before.
+        sizes: (width, height) of all images. Each size would be compiled for.
+        batch_size: of a training step in this process.
 
     Returns:
-        What to tell the user: that it will take its time, or why it goes on without.
+        A message for the user: the networks are compiled, or why they are not.
     """
-    without = "; going on without"
+    without = "; training without"
     if steps < PAYS_AFTER:
-        return f"--compile: {steps} steps are too few to win back the minute that it takes{without}"
-    if sizes > 1:
-        return f"--compile: pictures have {sizes} sizes and every one would be compiled for{without}"
-    try:
-        trial = torch.compile(torch.exp)  # no layer, whose first weights would be drawn from the run's random numbers
-        trial(torch.zeros(2, device=model.device, requires_grad=True)).sum().backward()
-    except Exception as error:  # compilers are missing or fail in many ways
-        return f"--compile does not work here ({str(error).strip().splitlines()[0]}){without}"
-    torch._dynamo.config.suppress_errors = True  # a network that cannot be compiled runs as it is, with a warning
-    for name, net in model.named_children():
-        if not name.endswith("_ema"):
-            net.compile(dynamic=False)
-    return "the networks are compiled in the first steps, which takes a minute or more"
+        return f"--compile: {steps} steps are too few to make up for the minute that compiling takes{without}"
+    if len(sizes) > 1:
+        return f"--compile: images have {len(sizes)} sizes, each of which would be compiled for{without}"
+    log.info("compiling the networks, which takes a minute or more")
+    nets = {name: net for name, net in model.named_children() if not name.endswith("_ema")}
+    for name, net in nets.items():
+        net.compile(dynamic=False)
+        try:
+            if not waits_for_others(net):
+                try_out(model, name, *sizes, batch_size=batch_size)
+        except Exception as error:  # compilers are missing or fail in many ways
+            for compiled in nets.values():
+                compiled._compiled_call_impl = None  # the only way back from Module.compile
+            return f"--compile does not work here ({name}: {reason(error)}){without}"
+    return "the networks are compiled"
+
+
+def waits_for_others(net: nn.Module) -> bool:
+    """Whether a forward pass of `net` exchanges statistics with other processes, which wait if this one fails."""
+    return distributed.world_size() > 1 and any(isinstance(module, nn.SyncBatchNorm) for module in net.modules())
+
+
+def try_out(model: BaseModel, name: str, size: tuple[int, int], *, batch_size: int) -> None:
+    """Run the network `name` forward and backward as training does. Its buffers and the random state are restored."""
+    net = model.get_submodule(name)
+    x = model.example_input(name, size, batch_size=batch_size).to(model.device)
+    x.requires_grad_(name.startswith("netD"))  # as the fakes do that train the generators: the same code serves both
+    buffers = [buffer.clone() for buffer in net.buffers()]
+    with torch.random.fork_rng([x.device] if x.is_cuda else []):
+        with model.optimization.autocast():
+            out = net(x)
+        torch.autograd.grad(out.sum(), list(net.parameters()))
+    for buffer, before in zip(net.buffers(), buffers, strict=True):
+        buffer.copy_(before)
+
+
+def reason(error: Exception) -> str:
+    """The cause of an error of PyTorch's compilers, in one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:2]) or type(error).__name__
