@@ -70,6 +70,7 @@ class BaseModel(nn.Module):
     results_title = "{A} → {B}"  # of the results page, with the names of the domains filled in
     test_dataset_mode = ""  # for test.py, where it is not the one of training
     unused_flags: tuple[str, ...] = ()  # shared flags that this model does not read; the parser refuses them
+    mixes_images = False  # training mixes pixels of different images (wgangp), so they need one size
 
     optimization: Optimization
 
@@ -140,18 +141,27 @@ class BaseModel(nn.Module):
         return torch.zeros(batch_size, channels, size[1], size[0])
 
     def check_sizes(self, sizes: Iterable[tuple[int, int]]) -> None:
-        """Raise ValueError if a network cannot take images of these (width, height); only shapes are computed."""
+        """Raise ValueError if a network cannot take images of these (width, height).
+
+        Only shapes are computed, and only for the sizes that `representatives` chooses.
+        """
+        sizes = sorted(set(sizes))
+        if self.mixes_images and len(sizes) > 1:
+            shown = ", ".join(f"{width}x{height}" for width, height in sizes[:3])
+            raise ValueError(
+                f"--gan_mode wgangp mixes real and fake images, but these have {len(sizes)} sizes: {shown}"
+                f"{', ...' if len(sizes) > 3 else ''}. Use --preprocess resize_and_crop or another --gan_mode"
+            )
         for name, net in self.named_children():
             shapes_only = copy.deepcopy(net).to("meta")
-            channels = next(weight for weight in net.parameters() if weight.dim() == 4).shape[1]
             advice = (
                 "use --preprocess resize_and_crop; --crop_size: multiples of 4 for ResNets, of 128 or 256 for U-Nets"
             )
             if name.startswith("netD"):
                 advice = "use larger ones, or fewer layers: --netD n_layers --n_layers_D 1"
-            for width, height in sizes:
+            for width, height in representatives(sizes, getattr(net, "stride", 1)):
                 try:
-                    made = shapes_only(torch.empty(1, channels, height, width, device="meta")).shape[2:]
+                    made = shapes_only(self.example_input(name, (width, height)).to("meta")).shape[2:]
                 except (RuntimeError, ValueError) as error:
                     raise ValueError(
                         f"{name} cannot take images of {width}x{height} pixels: {advice} ({error})"
@@ -171,3 +181,17 @@ class BaseModel(nn.Module):
     def attention_views(self) -> dict[str, AttentionView]:
         """The networks, as far as they are built, whose attention pages show: name there -> view."""
         return {}
+
+
+def representatives(sizes: Iterable[tuple[int, int]], stride: int) -> list[tuple[int, int]]:
+    """The sizes (width, height) that a network has to take so that it takes all of `sizes`.
+
+    What a network makes of a side depends on its remainder by the network's `stride`, and otherwise a longer side is
+    never worse. So it is enough to try the smallest of each remainder: by width, by height, and by the longer side,
+    which matters to instance norm, as it needs more than one position.
+    """
+    alike: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    for width, height in sorted(sizes):
+        alike.setdefault((width % stride, height % stride), []).append((width, height))
+    orders: list[Callable[[tuple[int, int]], int]] = [lambda size: size[0], lambda size: size[1], max]
+    return list(dict.fromkeys(min(group, key=order) for group in alike.values() for order in orders))

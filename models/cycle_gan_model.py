@@ -69,6 +69,8 @@ class CycleGANModel(BaseModel):
         self.lambda_A, self.lambda_B, self.lambda_identity = opt.lambda_A, opt.lambda_B, opt.lambda_identity
         self.add_discriminators(opt)
         self.gan_loss = create_gan_loss(opt)
+        random_pairs = opt.dataset_mode == "unaligned" and not opt.serial_batches
+        self.mixes_images = opt.gan_mode == "wgangp" and (opt.pool_size > 0 or random_pairs)
         self.pools = {"fake_A": ImagePool(opt.pool_size), "fake_B": ImagePool(opt.pool_size)}
         optimization.add("G", [self.netG_A, self.netG_B], lr=opt.lr_G)
         optimization.add("D", [self.netD_A, self.netD_B], lr=opt.lr_D)

@@ -87,7 +87,16 @@ def gradient_penalty(net: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor
     """Mean of (|gradient of the score| - 1)^2 at random points between real and fake (B, C, H, W); a scalar.
 
     Gulrajani et al. 2017, arXiv:1704.00028.
+
+    Raises:
+        ValueError: real and fake differ in size.
     """
+    if real.shape[2:] != fake.shape[2:]:
+        sizes = [f"{images.shape[3]}x{images.shape[2]}" for images in (real, fake)]
+        raise ValueError(
+            f"mode='wgangp' mixes real and fake images, which have to be of one size, not of {sizes[0]} and {sizes[1]} "
+            "pixels: use --preprocess resize_and_crop or another --gan_mode"
+        )
     mix = torch.rand(len(real), 1, 1, 1, device=real.device)
     points = torch.lerp(fake, real, mix).requires_grad_()
     # Neither compiled networks nor fused attention kernels have a second derivative.

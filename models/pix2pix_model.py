@@ -44,6 +44,7 @@ class Pix2PixModel(BaseModel):
         self.lambda_L1 = opt.lambda_L1
         self.add_discriminators(opt)
         self.gan_loss = create_gan_loss(opt)
+        self.mixes_images = opt.gan_mode == "wgangp" and opt.pool_size > 0
         self.pools = {"fake_AB": ImagePool(opt.pool_size)}
         optimization.add("G", [self.netG], lr=opt.lr_G)
         optimization.add("D", [self.netD], lr=opt.lr_D)

@@ -52,6 +52,13 @@ def test_wgangp_trains_through_the_penalty():
     assert not torch.allclose(*gradients)
 
 
+def test_wgangp_refuses_to_mix_images_of_two_sizes():
+    net, real, fake = NLayerDiscriminator(3, ndf=8, n_layers=1), torch.zeros(1, 3, 16, 20), torch.zeros(1, 3, 24, 16)
+    with pytest.raises(ValueError, match=r"mode='wgangp' mixes .* of one size, not of 20x16 and 16x24 pixels.*--gan_m"):
+        GANLoss("wgangp").discriminator(net, real, fake)
+    GANLoss("lsgan").discriminator(net, real, fake)
+
+
 def test_unknown_mode_lists_the_choices():
     with pytest.raises(ValueError, match="mode='wgan': choose from lsgan, vanilla, wgangp, hinge"):
         GANLoss("wgan")

@@ -1,7 +1,9 @@
 """The training steps: against the reference trajectory, and what each model saves."""
 
 import copy
+import itertools
 from collections.abc import Mapping
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -10,6 +12,8 @@ from torch import Tensor, nn
 from models.base_model import BaseModel
 from models.cycle_gan_model import CycleGANModel
 from models.image_pool import ImagePool
+from models.networks.attention import AttentiveChain
+from models.networks.unet import UnetGenerator
 from tests import reference
 from tests.golden.fill import fill
 from tests.helpers import assert_as_exact, gradients, random_batch, training_model
@@ -183,6 +187,76 @@ def test_identity_loss_needs_equal_channels():
 def test_sizes_the_networks_cannot_take(size, message):
     with pytest.raises(ValueError, match=message):
         training_model("--model", "cycle_gan").check_sizes([(size, size)])
+
+
+@pytest.mark.parametrize(
+    ("flags", "refused"),
+    [
+        (["--model", "cycle_gan"], True),
+        (["--model", "cycle_gan", "--pool_size", "0"], True),
+        (["--model", "cycle_gan", "--pool_size", "0", "--serial_batches"], False),
+        (["--model", "cycle_gan", "--pool_size", "0", "--dataset_mode", "aligned"], False),
+        (["--model", "pix2pix", "--pool_size", "1"], True),
+        (["--model", "pix2pix", "--pool_size", "0"], False),
+    ],
+)
+def test_wgangp_needs_images_of_one_size(flags, refused):
+    """It mixes real images with fakes, which come from other images unless these are pairs without an image pool."""
+    model = training_model(*flags, "--dataroot", ".", "--preprocess", "none", "--gan_mode", "wgangp")
+    model.check_sizes([(32, 32)])
+    with (
+        pytest.raises(ValueError, match=r"2 sizes: 32x32, 40x36\. .* --preprocess .* another --gan_mode")
+        if refused
+        else nullcontext()
+    ):
+        model.check_sizes([(40, 36), (32, 32)])
+    other = training_model(*flags, "--dataroot", ".", "--preprocess", "none", "--gan_mode", "lsgan")
+    other.check_sizes([(40, 36), (32, 32)])
+
+
+def test_a_step_on_two_sizes_trains_unless_it_mixes_them():
+    batch = {"A": torch.rand(1, 3, 32, 32), "B": torch.rand(1, 3, 36, 40)}
+    training_model("--model", "cycle_gan").step(batch)
+    with pytest.raises(ValueError, match="not of 40x36 and 32x32 pixels"):
+        training_model("--model", "cycle_gan", "--gan_mode", "wgangp").step(batch)
+
+
+@pytest.mark.parametrize("flags", [["--model", "cycle_gan"], ["--model", "cycle_gan", "--netG", "unet_128"]])
+def test_thousands_of_sizes_take_a_few_forward_passes(flags, monkeypatch):
+    passes = []
+    for cls in (AttentiveChain, UnetGenerator):
+        forward = cls.forward
+        monkeypatch.setattr(cls, "forward", lambda net, x, f=forward: passes.append(x.shape) or f(net, x))
+    model = training_model(*flags)
+    stride = 128 if "unet_128" in flags else 4
+    sizes = [(stride * width, stride * height) for width in range(8, 108) for height in range(8, 58)]
+    assert len(sizes) == 5000
+    model.check_sizes(sizes)
+    assert 4 <= len(passes) <= 3 * 4
+    for bad in ((stride * 50 + 2, stride * 8), (stride * 9, stride * 40 + 1)):
+        with pytest.raises(ValueError, match=rf"{bad[0]}x{bad[1]}"):
+            model.check_sizes([*sizes, bad])
+    assert len(passes) <= 8 * 4
+
+
+def test_sizes_are_refused_together_if_one_of_them_is_refused_alone():
+    """A network refuses a size for one side that is too small, or, with instance norm, for both together."""
+    model = BaseModel()
+    model.netD = nn.Sequential(nn.Conv2d(3, 4, 4, stride=8), nn.InstanceNorm2d(4))
+
+    def refused(*sizes: tuple[int, int]) -> bool:
+        try:
+            model.check_sizes(sizes)
+        except ValueError:
+            return True
+        return False
+
+    sizes = list(itertools.product((2, 4, 8, 12, 20), repeat=2))
+    alone = {size: refused(size) for size in sizes}
+    assert [size for size in sizes if alone[size] and 2 not in size] == [(4, 4), (4, 8), (8, 4), (8, 8)]
+    assert refused((4, 20), (20, 4), (8, 8)) and not refused((4, 20), (20, 4), (8, 12))
+    for some in itertools.combinations(sizes, 3):
+        assert refused(*some) == any(alone[size] for size in some), some
 
 
 def test_the_other_direction_swaps_the_generators():
