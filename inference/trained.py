@@ -11,90 +11,186 @@ from torch import nn
 
 from models import create_model
 from models.base_model import BaseModel
+from models.networks import build_generator
 from models.networks.any_size import AnySize
-from models.networks.infer import as_text, infer_generator, infer_network
-from models.networks.layers import BATCH_NORMS
+from models.networks.infer import GENERATOR_FLAGS, as_text, infer_generator, infer_network
+from models.networks.layers import BATCH_NORMS, spectral_normalize
+from models.test_model import generator_labels
 from models.weights import find_weights, load_weights, read_weights
 from options.base_options import Options, read_saved
 from options.test_options import TestOptions
 from util.checkpoint_files import WEIGHTS, checkpoint_label
 
+NOT_TRANSLATING = ("colorization", "sagan")  # models whose generators do not turn images into images
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the weights of a trained model are, and the flags that describe it.
+
+    Attributes:
+        run_dir: the folder of the weights.
+        label: of the checkpoint: latest, the number of an epoch, or iter_N.
+        file: a single file of weights instead of a run.
+        flags: the saved options of the run, overridden by `inferred`.
+        inferred: the flags inferred from the weights; empty if the options of the run were saved.
+    """
+
+    run_dir: Path
+    label: str
+    file: Path | None
+    flags: dict[str, Any]
+    inferred: dict[str, Any]
+
+    def is_reverse(self, direction: str) -> bool:
+        """Whether `direction` is not the one the model was trained in. False for files of a single generator."""
+        return self.file is None and direction != self.flags.get("direction", direction)
+
+    def check_translates(self) -> None:
+        """Raise ValueError if the model does not turn images into images."""
+        if (model := self.flags.get("model")) in NOT_TRANSLATING:
+            raise ValueError(f"a run of {model} does not translate images into images")
+
+
+def find_source(run_dir: Path, label: str, *, file: Path | None = None) -> Source:
+    """Find the options of a run in `run_dir`, or infer them from the weights of a checkpoint, or from one `file`.
+
+    Raises:
+        ValueError: `file` is not a generator, or the saved options are damaged.
+    """
+    saved, inferred = read_saved(run_dir), {}
+    trained: dict[str, Any] = {"direction": "AtoB"}
+    if file:
+        try:
+            inferred = infer_generator(read_weights(file))
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from error
+    elif not saved:
+        bare = [run_dir / WEIGHTS.format(label=label, network=network) for network in ("G_A", "G")]
+        if found := next((path for path in bare if path.is_file()), None):
+            inferred = infer_network(read_weights(found))
+            if found == bare[1]:
+                trained = {}  # a lone G was trained in the direction that is asked for
+    return Source(run_dir, label, file, trained | saved | inferred, inferred)
+
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained model: its options, and where its weights are."""
+    """A trained model for test.py: its options, and where its weights are.
+
+    Attributes:
+        opt: all options of test.py.
+        run_dir, label, file: see Source.
+        reverse: the requested direction is not the one the model was trained in.
+        inferred: a message about inferred flags; empty if there are none.
+    """
 
     opt: Options
     run_dir: Path
-    label: str  # of its checkpoint: latest, the number of an epoch, or iter_N
-    file: Path | None  # of --weights, instead of a run
-    reverse: bool  # the requested direction is not the one it was trained in
-    inferred: str  # where its flags come from, if not from the options of a run
+    label: str
+    file: Path | None
+    reverse: bool
+    inferred: str
 
     def build(self, device: torch.device) -> tuple[BaseModel, dict[str, Path]]:
-        """The model, for images of any size, and the file that each of its networks was loaded from."""
+        """Build the model, for images of any size. Returns it with the file that each network was loaded from."""
         opt, files = self.opt, {}
-        model = create_model(opt).to(device)
+        model = create_model(opt).eval()
         for name, net in list(model.named_children()):
             sources = model.sources(name, reverse=self.reverse)
-            if not opt.no_ema:
-                sources = [source + suffix for source in sources for suffix in ("_ema", "")]
-            files[name] = self.file or find_weights(self.run_dir, self.label, sources)
+            files[name] = self.file or find_weights(self.run_dir, self.label, with_averages(sources, not opt.no_ema))
             load_weights(net, files[name])
-            if hasattr(net, "stride"):
-                setattr(model, name, AnySize(net))
-        model.requires_grad_(False).eval()
-        for module in model.modules():
-            if isinstance(module, (nn.Dropout, *BATCH_NORMS)):  # upstream's test mode: noise, statistics of the image
-                module.train(not opt.eval)
-        if device.type == "cpu":
-            model.to(memory_format=torch.channels_last)  # 8% faster
+            setattr(model, name, prepare(net, device, evaluate=opt.eval))
         return model, files
 
 
 def find_trained(argv: Sequence[str] | None = None) -> Trained:
-    """The model that a command line of test.py asks for, with the network's flags from the run's saved options.
+    """Find the model that a command line of test.py asks for.
 
-    Where there are none, they are inferred from the weights. Mistakes in the flags end the process, as in any parser.
+    The options saved with the run become the defaults of the flags. Mistakes in the flags end the process, as in any
+    parser.
 
     Raises:
-        ValueError: the file of --weights is no generator's, or the saved options are damaged.
+        ValueError: the file of --weights is not a generator, or the saved options are damaged.
     """
     argv = sys.argv[1:] if argv is None else argv
     flags = TestOptions().peek(argv)
     label = checkpoint_label(flags["epoch"], flags["load_iter"])
     file = Path(flags["weights"]) if flags.get("weights") else None
     if file:
-        run_dir, argv = file.parent, [f"--name={file.stem}", *argv]
-        saved, inferred = read_saved(run_dir), _infer_from(file)
+        argv = [f"--name={file.stem}", *argv]
+        source = find_source(file.parent, label, file=file)
     else:
-        run_dir = Path(flags["checkpoints_dir"]) / flags["name"]
-        saved, inferred = read_saved(run_dir), {}
-        bare = [run_dir / WEIGHTS.format(label=label, network=network) for network in ("G_A", "G")]
-        found = [path for path in bare if path.is_file() and not saved]
-        if found:
-            inferred = infer_network(read_weights(found[0]))
-            if found[0] == bare[1]:
-                saved = {"direction": TestOptions().parse(argv).direction}  # a lone G was trained in the one asked for
-    saved |= inferred
-    opt = TestOptions().parse(argv, saved)
+        source = find_source(Path(flags["checkpoints_dir"]) / flags["name"], label)
+    opt = TestOptions().parse(argv, source.flags)
     for flag in ("epoch", "load_iter", "no_ema", "model_suffix"):
         if file and flag in opt.as_dict() and opt.given(flag):
             raise ValueError(f"--{flag} chooses among the weights of a run, but --weights {file} is one file")
-    if opt.model == "test" and saved.get("model") in ("colorization", "sagan"):
-        raise ValueError(f"a run of {saved['model']} does not translate pictures into pictures: leave out --model test")
-    reverse = file is None and opt.direction != saved.get("direction", "AtoB")
-    if reverse and "input_nc" in saved:
-        opt = TestOptions().parse(argv, saved | {"input_nc": saved["output_nc"], "output_nc": saved["input_nc"]})
-    text = f"inferred from the weights: {as_text(inferred)}" if inferred else ""
-    if inferred and "no_dropout" not in inferred:
+    if opt.model == "test":
+        try:
+            source.check_translates()
+        except ValueError as error:
+            raise ValueError(f"{error}: leave out --model test") from error
+    if (reverse := source.is_reverse(opt.direction)) and "input_nc" in source.flags:
+        opt = TestOptions().parse(argv, swap_channels(source.flags))
+    text = f"inferred from the weights: {as_text(source.inferred)}" if source.inferred else ""
+    if source.inferred and "no_dropout" not in source.inferred:
         text += f"; dropout leaves no trace in them, they are used {'without' if opt.no_dropout else 'with'} it"
-    return Trained(opt, run_dir, label, file, reverse, text)
+    return Trained(opt, source.run_dir, source.label, file, reverse, text)
 
 
-def _infer_from(file: Path) -> dict[str, Any]:
-    weights = read_weights(file)
-    try:
-        return infer_generator(weights)
-    except ValueError as error:
-        raise ValueError(f"--weights {file}: {error}") from error
+def load_generator(
+    source: Source, device: torch.device, *, direction: str | None = None, ema: bool = True, evaluate: bool = False
+) -> tuple[nn.Module, int]:
+    """Load the generator of `source` for images of any size.
+
+    Args:
+        device: of the generator.
+        direction: AtoB or BtoA; None takes the one it was trained in.
+        ema: prefer averaged weights.
+        evaluate: running statistics in batch norm and no dropout.
+
+    Returns:
+        The generator, (B, input_nc, H, W) -> (B, output_nc, H, W), and input_nc.
+
+    Raises:
+        ValueError: there are no such weights, they are damaged, or they do not fit the flags.
+    """
+    source.check_translates()
+    reverse = direction is not None and source.is_reverse(direction)
+    labels = with_averages(generator_labels(reverse=reverse), ema)
+    path = source.file or find_weights(source.run_dir, source.label, labels)
+    flags = swap_channels(source.flags) if reverse else source.flags
+    if not flags.keys() >= GENERATOR_FLAGS:
+        flags = {"no_dropout": True} | infer_generator(read_weights(path)) | flags
+    spectral = flags["spectral_norm_G"]
+    net = build_generator(**{flag: flags[flag] for flag in GENERATOR_FLAGS - {"spectral_norm_G"}})
+    if spectral:
+        spectral_normalize(net)
+    load_weights(net, path)
+    return prepare(net, device, evaluate=evaluate), flags["input_nc"]
+
+
+def with_averages(labels: Sequence[str], ema: bool) -> list[str]:
+    """Labels of network files; with `ema`, each after the label of its averaged weights."""
+    return [label + suffix for label in labels for suffix in (("_ema", "") if ema else ("",))]
+
+
+def swap_channels(flags: dict[str, Any]) -> dict[str, Any]:
+    """The flags of the generator of the other direction."""
+    return flags | {"input_nc": flags["output_nc"], "output_nc": flags["input_nc"]}
+
+
+def prepare(net: nn.Module, device: torch.device, *, evaluate: bool) -> nn.Module:
+    """Move `net` to the device, in the mode for inference; a generator of images then takes images of any size.
+
+    As in upstream's test mode, dropout is on and batch norm uses the statistics of the image, unless `evaluate`.
+    """
+    ready = AnySize(net) if hasattr(net, "stride") else net
+    ready.to(device).requires_grad_(False).eval()
+    for module in ready.modules():
+        if isinstance(module, (nn.Dropout, *BATCH_NORMS)):
+            module.train(not evaluate)
+    if device.type == "cpu":
+        ready.to(memory_format=torch.channels_last)  # 8% faster
+    return ready

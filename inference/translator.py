@@ -10,9 +10,8 @@ from torch import Tensor, nn
 
 from data.image_file import on_white
 from data.transforms import Transform
-from inference.trained import find_trained
+from inference.trained import find_source, load_generator
 from options import values
-from util.device import select_device
 from util.images import to_image
 
 Picture = TypeVar("Picture", Image.Image, np.ndarray, Tensor)
@@ -68,16 +67,15 @@ class Translator:
         if direction not in (None, "AtoB", "BtoA"):
             raise ValueError(f"direction {direction!r}: choose AtoB or BtoA")
         if source.is_file():
-            argv = [f"--weights={source}"]
+            found = find_source(source.parent, "latest", file=source)
         else:
-            argv = [f"--checkpoints_dir={source.parent}", f"--name={source.name}", f"--epoch={epoch}"]
-        argv += [f"--direction={direction}"] if direction else []
-        argv += [] if ema else ["--no_ema"]
-        argv += ["--eval"] if evaluate else []
-        trained = find_trained(["--model=test", *argv])
-        model, _ = trained.build(select_device() if device is None else torch.device(device))
-        bounds = values.bounds(trained.opt.value_range)
-        return cls(model.get_submodule("netG"), input_nc=trained.opt.input_nc, value_range=bounds)
+            found = find_source(source, str(epoch))
+        if device is None:
+            device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        net, input_nc = load_generator(
+            found, torch.device(device or "cpu"), direction=direction, ema=ema, evaluate=evaluate
+        )
+        return cls(net, input_nc=input_nc, value_range=values.bounds(found.flags.get("value_range", "")))
 
     @overload
     def __call__(self, images: Picture) -> Picture: ...

@@ -45,7 +45,13 @@ class TestModel(BaseModel):
         return {"G": AttentionView.on(self.netG, "real")}
 
     def sources(self, name: str, *, reverse: bool) -> list[str]:
-        """G_A or G_B by direction; a lone generator knows only the one that it was trained in."""
-        if self.model_suffix:
-            return [f"G{self.model_suffix}"]
-        return ["G_B"] if reverse else ["G_A", "G"]
+        """See `generator_labels`; --model_suffix names one label."""
+        return [f"G{self.model_suffix}"] if self.model_suffix else generator_labels(reverse=reverse)
+
+
+def generator_labels(*, reverse: bool) -> list[str]:
+    """Labels of the files that may hold the generator of a run, best first; `reverse`: of the other direction.
+
+    A lone G knows only the direction it was trained in.
+    """
+    return ["G_B"] if reverse else ["G_A", "G"]

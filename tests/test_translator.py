@@ -1,8 +1,11 @@
 """Trained models on pictures of any size: Translator, and test.py with it."""
 
+import json
+import random
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -16,6 +19,7 @@ from models.base_model import AttentionView
 from models.networks import GENERATORS
 from models.networks.any_size import AnySize, fitting_size, reflect, visible_cells
 from models.networks.layers import init_weights
+from options.parser import Parser
 from options.train_options import TrainOptions
 from tests.conftest import draw_shapes
 from tests.test_cli import ROOT, train
@@ -171,15 +175,53 @@ def test_mistakes_in_loading(run, tmp_path):
     with pytest.raises(ValueError, match="source '' is not a plain name"):
         Translator.load("/")
     assert Translator.load(run / ".." / run.name).input_nc == 3
-    with pytest.raises(ValueError, match=r"--weights .*D_A.pth: no generator has these weights"):
+    with pytest.raises(ValueError, match=r"D_A.pth: no generator has these weights"):
         Translator.load(run / "latest_net_D_A.pth")
+
+
+def test_loading_reads_no_command_line(run, monkeypatch):
+    expected = Translator.load(run, direction="AtoB")(draw_shapes("picture"))
+
+    def fail(*_):
+        raise AssertionError("parsed a command line")
+
+    monkeypatch.setattr(Parser, "parse_known_args", fail)
+    monkeypatch.setattr(sys, "argv", ["host", "--epoch", "9"])
+    assert Translator.load(run, direction="AtoB")(draw_shapes("picture")).tobytes() == expected.tobytes()
+
+
+def test_options_that_were_not_saved_are_inferred(tmp_path):
+    """Those of runs by earlier versions, which had fewer flags."""
+    flags = ["--name", "run", "--model", "cycle_gan", "--dataroot", str(tmp_path), "--ngf", "8"]
+    TrainOptions().parse([*flags, "--netG", "resnet_6blocks"]).save(tmp_path)
+    saved = json.loads((tmp_path / "train_opt.json").read_text())
+    left = {flag: value for flag, value in saved.items() if flag not in ("upsample", "attn_G", "spectral_norm_G")}
+    (tmp_path / "train_opt.json").write_text(json.dumps(left))
+    net = generator("resnet_6blocks", upsample="nearest", attention=["block2"])
+    torch.save(net.state_dict(), tmp_path / "latest_net_G_A.pth")
+    x = torch.rand(1, 3, 32, 32) * 2 - 1
+    torch.testing.assert_close(Translator.load(tmp_path, device="cpu")(x), net(x))
+
+
+@pytest.mark.parametrize("name", ["resnet_6blocks", "unet_128"])
+def test_threads_share_a_translator(name, tmp_path):
+    torch.save(generator(name, norm="instance").state_dict(), tmp_path / "net.pth")
+    translator = Translator.load(tmp_path / "net.pth", device="cpu")
+    draw = random.Random(0)
+    sizes = [(draw.randint(1, 40), draw.randint(1, 40)) for _ in range(90)]
+    images = [draw_shapes(str(size), (size[0] + 9, size[1] + 9)) for size in sizes]
+    expected = translator(images)
+    with ThreadPoolExecutor(3) as threads:
+        made = list(threads.map(translator, images))
+    assert [image.size for image in made] == [image.size for image in images]
+    assert [image.tobytes() for image in made] == [image.tobytes() for image in expected]
 
 
 @pytest.mark.parametrize("model", ["colorization", "sagan"])
 def test_runs_that_translate_no_pictures_are_refused(model, tmp_path):
     flags = ["--name", "run", "--model", model, "--dataroot", str(tmp_path)]
     TrainOptions().parse(flags).save(tmp_path)
-    with pytest.raises(ValueError, match=f"a run of {model} does not translate pictures into pictures"):
+    with pytest.raises(ValueError, match=f"a run of {model} does not translate images into images"):
         Translator.load(tmp_path)
 
 

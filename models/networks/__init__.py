@@ -72,6 +72,27 @@ def stages(flag: str) -> list[str]:
     return [] if flag == "none" else [stage.strip() for stage in flag.split(",")]
 
 
+def build_generator(
+    netG: str, input_nc: int, output_nc: int, *, ngf: int, norm: str, no_dropout: bool, upsample: str, attn_G: str,
+    **keywords: Any,
+) -> nn.Module:  # fmt: skip
+    """Build the generator that the values of these flags describe, with PyTorch's initial weights.
+
+    Args:
+        keywords: for the class of the generator.
+
+    Returns:
+        (B, input_nc, H, W) -> (B, output_nc, H, W) in [-1, 1].
+
+    Raises:
+        ValueError: there is no such generator, or it does not take these values.
+    """
+    return choose(netG, GENERATORS)(
+        input_nc, output_nc, ngf=ngf, norm=norm, dropout=not no_dropout, upsample=upsample, attention=stages(attn_G),
+        **keywords,
+    )  # fmt: skip
+
+
 def define_G(opt: Any, input_nc: int, output_nc: int) -> nn.Module:
     """Build and initialize the generator that --netG names: (B, input_nc, H, W) -> (B, output_nc, H, W) in [-1, 1]."""
     checkpointed = {"checkpoint_blocks": True} if opt.is_train and opt.checkpoint_blocks else {}
@@ -83,16 +104,10 @@ def define_G(opt: Any, input_nc: int, output_nc: int) -> nn.Module:
             "twice what is computed twice: leave it out"
         )
     with from_flags(opt, "netG", "ngf", "attn_G"):
-        net = choose(opt.netG, GENERATORS)(
-            input_nc,
-            output_nc,
-            ngf=opt.ngf,
-            norm=opt.norm,
-            dropout=not opt.no_dropout,
-            upsample=opt.upsample,
-            attention=stages(opt.attn_G),
-            **checkpointed,
-        )
+        net = build_generator(
+            opt.netG, input_nc, output_nc, ngf=opt.ngf, norm=opt.norm, no_dropout=opt.no_dropout,
+            upsample=opt.upsample, attn_G=opt.attn_G, **checkpointed,
+        )  # fmt: skip
     return initialize(net, opt, spectral=opt.spectral_norm_G)
 
 

@@ -13,6 +13,11 @@ from models.networks.layers import NORMS
 from models.networks.resnet import UPSAMPLINGS
 from models.networks.sagan import SIZES
 
+# All that `infer_generator` may find.
+GENERATOR_FLAGS = frozenset(
+    ("netG", "input_nc", "output_nc", "ngf", "norm", "no_dropout", "upsample", "attn_G", "spectral_norm_G")
+)
+
 Flags = dict[str, Any]
 Shapes = dict[str, tuple[int, ...]]
 
