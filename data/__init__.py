@@ -1,4 +1,4 @@
-"""Data sets by name: `--dataset_mode X` is the class in data/X_dataset.py."""
+"""Datasets by name (`--dataset_mode X` is the class in data/X_dataset.py) and their data loader."""
 
 import atexit
 import logging
@@ -29,28 +29,28 @@ log = logging.getLogger(__name__)
 
 
 class EpochSampler(DistributedSampler[Any]):
-    """Yields (epoch, index) pairs, so that a data set can make every sample a function of both.
+    """Yields (epoch, index) pairs, so that a dataset can make every sample a function of both.
 
     The order is a function of (seed, epoch). Call `set_epoch` before each pass over the loader.
 
-    Of several processes, each takes a part of every step: together they see the pictures that one process would see
-    with batches as large as all of theirs. In the last step of an epoch some may have fewer pictures than others, or
-    none, in which case they repeat one: `share` is what the mean over a process's pictures counts in that over all.
+    Each rank takes a part of every step. Together the ranks see the images that a single process sees with batches
+    `world_size` times as large. In the last step of an epoch, ranks may have different numbers of images. A rank
+    without any repeats one, and `share` gives its loss the weight 0.
 
     Args:
-        batch_size: pictures a step in each process.
-        process: number of this one, from 0, of all `processes`.
+        batch_size: images per step on each rank.
     """
 
     def __init__(
-        self, dataset: Dataset, *, shuffle: bool, seed: int, batch_size: int = 1, process: int = 0, processes: int = 1
+        self, dataset: Dataset, *, shuffle: bool, seed: int, batch_size: int = 1, rank: int = 0, world_size: int = 1
     ):
+        # the parent class gives every rank a whole number of samples by repeating some; `_part` does not
         super().__init__(dataset, num_replicas=1, rank=0, shuffle=shuffle, seed=seed)
-        self.batch_size, self.process, self.processes = batch_size, process, processes
+        self.batch_size, self.own_rank, self.world_size = batch_size, rank, world_size
         self.skip = 0
 
     def set_epoch(self, epoch: int, skip: int = 0) -> None:
-        """Go to `epoch`, leaving out its first `skip` samples: those that a continued run has seen already."""
+        """Go to `epoch` without its first `skip` samples, which a resumed run has seen already."""
         super().set_epoch(epoch)
         self.skip = skip
 
@@ -62,18 +62,18 @@ class EpochSampler(DistributedSampler[Any]):
         return len(self._part(range(self.skip, super().__len__())))
 
     def step_size(self, seen: int) -> int:
-        """The pictures of all processes in the step after `seen` pictures of an epoch."""
-        return min(self.batch_size * self.processes, super().__len__() - seen)
+        """The number of images of all ranks in the step after `seen` images of an epoch."""
+        return min(self.batch_size * self.world_size, super().__len__() - seen)
 
     def share(self, seen: int) -> float:
-        """Which fraction of the pictures of that step are this process's."""
-        pictures = self.step_size(seen)
-        return len(range(self.process, pictures, self.processes)) / pictures
+        """The fraction of the images of that step that this rank has."""
+        images = self.step_size(seen)
+        return len(range(self.own_rank, images, self.world_size)) / images
 
     def _part(self, order: Sequence[int]) -> Sequence[int]:
-        """What of the order of an epoch is this process's."""
-        part = order[self.process :: self.processes]
-        steps = math.ceil(len(order) / (self.batch_size * self.processes))
+        """The samples of this rank in the order of an epoch."""
+        part = order[self.own_rank :: self.world_size]
+        steps = math.ceil(len(order) / (self.batch_size * self.world_size))
         return part if len(part) > (steps - 1) * self.batch_size else [*part, order[-1]]
 
 
@@ -84,18 +84,18 @@ class EpochLoader(DataLoader[Sample]):
     sampler: EpochSampler
 
     def __iter__(self) -> Iterator[Sample]:  # type: ignore[override]
-        others = set(multiprocessing.active_children())
+        earlier = set(multiprocessing.active_children())
         batches = super().__iter__()
-        if workers := [child for child in multiprocessing.active_children() if child not in others]:
+        if workers := [child for child in multiprocessing.active_children() if child not in earlier]:
             atexit.register(end_workers, workers)
         for batch in batches:
             yield {name: torch.from_numpy(x) if isinstance(x, np.ndarray) else x for name, x in batch.items()}
 
 
-def arrays(samples: Sequence[Sample]) -> Sample:
-    """A batch with arrays for tensors: these come from a worker through a pipe.
+def collate_arrays(samples: Sequence[Sample]) -> Sample:
+    """Collate samples into a batch of NumPy arrays, which a worker sends through a pipe.
 
-    A tensor comes by shared memory, and the messages about that take 1 ms, a third of loading a picture.
+    Tensors go through shared memory, whose messages take 1 ms per batch, a third of loading an image.
     """
     return {
         name: np.stack([sample[name] for sample in samples])
@@ -106,11 +106,11 @@ def arrays(samples: Sequence[Sample]) -> Sample:
 
 
 def create_dataset(opt: Any) -> EpochLoader:
-    """The loader of the data set that --dataset_mode names. Call `loader.sampler.set_epoch` before each epoch.
+    """The data loader of the dataset that --dataset_mode names. Call `loader.sampler.set_epoch` before each epoch.
 
     A batch is {"A": (N, input_nc, H, W), "B": (N, output_nc, H, W), "A_paths": list of str, "B_paths": list of str},
-    float32 in [-1, 1]; data sets of one domain have A and A_paths only. The last batch of an epoch holds what is left,
-    which may be fewer than --batch_size.
+    float32 in [-1, 1]; datasets of one domain have A and A_paths only. The last batch of an epoch may be smaller than
+    --batch_size.
 
     Raises:
         DataError: folders or images do not fit the flags.
@@ -119,46 +119,46 @@ def create_dataset(opt: Any) -> EpochLoader:
     if dataset.sizes and opt.is_default("dataroot"):
         log.info("no --dataroot: using the bundled images in %s", opt.dataroot)
     if opt.given("value_range") and all(fmt == PixelFormat() for fmt in dataset.formats.values()):
-        why = "these pictures have 8 bits" if dataset.formats else "this data set reads 8-bit pictures only"
+        why = "these images have 8 bits" if dataset.formats else "this dataset reads 8-bit images only"
         raise DataError(f"--value_range {opt.value_range}: {why}, which are always 0 to 255.")
     if opt.batch_size > 1:
         check_same_size(dataset, opt.batch_size)
     device = select_device(opt.device, opt.gpu_ids)
     workers = min(opt.num_threads, math.ceil(len(dataset) / opt.batch_size))
     if not opt.given("num_threads"):
-        # On the CPU, workers take the cores from the training itself; a pair at 64 px loads in 1 ms, by a worker in 2.
+        # on the CPU, workers take cores from training; a pair at 64 px loads in 1 ms, in a worker in 2 ms
         cores = max(cpu_count() // distributed.local_world_size(), 1)
         workers = min(workers, cores) if device.type != "cpu" else 0
     if workers:
         import_module("data.decoders")  # before they start, so a warning about torchcodec is logged once
-    # testing takes one process
-    processes = {"process": distributed.rank(), "processes": distributed.world_size()} if opt.is_train else {}
+    # testing runs on one rank
+    ranks = {"rank": distributed.rank(), "world_size": distributed.world_size()} if opt.is_train else {}
     return EpochLoader(
         dataset,
         batch_size=opt.batch_size,
         sampler=EpochSampler(
-            dataset, shuffle=not opt.serial_batches, seed=opt.seed, batch_size=opt.batch_size, **processes
+            dataset, shuffle=not opt.serial_batches, seed=opt.seed, batch_size=opt.batch_size, **ranks
         ),
         num_workers=workers,
-        collate_fn=arrays if workers and device.type != "cuda" else None,  # for CUDA a thread pins tensors, not arrays
+        collate_fn=collate_arrays if workers and device.type != "cuda" else None,  # only tensors can be pinned for CUDA
         persistent_workers=workers > 0,
         worker_init_fn=ignore_signals,
         pin_memory=device.type == "cuda",
-        generator=torch.Generator(),  # the loader draws seeds for its workers; not from the run's own generator
+        generator=torch.Generator(),  # draws the seeds of workers, so that the global RNG stays as it is
     )
 
 
 def ignore_signals(worker: int) -> None:
-    """Let a worker survive Ctrl-C and the like, which reach the whole process group: the main process still saves."""
+    """Let a worker survive Ctrl-C and the like: they reach all processes, and the main process still saves."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
 def end_workers(workers: Sequence[BaseProcess]) -> None:
-    """Kill workers that are alive at exit: they ignore SIGTERM, and multiprocessing would wait for them forever."""
+    """Kill workers that are alive at exit. They ignore SIGTERM, so multiprocessing would wait for them forever."""
     alive = [worker for worker in workers if worker.is_alive()]
     if alive and sys.platform != "win32":
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler would report their end as an error
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler would report an error
     for worker in alive:
         worker.kill()
 
@@ -169,12 +169,12 @@ def cpu_count() -> int:
 
 
 def check_same_size(dataset: BaseDataset, batch_size: int) -> None:
-    """Images of several sizes make no batch: raise a DataError that names two files."""
+    """Raise a DataError that names two files if the images differ in size and so do not fit in one batch."""
     for sizes in dataset.sizes.values():
         if len(sizes) > 1:
             (size, path), (other, other_path), *_ = sizes.items()
             raise DataError(
-                f"--batch_size {batch_size} needs images of one size, but {path} comes out as {size[0]}x{size[1]} and"
-                f" {other_path} as {other[0]}x{other[1]} pixels: use --batch_size 1 or --preprocess resize_and_crop.",
-                mend=["--batch_size", "1"],
+                f"--batch_size {batch_size} needs images of one size, but {path} has {size[0]}x{size[1]} and"
+                f" {other_path} {other[0]}x{other[1]} pixels after --preprocess. resize_and_crop gives one size.",
+                remedy={"batch_size": 1},
             )

@@ -1,6 +1,5 @@
 """Pairs of images side by side in one file: the data of pix2pix."""
 
-import os
 import shlex
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from data.base_dataset import BaseDataset, Sample, create_reader, create_transform
 from data.check import Check
-from data.image_folder import DataError, domain_images, nearest_fix, nearest_folder, tree
+from data.image_folder import DataError, domain_images, missing_folder, nearest_fix
 
 MAKE_PAIRS = "python datasets/combine_A_and_B.py --fold_A {A} --fold_B {B} --fold_AB {AB}"
 
@@ -26,7 +25,7 @@ class AlignedDataset(BaseDataset):
         if not Path(opt.dataroot, opt.phase).is_dir():
             raise missing_pairs(Path(opt.dataroot), opt.phase)
         paths = domain_images(opt.dataroot, opt.phase, "", opt.max_dataset_size)
-        self.read = create_reader(opt, max(opt.input_nc, opt.output_nc), "the larger of --input_nc and --output_nc")
+        self.read = create_reader(opt, max(opt.input_nc, opt.output_nc), "input_nc", "output_nc")
         self.transform_A = create_transform(opt, opt.input_nc)
         self.transform_B = create_transform(opt, opt.output_nc)
         self.A_paths = self.B_paths = self.usable(paths, Check(self.read, self.transform_A, half_size))
@@ -40,7 +39,7 @@ class AlignedDataset(BaseDataset):
         A, B = halves(self.read(path), path)
         if self.reverse:
             A, B = B, A
-        # Two generators in the same state: A and B get the same crop and the same flip.
+        # two generators in the same state: A and B get the same crop and the same flip
         return {
             "A": self.transform_A(A, self.generator(epoch, index)),
             "B": self.transform_B(B, self.generator(epoch, index)),
@@ -50,7 +49,7 @@ class AlignedDataset(BaseDataset):
 
 
 def halves(image: Image.Image | Tensor, path: Path) -> tuple[Image.Image | Tensor, Image.Image | Tensor]:
-    """The left and the right half of an image. DataError, with the name of its file, if the width is odd."""
+    """The left and the right half of an image. A DataError names the file if the width is odd."""
     from torchvision.transforms.v2 import functional as F  # slow to import, and --help does without
 
     height, width = F.get_size(image)
@@ -63,33 +62,22 @@ def half_size(size: tuple[int, int], path: Path) -> tuple[int, int]:
     width, height = size
     if width % 2:
         raise DataError(
-            f"{path} is {width} pixels wide, an odd number, so it does not hold A and B side by side: make it anew, as "
-            "datasets/combine_A_and_B.py does, remove it, or add --skip_bad_images.",
-            mend=["--skip_bad_images"],
+            f"{path} is {width} pixels wide, an odd number, so it does not hold A and B side by side: remove it, or "
+            "make it again with datasets/combine_A_and_B.py.",
+            remedy={"skip_bad_images": True},
         )
     return width // 2, height
 
 
 def missing_pairs(dataroot: Path, phase: str) -> DataError:
     """The error for a missing `dataroot/{phase}`: expected tree, found tree, and the way from one to the other."""
-    lines = [
-        f"--dataroot {dataroot}: there is no folder {phase} in it.",
-        "Expected:",
-        f"{dataroot}{os.sep}",
-        f"  {phase}{os.sep}  images of A and B side by side, A on the left",
-        "Found:",
-        tree(nearest_folder(dataroot)),
-    ]
-    mend: tuple[str, ...] = ()
+    expected = {phase: "images of A and B side by side, A on the left"}
     A, B = dataroot / f"{phase}A", dataroot / f"{phase}B"
     if A.is_dir() and B.is_dir():
         places = {name: shlex.quote(str(path)) for name, path in {"A": A, "B": B, "AB": dataroot / phase}.items()}
-        lines += [
-            f"If {A.name} and {B.name} hold pairs, which have the same name, put them side by side:",
-            f"  {MAKE_PAIRS.format(**places)}",
-            "If there are no pairs, use --model cycle_gan.",
-        ]
-    else:
-        hint, mend = nearest_fix(dataroot, phase)
-        lines.append(hint)
-    return DataError("\n".join(lines), mend=mend)
+        hint = (
+            f"If {A.name} and {B.name} hold pairs with equal names, put them side by side:\n"
+            f"  {MAKE_PAIRS.format(**places)}\nIf there are no pairs, use --model cycle_gan."
+        )
+        return missing_folder(dataroot, phase, expected, hint)
+    return missing_folder(dataroot, phase, expected, *nearest_fix(dataroot, phase))

@@ -1,33 +1,36 @@
-"""Image files that take more than Pillow: 16 bits, floats, any number of channels; PNG, TIFF and .npy as arrays."""
+"""Image files that Pillow does not read in full: 16 bits, floats, any number of channels, in PNG, TIFF and .npy.
+
+tifffile is imported in the functions that use it: it is slow to import, and --help does without.
+"""
 
 import stat
 from enum import IntEnum
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from PIL import Image, ImageOps
 from PIL.ImageFile import ImageFile
-from tifffile import EXTRASAMPLE, PHOTOMETRIC, TIFF, TiffFile, TiffPage
 
 from data.image_folder import MissingLibrary
+from util.images import MAX_CHANNELS
 
-MAX_CHANNELS = 16
+if TYPE_CHECKING:
+    from tifffile import TiffFile, TiffPage
+
 EXIF_ORIENTATION = 0x0112
-SIDEWAYS = range(5, 9)  # the orientations that swap width and height
+SIDEWAYS = range(5, 9)  # orientations that swap width and height
 MAX_BYTES = 2**30  # of one image in memory
-# Those that Pillow reads by itself, whatever a file's name ends in: EPS, for one, would start a program.
+# formats that Pillow decodes itself, whatever the suffix; for others, such as EPS, it starts a program
 FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF", "JPEG2000", "AVIF")
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-COLOURS: dict[int, int] = {PHOTOMETRIC.RGB: 3, PHOTOMETRIC.YCBCR: 3, PHOTOMETRIC.CIELAB: 3, PHOTOMETRIC.SEPARATED: 4}
-ALPHA = (EXTRASAMPLE.ASSOCALPHA, EXTRASAMPLE.UNASSALPHA)
 
 
 def array_kind(path: Path) -> Literal["", "npy", "png", "tiff"]:
-    """What to read the file as, by its content: "" for 8-bit grey and colour pictures, which Pillow reads in full."""
+    """The kind of a file by its content; "" for 8-bit gray and color images, which Pillow reads in full."""
     if not stat.S_ISREG(path.stat().st_mode):
-        raise ValueError("it is no file, but a folder, a device or a pipe")
+        raise ValueError("it is not a file but a folder, a device or a pipe")
     with path.open("rb", buffering=0) as file:
         start = file.read(25)
     if start.startswith(b"\x93NUMPY"):
@@ -35,32 +38,40 @@ def array_kind(path: Path) -> Literal["", "npy", "png", "tiff"]:
     if start.startswith(b"\x89PNG"):
         return "png" if start[24:] == b"\x10" else ""
     if start[:4] in TIFF_STARTS:
+        from tifffile import TiffFile
+
         with TiffFile(path) as tiff:
             return "" if is_plain(channel_pages(tiff)) else "tiff"
     return ""
 
 
-def is_plain(pages: list[TiffPage]) -> bool:
-    """Whether a TIFF is one page of grey or colour, at most with transparency, in no more than 8 bits."""
+def is_plain(pages: list["TiffPage"]) -> bool:
+    """Whether a TIFF is one page of gray or color in at most 8 bits, with or without transparency."""
+    from tifffile import EXTRASAMPLE, PHOTOMETRIC
+
     page = pages[0]
-    extra = page.samplesperpixel - COLOURS.get(page.photometric, 1)
-    transparency = [sample in ALPHA for sample in page.extrasamples]
+    color_samples: dict[int, int] = {
+        PHOTOMETRIC.RGB: 3, PHOTOMETRIC.YCBCR: 3, PHOTOMETRIC.CIELAB: 3, PHOTOMETRIC.SEPARATED: 4,
+    }  # fmt: skip
+    extra = page.samplesperpixel - color_samples.get(page.photometric, 1)
+    alpha = (EXTRASAMPLE.ASSOCALPHA, EXTRASAMPLE.UNASSALPHA)
+    transparency = [sample in alpha for sample in page.extrasamples]
     first = [page.index for page in pages] == [0]
     return first and page.dtype in (np.bool_, np.uint8) and extra == len(transparency) <= 1 and all(transparency)
 
 
 def open_image(path: Path, *, verify: bool = False) -> ImageFile:
-    """The image in a file, opened by Pillow and not read yet; `verify` compares the checksums of a PNG first.
+    """Open the image in a file with Pillow, without decoding it. `verify` first compares the checksums of a PNG.
 
     Raises:
         ValueError: it has too many pixels, or more than its bytes can hold.
-        OSError: it is no image.
-        SyntaxError: a checksum is wrong; Pillow alone would read such a file as other pixels.
+        OSError: it is not an image.
+        SyntaxError: a checksum is wrong. Pillow would decode such a file to other pixels.
     """
     file = Image.open(path, formats=FORMATS)
     try:
         check_size(file.width, file.height, len(file.getbands()))
-        # A JPEG whose data end early is filled up with grey; at best a bit stands for the 64 pixels of a block.
+        # Pillow fills a truncated JPEG with gray; a bit encodes at most one block of 64 pixels
         if file.format in ("JPEG", "MPO") and file.width * file.height > 64 * 8 * 2 * path.stat().st_size:
             raise ValueError(f"it has {file.width}x{file.height} pixels, more than its bytes can hold")
         if verify and file.format == "PNG":
@@ -73,10 +84,12 @@ def open_image(path: Path, *, verify: bool = False) -> ImageFile:
 
 
 def array_format(path: Path, kind: Literal["npy", "tiff"]) -> tuple[str, int]:
-    """The type of the values and the number of channels, from the header alone."""
+    """The dtype and the number of channels, from the header alone."""
     if kind == "npy":
         array = map_npy(path)
         return array.dtype.name, array.shape[2]
+    from tifffile import TiffFile
+
     with TiffFile(path) as tiff:
         pages = channel_pages(tiff)
         return str(pages[0].dtype), len(pages) * pages[0].samplesperpixel
@@ -91,6 +104,8 @@ def array_size(path: Path, kind: Literal["npy", "tiff"]) -> tuple[int, int]:
     if kind == "npy":
         height, width = map_npy(path).shape[:2]
         return width, height
+    from tifffile import TiffFile
+
     with TiffFile(path) as tiff:
         page = channel_pages(tiff)[0]
         size = page.imagewidth, page.imagelength
@@ -98,12 +113,12 @@ def array_size(path: Path, kind: Literal["npy", "tiff"]) -> tuple[int, int]:
 
 
 def read_array(path: Path) -> np.ndarray:
-    """The upright image as (H, W, C) in the values and the depth of the file; bits become 0 and 255.
+    """The upright image as (H, W, C) in the dtype of the file; 1-bit values become 0 and 255.
 
-    Pictures with a palette are read as the colours that it stands for. White is the larger value.
+    Palette images become color. White is the larger value.
 
     Raises:
-        ValueError: the file is damaged, has too many pixels, is no image of numbers, or its layout is ambiguous.
+        ValueError: the file is damaged, has too many pixels, holds no numbers, or its layout is ambiguous.
     """
     kind = array_kind(path)
     if kind == "npy":
@@ -113,7 +128,7 @@ def read_array(path: Path) -> np.ndarray:
     else:
         with open_image(path, verify=True) as file:
             has_color_key = "transparency" in file.info
-            if kind == "png" and (has_color_key or file.mode != "I;16"):  # which Pillow reads in full
+            if kind == "png" and (has_color_key or file.mode != "I;16"):  # Pillow reads I;16 in full
                 from data.decoders import decode_png  # slow to import
 
                 array = decode_png(path, has_color_key=has_color_key)
@@ -123,12 +138,12 @@ def read_array(path: Path) -> np.ndarray:
     if array.dtype == np.bool_:
         array = array.astype(np.uint8) * 255
     if array.dtype.kind not in "uif" or array.dtype.itemsize > 8:
-        raise ValueError(f"{array.dtype} is no type of pixels: save integers or floats of at most 64 bits")
+        raise ValueError(f"pixels cannot have the dtype {array.dtype}: save integers or floats of at most 64 bits")
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
 def read_bands(file: Image.Image) -> np.ndarray:
-    """All channels of a picture that Pillow opened, (H, W, C) of uint8; of uint16 if its mode is I;16."""
+    """All channels of an image that Pillow opened, (H, W, C) of uint8; of uint16 if its mode is I;16."""
     image = ImageOps.exif_transpose(file)
     if image.mode == "P":
         image = image.convert("RGBA" if image.has_transparency_data else "RGB")
@@ -138,18 +153,18 @@ def read_bands(file: Image.Image) -> np.ndarray:
 
 
 def map_npy(path: Path) -> np.ndarray:
-    """The array in the file as (H, W, C), not read yet. The axis of channels is the only one of at most 16.
+    """Map the array in the file as (H, W, C). The channel axis is the only one of at most 16.
 
     Raises:
-        ValueError: it holds Python objects, which are never loaded, or its axes do not tell what they are.
+        ValueError: it holds Python objects, which are never loaded, or its layout is ambiguous.
     """
     array = np.load(path, mmap_mode="r", allow_pickle=False)
     shape = array.shape
     if array.ndim == 2:
         array = array[:, :, None]
     elif array.ndim != 3 or 0 in shape or (shape[0] <= MAX_CHANNELS) == (shape[2] <= MAX_CHANNELS):
-        wanted = f"(H, W), (H, W, C) and (C, H, W) with C from 1 to {MAX_CHANNELS} and larger sides"
-        raise ValueError(f"its shape {shape} is none of {wanted}")
+        wanted = f"(H, W), (H, W, C) or (C, H, W) with C from 1 to {MAX_CHANNELS} and larger sides"
+        raise ValueError(f"its shape {shape} is not {wanted}")
     elif shape[0] <= MAX_CHANNELS:
         array = array.transpose(1, 2, 0)
     check_size(array.shape[1], array.shape[0], array.shape[2] * array.itemsize)
@@ -158,6 +173,8 @@ def map_npy(path: Path) -> np.ndarray:
 
 def read_tiff(path: Path) -> np.ndarray:
     """The pages of a TIFF as (H, W, C): the samples of one page, or several pages of one sample each."""
+    from tifffile import PHOTOMETRIC, TiffFile
+
     with TiffFile(path) as tiff:
         pages = channel_pages(tiff)
         first = pages[0]
@@ -171,18 +188,20 @@ def read_tiff(path: Path) -> np.ndarray:
         return upright(array, first.tags.valueof(EXIF_ORIENTATION, 1))
 
 
-def decode_page(page: TiffPage, path: Path) -> np.ndarray:
+def decode_page(page: "TiffPage", path: Path) -> np.ndarray:
     """The pixels of one page of `path`.
 
     Raises:
-        MissingLibrary: tifffile decodes this kind of page with imagecodecs only, which is not installed.
+        MissingLibrary: tifffile needs imagecodecs for this kind of page, and it is not installed.
     """
+    from tifffile import TIFF
+
     from data.decoders import imagecodecs  # slow to import
 
     if imagecodecs is not None:
         return page.asarray()
     schemes = ((page.compression, TIFF.DECOMPRESSORS), (page.predictor, TIFF.UNPREDICTORS))
-    # a plain number is one that tifffile does not know: the file is damaged, and tifffile says so
+    # tifffile leaves an unknown number as it is: the file is damaged, and tifffile reports it
     known = [(value, decoders) for value, decoders in schemes if isinstance(value, IntEnum)]
     names = " ".join(value.name for value, _ in known)
     missing = MissingLibrary.of(path, f"a TIFF with {page.bitspersample} bits per sample and the encoding {names}")
@@ -194,12 +213,14 @@ def decode_page(page: TiffPage, path: Path) -> np.ndarray:
         raise missing from error
 
 
-def channel_pages(tiff: TiffFile) -> list[TiffPage]:
-    """The pages that make the image, without thumbnails and masks.
+def channel_pages(tiff: "TiffFile") -> list["TiffPage"]:
+    """The pages of the image, without thumbnails and masks.
 
     Raises:
         ValueError: they cannot be the channels of one image.
     """
+    from tifffile import PHOTOMETRIC, TiffPage
+
     images = (page for page in tiff.pages if isinstance(page, TiffPage) and not (page.is_reduced or page.is_mask))
     pages = list(islice(images, MAX_CHANNELS + 1))
     if not pages or len(pages) > MAX_CHANNELS:
@@ -209,23 +230,30 @@ def channel_pages(tiff: TiffFile) -> list[TiffPage]:
     check_size(first.imagewidth, first.imagelength, samples * (first.dtype.itemsize if first.dtype else 1))
     alike = all((page.shape, page.dtype) == (first.shape, first.dtype) for page in pages)
     if len(pages) > 1 and not (alike and first.samplesperpixel == 1 and first.photometric != PHOTOMETRIC.PALETTE):
-        raise ValueError("its pages are no channels: several pages have to be grey, of one size and one depth")
+        raise ValueError("its pages are not channels: several pages have to be gray, of one size and one dtype")
     if first.imagedepth > 1 or first.samplesperpixel > MAX_CHANNELS:
         raise ValueError(f"it has slices or more than {MAX_CHANNELS} channels: save channels as pages")
     return pages
 
 
 def check_size(width: int, height: int, pixel_bytes: int) -> None:
-    """Refuse what has no pixels, or more than Pillow reads without a warning: a few bytes can declare any number."""
+    """Refuse an image without pixels or larger than Pillow reads without a warning: a short header can claim any size.
+
+    Raises:
+        ValueError: the size is out of range.
+    """
     most = Image.MAX_IMAGE_PIXELS
     if min(width, height) < 1 or (most and width * height > most):
-        raise ValueError(f"it has {width}x{height} pixels, and from 1 to {most:,} can be read")
+        raise ValueError(f"it has {width}x{height} pixels; 1 to {most:,} can be read")
     if width * height * pixel_bytes > MAX_BYTES:
         raise ValueError(f"its {width}x{height} pixels of {pixel_bytes} bytes take more than {MAX_BYTES / 2**30:g} GiB")
 
 
 def upright(array: np.ndarray, orientation: int) -> np.ndarray:
-    """(H, W, C) turned by the EXIF orientation, 1 to 8: https://www.cipa.jp/std/documents/e/DC-008-2012_E.pdf."""
+    """Rotate and flip (H, W, C) by the EXIF orientation, 1 to 8.
+
+    Reference: https://www.cipa.jp/std/documents/e/DC-008-2012_E.pdf
+    """
     if orientation in SIDEWAYS:
         array = array.swapaxes(0, 1)
     if orientation in (2, 3, 6, 7):

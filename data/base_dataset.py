@@ -1,4 +1,4 @@
-"""What every data set shares: samples that depend on (seed, epoch, index) alone."""
+"""The base class of all datasets: a sample is a function of (seed, epoch, index)."""
 
 import hashlib
 from abc import ABC, abstractmethod
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
-from data.check import Check, leave_out_bad
+from data.check import Check, skip_bad
 from data.image_file import ImageReader
 from data.transforms import Transform
 from options import values
@@ -19,55 +19,58 @@ Sample = dict[str, Any]
 
 
 class BaseDataset(Dataset[Sample], ABC):
-    """A map-style data set indexed by `dataset[epoch, index]`.
+    """A map-style dataset indexed by `dataset[epoch, index]`.
 
     A sample holds tensors "A" and "B", (C, H, W) in [-1, 1], and the files "A_paths" and "B_paths" they come from.
-    A new data set is data/X_dataset.py with a class XDataset, chosen by `--dataset_mode X`; start from TemplateDataset.
+    `--dataset_mode X` chooses the class XDataset of data/X_dataset.py. For a new dataset, copy TemplateDataset.
     """
 
     def __init__(self, opt: Any):
         self.seed: int = opt.seed
         self.A_paths: list[Path] = []
         self.B_paths: list[Path] = []
-        # For each of "A", "B": every (width, height) it comes out with, and one file that does.
+        # domain, "A" or "B" -> every (width, height) of its samples -> one file that has it
         self.sizes: dict[str, dict[tuple[int, int], Path]] = {}
-        # For each of "A", "B": the depth and range of its first file, which results are written with.
+        # domain -> depth and value range of its first file, in which results are written
         self.formats: dict[str, PixelFormat] = {}
         self.skip_bad_images: bool = opt.skip_bad_images
-        self.checks: list[tuple[list[Path], Check]] = []  # all files, good or bad, and how each is checked
+        self.checks: list[tuple[list[Path], Check]] = []  # all files, good or bad, and their check
 
     unused_flags: tuple[str, ...] = ()  # shared flags that this dataset does not read; the parser refuses them
 
     @staticmethod
     def modify_commandline_options(parser: ArgumentParser, is_train: bool) -> ArgumentParser:
-        """Add the data set's own flags and defaults."""
+        """Add flags and defaults of this dataset."""
         return parser
 
     def __len__(self) -> int:
-        """The number of samples in an epoch: by default, one for each file of A."""
+        """The number of samples in an epoch: by default the number of files of A."""
         return len(self.A_paths)
 
     @abstractmethod
     def __getitem__(self, at: tuple[int, int]) -> Sample: ...
 
     def usable(self, paths: list[Path], check: Check) -> list[Path]:
-        """`paths`, with --skip_bad_images without those that `check` finds fault with. To call for every file."""
+        """Register `paths` for the dry run. With --skip_bad_images, return only those that `check` accepts.
+
+        A dataset calls it once for each of its lists of files.
+        """
         self.checks.append((paths, check))
-        return leave_out_bad(paths, check) if self.skip_bad_images else paths
+        return skip_bad(paths, check) if self.skip_bad_images else paths
 
     def generator(self, epoch: int, index: int) -> torch.Generator:
-        """Random numbers for one sample: always the same for the same (seed, epoch, index), in whichever process."""
+        """A random number generator for one sample; its seed is a function of (seed, epoch, index)."""
         digest = hashlib.blake2b(repr((self.seed, epoch, index)).encode(), digest_size=8).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest))
 
 
-def create_reader(opt: Any, channels: int, flag: str) -> ImageReader:
-    """The reader of files for `channels` channels, as `flag` ("--input_nc" or "--output_nc") says."""
-    return ImageReader(channels=channels, value_range=values.bounds(opt.value_range), flag=flag)
+def create_reader(opt: Any, channels: int, *arguments: str) -> ImageReader:
+    """The reader of files for `channels` channels, set by `arguments` ("input_nc", "output_nc" or both)."""
+    return ImageReader(channels=channels, value_range=values.bounds(opt.value_range), arguments=arguments)
 
 
 def create_transform(opt: Any, channels: int) -> Transform:
-    """The transform that the flags ask for. In testing sizes are not rounded: the translator pads and crops back."""
+    """The transform that the flags describe. Testing does not round sizes: AnySize pads and crops."""
     return Transform(
         center_crop=opt.center_crop,
         preprocess=opt.preprocess,

@@ -1,4 +1,4 @@
-"""Every file read once before the first step, as its data set will read it: for --skip_bad_images and --dry_run."""
+"""Read every file once before the first step, as its dataset will: for skip_bad_images and the dry run."""
 
 import hashlib
 import logging
@@ -18,24 +18,26 @@ from data.transforms import Transform, whole
 
 log = logging.getLogger(__name__)
 
-Picture = Image.Image | Tensor
-NAMED = 3  # files that a list names before it only counts
+Decoded = Image.Image | Tensor
+NAMED = 3  # a list names so many files and counts the rest
 
 
 @dataclass(frozen=True)
 class Check:
-    """Reads a file and refuses what its data set would refuse.
+    """Reads a file and refuses what its dataset would refuse.
 
-    read: path -> 8-bit image, or tensor (C, H, W); raises DataError.
-    part: from the (width, height) of the file, in pixels, to that of what `transform` gets.
+    Args:
+        read: path -> 8-bit image, or tensor (C, H, W); raises DataError.
+        transform: the transform of the dataset.
+        part: (width, height) of a file in pixels -> (width, height) of the part that `transform` gets.
     """
 
-    read: Callable[[Path], Picture]
+    read: Callable[[Path], Decoded]
     transform: Transform
     part: Callable[[tuple[int, int], Path], tuple[int, int]] = whole
 
-    def __call__(self, path: Path) -> Picture:
-        """The image. DataError if it cannot be read, or is too small for the transform."""
+    def __call__(self, path: Path) -> Decoded:
+        """Read the image. Raises a DataError if it cannot be read or is too small for the transform."""
         image = self.read(path)
         self.transform.output_size(self.part(size_of(image), path), path)
         return image
@@ -43,24 +45,24 @@ class Check:
 
 @dataclass(frozen=True, kw_only=True)
 class Inspection:
-    """What is in one file; all but `path` is empty where `error` is not."""
+    """The contents of one file; with an `error`, all but `path` is empty."""
 
     path: Path
     error: DataError | None = None
     kind: str = ""  # format, mode and depth
     size: tuple[int, int] = (0, 0)  # (width, height) in pixels
-    flat: bool = False  # one colour all over
+    flat: bool = False  # all pixels have one color
     file_digest: bytes = b""  # equal for files of equal bytes
     pixel_digest: bytes = b""  # equal for equal pixels
 
 
 def inspect_files(paths: list[Path], check: Check) -> list[Inspection]:
     """Read all files, several at a time, with a progress bar."""
-    return for_each(partial(inspect_file, check=check), paths, "checking pictures")
+    return for_each(partial(inspect_file, check=check), paths, "checking images")
 
 
 def inspect_file(path: Path, check: Check) -> Inspection:
-    """Read one file, and find out what --dry_run tells about it.
+    """Read one file and collect what the dry run reports.
 
     Raises:
         MissingLibrary: the file needs a library that is not installed.
@@ -72,7 +74,7 @@ def inspect_file(path: Path, check: Check) -> Inspection:
         raise
     except DataError as error:
         return Inspection(path=path, error=error)
-    except OSError as error:  # it has gone since it was read
+    except OSError as error:  # deleted since it was read
         return Inspection(path=path, error=DataError(f"Cannot read the image {path} ({error.strerror})."))
     if isinstance(image, Tensor):
         flat = bool((image.amax((1, 2)) == image.amin((1, 2))).all())
@@ -85,66 +87,66 @@ def inspect_file(path: Path, check: Check) -> Inspection:
     return Inspection(path=path, kind=kind, size=size, flat=flat, file_digest=file_digest, pixel_digest=pixel_digest)
 
 
-def summary(pictures: Sequence[Inspection]) -> str:
-    """How many pictures there are, of which kinds and sizes."""
-    good = [picture for picture in pictures if not picture.error]
-    kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(picture.kind for picture in good).most_common())
-    sizes = sorted({picture.size for picture in good}, key=math.prod)
+def summary(images: Sequence[Inspection]) -> str:
+    """The number of images, their kinds and sizes."""
+    good = [image for image in images if not image.error]
+    kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(image.kind for image in good).most_common())
+    sizes = sorted({image.size for image in good}, key=math.prod)
     span = " to ".join("{}x{}".format(*size) for size in dict.fromkeys([*sizes[:1], *sizes[-1:]]))
-    return f"{len(good)} of {len(pictures)} pictures can be used" + (f": {kinds}; {span} pixels" if good else "")
+    return f"{len(good)} of {len(images)} images can be used" + (f": {kinds}; {span} pixels" if good else "")
 
 
 def duplicates(train: Sequence[Inspection], test: Sequence[Inspection]) -> list[str]:
-    """Which pictures of `test` are in `train` too, with the same bytes or in another file of the same pixels."""
-    bytes_of = {picture.file_digest: picture.path for picture in train if not picture.error}
-    pixels_of = {picture.pixel_digest: picture.path for picture in train if not picture.error}
+    """Images of `test` that are in `train` too: equal bytes, or equal pixels in another file."""
+    bytes_of = {image.file_digest: image.path for image in train if not image.error}
+    pixels_of = {image.pixel_digest: image.path for image in train if not image.error}
     found = []
-    for picture in test:
-        if picture.file_digest in bytes_of:
-            found.append(f"{picture.path} has the bytes of {bytes_of[picture.file_digest]}")
-        elif picture.pixel_digest in pixels_of:
-            found.append(f"{picture.path} has the pixels of {pixels_of[picture.pixel_digest]}")
+    for image in test:
+        if image.file_digest in bytes_of:
+            found.append(f"{image.path} has the bytes of {bytes_of[image.file_digest]}")
+        elif image.pixel_digest in pixels_of:
+            found.append(f"{image.path} has the pixels of {pixels_of[image.pixel_digest]}")
     return found
 
 
-def leave_out_bad(paths: list[Path], check: Callable[[Path], object]) -> list[Path]:
-    """Those of `paths` that `check` finds no fault with; a line on the console counts and names the others.
+def skip_bad(paths: list[Path], check: Callable[[Path], object]) -> list[Path]:
+    """Those of `paths` that `check` accepts. One warning counts the others and names the first.
 
     Raises:
-        DataError: none is left.
+        DataError: `check` accepts none.
         MissingLibrary: a file needs a library that is not installed.
     """
-    errors = for_each(partial(fault, check=check), paths, "checking pictures")
-    bad = [error for error in errors if error]
+    errors = for_each(partial(error_of, check=check), paths, "checking images")
+    bad = [str(error) for error in errors if error]
     if len(bad) == len(paths):
-        raise DataError(f"--skip_bad_images leaves none of {len(paths)} pictures, the first for this: {bad[0]}")
+        raise DataError(f"None of {len(paths)} images can be used. The first error: {bad[0]}")
     if bad:
-        log.warning("%d of %d images are left out:\n%s", len(bad), len(paths), listing(bad))
+        log.warning("%d of %d images are skipped:\n%s", len(bad), len(paths), listing(bad))
     return [path for path, error in zip(paths, errors, strict=True) if not error]
 
 
-def fault(path: Path, check: Callable[[Path], object]) -> str:
-    """What is wrong with a file, without advice; empty if nothing is."""
+def error_of(path: Path, check: Callable[[Path], object]) -> DataError | None:
+    """The error that `check` raises for a file, other than MissingLibrary; None if it accepts the file."""
     try:
         check(path)
     except MissingLibrary:
         raise
     except DataError as error:
-        return str(error).rsplit(": ", 1)[0]
-    return ""
+        return error
+    return None
 
 
 def listing(entries: list[str]) -> str:
-    """The first of `entries`, one a line, and how many more there are."""
+    """The first of `entries`, one per line, and the number of the others."""
     more = [f"  and {len(entries) - NAMED} more"] if len(entries) > NAMED else []
     return "\n".join([*(f"  {entry}" for entry in entries[:NAMED]), *more])
 
 
-def size_of(image: Picture) -> tuple[int, int]:
+def size_of(image: Decoded) -> tuple[int, int]:
     """(width, height) in pixels."""
     return (image.shape[2], image.shape[1]) if isinstance(image, Tensor) else image.size
 
 
 def digest(content: bytes) -> bytes:
-    """16 bytes that differ for different contents."""
+    """A hash of 16 bytes."""
     return hashlib.blake2b(content, digest_size=16).digest()

@@ -1,4 +1,4 @@
-"""Colour images, split into lightness and colour."""
+"""Color images, split into lightness and color."""
 
 from argparse import ArgumentParser
 from typing import Any
@@ -11,7 +11,7 @@ from util.color import split_lab
 
 
 class ColorizationDataset(BaseDataset):
-    """All images of DATAROOT/{phase} where there is such a folder, else all below DATAROOT.
+    """All images of DATAROOT/{phase} if that folder exists, else all below DATAROOT.
 
     In CIE Lab, A is L, (1, H, W), and B is ab, (2, H, W), both scaled to [-1, 1] as `split_lab` does.
     """
@@ -25,11 +25,11 @@ class ColorizationDataset(BaseDataset):
     def __init__(self, opt: Any):
         super().__init__(opt)
         if opt.direction == "BtoA":
-            raise DataError("--direction BtoA: --dataset_mode colorization goes from L to ab only: leave it out.")
+            raise DataError("--direction BtoA: --dataset_mode colorization goes from L to ab only. Omit the flag.")
         if (opt.input_nc, opt.output_nc) != (1, 2):
             raise DataError(
-                f"--dataset_mode colorization has 1 channel in A, L, and 2 in B, ab, not --input_nc {opt.input_nc} "
-                f"and --output_nc {opt.output_nc}: leave these flags out."
+                f"--dataset_mode colorization has 1 channel in A (L) and 2 in B (ab), not --input_nc {opt.input_nc} "
+                f"and --output_nc {opt.output_nc}. Omit these flags."
             )
         self.transform = create_transform(opt, 3)
         paths = any_images(opt.dataroot, opt.phase, "", opt.max_dataset_size)

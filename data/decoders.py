@@ -1,6 +1,6 @@
-"""Decoders of optional libraries: torchcodec (`pip install ".[fast]"`) and imagecodecs (`pip install ".[formats]"`).
+"""Codecs of optional libraries: torchcodec (`pip install ".[fast]"`) and imagecodecs (`pip install ".[formats]"`).
 
-Import this module where a file needs it, not at the top of another module: that loads both libraries, once.
+Import this module inside functions, not at the top of another module: the first import loads both libraries.
 
 Attributes:
     torchcodec: the module torchcodec.decoders, or None if it is not installed or does not load.
@@ -43,7 +43,7 @@ def load_imagecodecs() -> ModuleType | None:
     """Import imagecodecs."""
     try:
         import imagecodecs
-    except ImportError:  # tifffile, too, then does without
+    except ImportError:  # tifffile then does without it, too
         return None
     return imagecodecs
 
@@ -57,7 +57,7 @@ def decode_png(path: Path, *, has_color_key: bool = False) -> np.ndarray:
 
     Args:
         path: the file.
-        has_color_key: whether one of its colors stands for transparent (a tRNS chunk); that becomes an alpha channel.
+        has_color_key: whether the file names a transparent color (a tRNS chunk), which becomes an alpha channel.
 
     Raises:
         MissingLibrary: a library that reads it is not installed.
@@ -66,8 +66,19 @@ def decode_png(path: Path, *, has_color_key: bool = False) -> np.ndarray:
     content = path.read_bytes()
     if imagecodecs is not None:
         return np.atleast_3d(imagecodecs.png_decode(content))
-    if torchcodec is not None and not has_color_key:  # which it would ignore
+    if torchcodec is not None and not has_color_key:  # torchcodec ignores the color key
         encoded = torch.from_numpy(np.frombuffer(bytearray(content), np.uint8))
         pixels: Tensor = torchcodec.decode_png(encoded, mode="UNCHANGED", output_dtype=torch.uint16)
         return pixels.permute(1, 2, 0).numpy()
     raise MissingLibrary.of(path, "a PNG with 16 bits per channel and color or transparency")
+
+
+def encode_png(array: np.ndarray, path: Path) -> None:
+    """Write (H, W, C) of uint16 as a PNG.
+
+    Raises:
+        MissingLibrary: imagecodecs is not installed.
+    """
+    if imagecodecs is None:
+        raise MissingLibrary.of(path, f"a PNG with {array.shape[2]} channels of 16 bits", "write")
+    path.write_bytes(imagecodecs.png_encode(array))

@@ -23,57 +23,59 @@ T = TypeVar("T")
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Turn whatever goes wrong inside into a DataError that names the file."""
+    """Turn any error inside into a DataError that names the file."""
     try:
         yield
-    except (DataError, ImportError):  # a library that is not installed is no fault of the file
+    except (DataError, ImportError):  # a missing library is not the file's fault
         raise
     except Exception as error:  # the decoders raise a dozen unrelated types for a broken file
         raise DataError(
-            f"Cannot read the image {path} ({error}): replace or remove this file, or add --skip_bad_images.",
-            mend=["--skip_bad_images"],
+            f"Cannot read the image {path} ({error}): replace or remove this file.", remedy={"skip_bad_images": True}
         ) from error
 
 
 def read_image(path: Path) -> Image.Image:
-    """An 8-bit picture as RGB, upright (EXIF orientation applied), transparent parts on white.
+    """An 8-bit image as RGB, upright (EXIF orientation applied), transparent parts on white.
 
     Raises:
-        DataError: the file cannot be read, is truncated, or holds more than 8 bits a channel or other channels.
+        DataError: the file cannot be read, is truncated, or has more than 8 bits per channel or other channels.
     """
     with reading(path):
         if array_kind(path):
-            raise DataError(f"{path} is no 8-bit grey or colour picture: convert it to one for this data set.")
+            raise DataError(f"{path} is not an 8-bit gray or color image: convert it to one for this dataset.")
         return read_rgb(path)
 
 
 def read_rgb(path: Path) -> Image.Image:
-    """As `read_image`, for a file that Pillow reads in full; raises what Pillow raises."""
+    """Read like `read_image` a file that Pillow reads in full. Pillow's errors pass through."""
     with open_image(path, verify=True) as file:
         return load_rgb(file, path)
 
 
 def load_rgb(file: ImageFile, path: Path) -> Image.Image:
-    """What `read_rgb` makes of a file that is open."""
-    # Pillow scales the 16 bits of a colour PPM to 8 as it reads.
+    """Read an open file as `read_rgb` does."""
+    # Pillow scales a color PPM from 16 to 8 bits while reading
     deep = file.format == "PPM" and isinstance(file.tile[0].args, tuple) and file.tile[0].args[1] > 255
     ImageOps.exif_transpose(file, in_place=True)  # a copy takes as long as decoding
     file.load()
     if deep or file.mode.startswith(("I", "F")):
-        raise DataError(f"{path} has more than 8 bits a channel: convert it to PNG or TIFF, which are read in full.")
+        raise DataError(f"{path} has more than 8 bits per channel: convert it to PNG or TIFF, which are read in full.")
     return on_white(file)
 
 
 def read_pixels(path: Path, channels: int) -> Tensor:
-    """As `read_rgb`, but (channels, H, W) of uint8: grey (1) or colour (3). Torchcodec saves a third of the time."""
+    """Read like `read_rgb`, but as (channels, H, W) of uint8: gray (1) or color (3).
+
+    torchcodec takes two thirds of the time of Pillow.
+    """
     from torchvision.transforms.v2 import functional as F  # slow to import, and --help does without
 
     from data.decoders import torchcodec
 
     with open_image(path, verify=True) as file:
-        is_upright = file.getexif().get(EXIF_ORIENTATION, 1) == 1  # the decoder would not look into XMP for it
+        is_upright = file.getexif().get(EXIF_ORIENTATION, 1) == 1  # Pillow also looks in XMP; torchcodec does not
         if torchcodec is not None and channels == 3 and (file.format, file.mode) == ("JPEG", "RGB") and is_upright:
-            # not by its path, for which the decoder would change the filters of warnings: that is not safe in threads
+            # not by path: the decoder would change the warning filters, which is not thread-safe
             pixels = torchcodec.decode_jpeg(torch.from_numpy(np.fromfile(path, np.uint8)))
             assert isinstance(pixels, Tensor)
             return pixels
@@ -82,11 +84,11 @@ def read_pixels(path: Path, channels: int) -> Tensor:
 
 
 def on_white(image: Image.Image) -> Image.Image:
-    """An 8-bit picture of any mode as RGB, transparent parts on white."""
+    """An 8-bit image of any mode as RGB, transparent parts on white."""
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image if image.mode == "RGB" else image.convert("RGB")  # which copies in any case
+    return image if image.mode == "RGB" else image.convert("RGB")  # convert always copies
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -105,7 +107,7 @@ def image_size(path: Path) -> tuple[int, int]:
 
 
 def image_sizes(paths: Sequence[Path]) -> dict[tuple[int, int], Path]:
-    """Every size that occurs, (width, height) in pixels, with the first file that has it."""
+    """Every size that occurs, (width, height) in pixels, and the first file that has it."""
     sizes: dict[tuple[int, int], Path] = {}
     for path, size in zip(paths, for_each(image_size, paths, "reading sizes"), strict=True):
         sizes.setdefault(size, path)
@@ -128,13 +130,13 @@ def describe(path: Path) -> str:
 
 
 def for_each(function: Callable[[Path], T], paths: Sequence[Path], title: str) -> list[T]:
-    """`function` of every path, in their order, several at a time; a bar shows the progress of what takes long."""
+    """Apply `function` to every path in threads. Results keep the order; a bar shows the progress of slow calls."""
     results: list[T] = []
     with (
-        ThreadPoolExecutor() as pool,  # the decoders run side by side: they do without Python's lock
+        ThreadPoolExecutor() as pool,  # the decoders release the GIL
         tqdm(total=len(paths), desc=title, unit="file", delay=1, disable=None) as bar,
     ):
-        for start in range(0, len(paths), 1000):  # an error waits for no more than these
+        for start in range(0, len(paths), 1000):  # an error waits for at most these
             for result in pool.map(function, paths[start : start + 1000]):
                 results.append(result)
                 bar.update()
@@ -143,21 +145,23 @@ def for_each(function: Callable[[Path], T], paths: Sequence[Path], title: str) -
 
 @dataclass(frozen=True, kw_only=True)
 class ImageReader:
-    """Path -> what a Transform takes: (C, H, W) of uint8 for 8-bit pictures, else of float32 in [-1, 1].
+    """Reads a file for a Transform: (C, H, W) of uint8 for 8-bit images, else of float32 in [-1, 1].
 
-    channels: that the network takes. Files of 1 and 3 channels are read for either; others have to match. Transparency
-        is a channel of its own where `channels` is 2 or 4, and of files that are not 8-bit; else it is put on white.
-    value_range: the values of a file that become -1 and 1; values beyond are clipped. Of no effect on 8-bit files:
-        these hold 0..255. None: 0..65535 for uint16, 0..1 for floats that lie in it.
-    flag: that set the channels, for messages.
+    Args:
+        channels: channels that the network takes. Gray files serve for 3 channels and color files for 1; other numbers
+            have to match. Transparency is a channel if `channels` is 2 or 4 and in files of more than 8 bits; in all
+            others it becomes white.
+        value_range: values of a file that become -1 and 1; values outside are clipped. None: 0 to 65535 for uint16,
+            0 to 1 for floats inside it. 8-bit files always hold 0 to 255.
+        arguments: names of the arguments that set `channels`, for the remedy of an error.
 
     Raises:
-        DataError: the file cannot be read, has other channels, or does not tell the range of its values.
+        DataError: the file cannot be read, has other channels, or its value range is unknown.
     """
 
     channels: int = 3
     value_range: tuple[float, float] | None = None
-    flag: str = "--input_nc"
+    arguments: tuple[str, ...] = ()
 
     def __call__(self, path: Path) -> Tensor:
         """Read the image, upright."""
@@ -168,7 +172,7 @@ class ImageReader:
             return self._format(array, path).to_tensor(array)
 
     def format(self, path: Path) -> PixelFormat:
-        """The depth and range of a file, with which results made from it are written."""
+        """The depth and value range of a file, in which its results are written."""
         with reading(path):
             return PixelFormat() if self._is_plain(path) else self._format(self._read(path), path)
 
@@ -179,8 +183,8 @@ class ImageReader:
         array = read_array(path)
         found = array.shape[2]
         if found != self.channels and {found, self.channels} != {1, 3}:
-            mend = [self.flag, str(found)] if self.flag.startswith("--") else []
-            raise DataError(f"{path} has {found} channels, but {self.flag} is {self.channels}.", mend=mend)
+            remedy = dict.fromkeys(self.arguments, found)
+            raise DataError(f"{path} has {found} channels, but the network takes {self.channels}.", remedy=remedy)
         return array
 
     def _format(self, array: np.ndarray, path: Path) -> PixelFormat:

@@ -1,24 +1,38 @@
 """Find the images of a folder; every error names the folder and what to do about it."""
 
 import difflib
+import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+from torch.utils.data import get_worker_info
+
+from util.errors import RemediedError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".tif", ".tiff", ".npy")
 
 
-class DataError(ValueError):
-    """A mistake in the user's data, or in a flag about it; the message is complete and meant for the user.
+REMEDY_NOTE = "\nremedy: "
 
-    mend: the flag that mends it, with its value if it takes one, where there is such a flag.
+
+class DataError(RemediedError):
+    """A mistake in the user's data, or in a setting about it.
+
+    A DataLoader raises the error of a worker again with the printed traceback as the message. An error in a worker
+    prints its remedy there too, and the constructor takes message and remedy out of such a text.
     """
 
-    def __init__(self, message: str, *, mend: Sequence[str] = ()):
-        # A DataLoader worker re-raises with its whole traceback as the message: keep only the part for people.
-        super().__init__(message.rpartition(f"{type(self).__name__}: ")[2].rstrip())
-        self.mend = tuple(mend)
+    def __init__(self, message: str, *, remedy: Mapping[str, Any] | None = None):
+        name = f"\n{type(self).__module__}.{type(self).__qualname__}: "
+        if message.startswith("Caught ") and name in message:
+            message, _, note = message.rpartition(name)[2].rstrip().partition(REMEDY_NOTE)
+            remedy = json.loads(note) if note else None
+        super().__init__(message, remedy=remedy)
+        if self.remedy and get_worker_info() is not None:
+            self.add_note(REMEDY_NOTE.lstrip() + json.dumps(self.remedy))
 
     @property
     def message(self) -> str:
@@ -27,7 +41,7 @@ class DataError(ValueError):
 
 
 class MissingLibrary(DataError):
-    """A file needs a library that is not installed; the file is not bad, so --skip_bad_images does not skip it."""
+    """A file needs a library that is not installed. The file is not bad, so skip_bad_images does not skip it."""
 
     @classmethod
     def of(cls, path: Path, what: str, verb: str = "read") -> "MissingLibrary":
@@ -38,10 +52,10 @@ class MissingLibrary(DataError):
 def list_images(folder: Path, limit: float = math.inf) -> list[Path]:
     """All images below `folder`, sorted by their path relative to it; at most `limit`, cut after sorting.
 
-    Sub-folders and symbolic links are followed, save those that lead back up; hidden files and folders are left out.
+    Follows subfolders and symbolic links, except links to a parent folder. Skips hidden files and folders.
     """
     paths = []
-    above = {Path(folder): {_identity(folder)}} if folder.is_dir() else {}  # of each folder: itself and its parents
+    above = {Path(folder): {_identity(folder)}} if folder.is_dir() else {}  # each folder -> itself and its parents
     for parent, folders, names in os.walk(folder, followlinks=True):
         visited = above.pop(Path(parent))
         children = {name: _identity(Path(parent, name)) for name in folders if not name.startswith(".")}
@@ -74,9 +88,9 @@ def domain_images(dataroot: str | Path, phase: str, domain: str, limit: float = 
 
 
 def any_images(dataroot: str | Path, phase: str, domain: str, limit: float = math.inf) -> list[Path]:
-    """The images of `dataroot/{phase}{domain}` where that folder exists, else all images below `dataroot`.
+    """The images of `dataroot/{phase}{domain}` if that folder exists, else all images below `dataroot`.
 
-    So a folder made for two domains serves one-domain work as it is.
+    A dataset of one domain can therefore read a folder made for two.
 
     Raises:
         DataError: there is no such folder, or no image in it.
@@ -85,28 +99,36 @@ def any_images(dataroot: str | Path, phase: str, domain: str, limit: float = mat
     if not folder.is_dir():
         folder = Path(dataroot)
     if not folder.is_dir():
-        raise DataError(f"--dataroot {dataroot}: no such folder.\nFound:\n{tree(nearest_folder(folder))}")
+        raise DataError(f"dataroot={dataroot}: no such folder.\nFound:\n{tree(nearest_folder(folder))}")
     return _not_empty(folder, list_images(folder, limit))
 
 
 def _not_empty(folder: Path, paths: list[Path]) -> list[Path]:
     if not paths:
-        raise DataError(f"No image in {folder}: --dataroot needs files that end in {' '.join(EXTENSIONS)}.")
+        raise DataError(f"No image in {folder}: the names of image files end in {' '.join(EXTENSIONS)}.")
     return paths
 
 
 def missing_domain(dataroot: Path, phase: str, domain: str) -> DataError:
     """The error for a missing `dataroot/{phase}{domain}`: expected tree, found tree, likely mistake."""
-    expected = [f"{dataroot}{os.sep}"] + [f"  {phase}{letter}{os.sep}  images of domain {letter}" for letter in "AB"]
+    expected = {f"{phase}{letter}": f"images of domain {letter}" for letter in "AB"}
+    hint, remedy = nearest_fix(dataroot, phase, domain)
+    return missing_folder(dataroot, f"{phase}{domain}", expected, hint, remedy)
+
+
+def missing_folder(
+    dataroot: Path, name: str, expected: Mapping[str, str], hint: str, remedy: Mapping[str, Any] | None = None
+) -> DataError:
+    """The error for a missing `dataroot/name`: expected tree (folder -> what it holds), found tree, a hint."""
     lines = [
-        f"--dataroot {dataroot}: there is no folder {phase}{domain} in it.",
+        f"dataroot={dataroot}: there is no folder {name} in it.",
         "Expected:",
-        *expected,
+        f"{dataroot}{os.sep}",
+        *(f"  {folder}{os.sep}  {text}" for folder, text in expected.items()),
         "Found:",
         tree(nearest_folder(dataroot)),
     ]
-    hint, mend = nearest_fix(dataroot, phase, domain)
-    return DataError("\n".join([*lines, hint]), mend=mend)
+    return DataError("\n".join([*lines, *([hint] if hint else [])]), remedy=remedy)
 
 
 def nearest_folder(path: Path) -> Path:
@@ -114,10 +136,11 @@ def nearest_folder(path: Path) -> Path:
     return next((folder for folder in (path, *path.parents) if folder.is_dir()), Path.cwd())
 
 
-def nearest_fix(dataroot: Path, phase: str, domain: str = "") -> tuple[str, tuple[str, ...]]:
-    """Where a folder like {phase}{domain} lies instead (one level up, nested, in other letters, as train/A), or ''.
+def nearest_fix(dataroot: Path, phase: str, domain: str = "") -> tuple[str, dict[str, str]]:
+    """Find a folder like {phase}{domain} nearby: one level up, nested, in other letters, or as train/A.
 
-    And the flag that leads there, unless the folder has to be renamed.
+    Returns:
+        A hint, empty if there is no such folder, and the remedy, empty if the folder has to be renamed.
     """
     name = phase + domain
     around = nearest_folder(dataroot)
@@ -128,17 +151,17 @@ def nearest_fix(dataroot: Path, phase: str, domain: str = "") -> tuple[str, tupl
         candidates = [around, *(beside[near] for near in difflib.get_close_matches(dataroot.name, beside))]
     for folder in candidates:
         if (folder / name).is_dir():
-            return f"Did you mean --dataroot {folder}?", ("--dataroot", str(folder))
+            return f"There is a folder {name} in {folder}.", {"dataroot": str(folder)}
     for folder in candidates:
         for child in subfolders(folder, 2):
             spelled = "".join(child.relative_to(folder).parts)
             if spelled.lower() in (name.lower(), f"{phase}_{domain}".lower(), f"{phase}-{domain}".lower()):
-                return f"Rename {child} to {folder / name}, then use --dataroot {folder}.", ()
-    return "", ()
+                return f"Rename {child} to {folder / name}, then use dataroot={folder}.", {}
+    return "", {}
 
 
 def subfolders(folder: Path, depth: int, most: int = 100) -> list[Path]:
-    """Visible folders at most `depth` levels below `folder`, nearest first, no more than about `most`."""
+    """Visible folders at most `depth` levels below `folder`, nearest first, at most `most`."""
     found: list[Path] = []
     level = [folder]
     for _ in range(depth):
@@ -151,11 +174,11 @@ def _children(folder: Path) -> list[Path]:
     try:
         return sorted(child for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
     except PermissionError:
-        return []  # only looked at to give a hint; the folder that is really needed reports its own error
+        return []  # only a hint needs this folder; the folder that is missing reports its own error
 
 
 def tree(folder: Path, most: int = 12) -> str:
-    """`folder` and its sub-folders, one a line, with the number of images right in each."""
+    """`folder` and its subfolders, one per line, with the number of images directly in each."""
     children = _children(folder)
     lines = [f"{folder}{os.sep}  {_count(folder)}"]
     lines += [f"  {child.name}{os.sep}  {_count(child)}" for child in children[:most]]

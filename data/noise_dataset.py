@@ -1,4 +1,4 @@
-"""Noise instead of pictures: what sagan makes images from when it is tested."""
+"""Noise instead of images: the input of sagan in testing."""
 
 import math
 from argparse import ArgumentParser
@@ -16,7 +16,7 @@ DEFAULT_COUNT = 64
 
 
 class NoiseDataset(BaseDataset):
-    """A vector z of --z_dim random numbers for each of --seeds; --num_test N alone stands for the seeds 0 to N - 1."""
+    """A vector z of --z_dim random numbers for each of --seeds, by default the seeds 0 to --num_test - 1."""
 
     unused_flags = (
         "seed", "dataroot", "preprocess", "center_crop", "value_range", "load_size", "no_flip", "serial_batches",
@@ -25,21 +25,23 @@ class NoiseDataset(BaseDataset):
 
     @staticmethod
     def modify_commandline_options(parser: ArgumentParser, is_train: bool) -> ArgumentParser:
-        """Which seeds, and how far from the middle."""
+        """Add the flags for seeds and truncation."""
         if not is_train:
             add = parser.add_argument_group("noise").add_argument
-            text = f"one image each, as 0-63 or 3,8,20-29; left out: the first --num_test, or {DEFAULT_COUNT}"
+            text = f"one image each, as 0-63 or 3,8,20-29; default: the first --num_test, or {DEFAULT_COUNT}"
             add("--seeds", type=values.seeds, help=text)
-            text = "keep z within +- so much: smaller is more typical and less varied; 0 = no limit"
+            text = "limit |z| to this value: smaller is more typical and less varied; 0 = no limit"
             add("--truncation", type=values.non_negative_float, default=0.0, help=text)
         return parser
 
     def __init__(self, opt: Any):
         super().__init__(opt)
         if opt.is_train:
-            raise DataError("--dataset_mode noise holds no pictures to train on: choose another one")
+            raise DataError("--dataset_mode noise has no images to train on. Choose another one.")
         if "z_dim" not in opt.as_dict():
-            raise DataError(f"--dataset_mode noise is for models that make images from noise, not for {opt.model}")
+            raise DataError(
+                f"--dataset_mode noise is for models that turn noise into images, not for --model {opt.model}."
+            )
         count = DEFAULT_COUNT if opt.num_test == math.inf else opt.num_test
         self.seeds = list(range(count)) if opt.seeds is None else opt.seeds
         self.z_dim, self.truncation = opt.z_dim, opt.truncation
@@ -53,10 +55,11 @@ class NoiseDataset(BaseDataset):
 
 
 def truncate(z: Tensor, limit: float) -> Tensor:
-    """Squeeze numbers of N(0, 1) into [-limit, limit], where they follow the truncated normal distribution; 0 = as is.
+    """Map samples of N(0, 1) to the normal distribution truncated to [-limit, limit]; 0 changes nothing.
 
-    The truncation trick of Brock et al. 2019, arXiv:1809.11096, but every number keeps its rank instead of being drawn
-    anew, so that a seed shows the same subject at every limit.
+    The map is monotonic, so a seed shows the same subject at every limit. The paper redraws values outside instead.
+
+    Reference: the truncation trick of Brock et al. 2019, arXiv:1809.11096
     """
     if not limit:
         return z

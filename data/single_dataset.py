@@ -1,4 +1,4 @@
-"""One folder of images, to be translated in one direction."""
+"""One folder of images."""
 
 from typing import Any
 
@@ -8,13 +8,13 @@ from data.image_folder import any_images
 
 
 class SingleDataset(BaseDataset):
-    """All images below DATAROOT, or of DATAROOT/{phase}A where there is one ({phase}B with --direction BtoA)."""
+    """All images of DATAROOT/{phase}A if that folder exists ({phase}B with --direction BtoA), else below DATAROOT."""
 
     def __init__(self, opt: Any):
         super().__init__(opt)
         domain = "B" if opt.direction == "BtoA" else "A"
         paths = any_images(opt.dataroot, opt.phase, domain, opt.max_dataset_size)
-        self.read = create_reader(opt, opt.input_nc, "--input_nc")
+        self.read = create_reader(opt, opt.input_nc, "input_nc")
         self.transform = create_transform(opt, opt.input_nc)
         self.A_paths = self.usable(paths, Check(self.read, self.transform))
         self.formats = {"A": self.read.format(self.A_paths[0])}

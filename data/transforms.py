@@ -1,4 +1,4 @@
-"""From an image to the tensor a network sees: resize, crop, flip, normalise, by upstream's five modes."""
+"""From an image to the tensor a network sees: resize, crop, flip, normalize, in upstream's five modes."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,16 +8,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from data.arrays import MAX_CHANNELS
 from data.image_file import image_sizes
 from data.image_folder import DataError
 from options.choices import PREPROCESS
+from util.images import MAX_CHANNELS
 
-LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow makes grey of colours
+LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow converts color to gray
 
 
 def whole(size: tuple[int, int], path: Path) -> tuple[int, int]:
-    """The size of the file is that of the image."""
+    """The size of the whole file."""
     return size
 
 
@@ -25,17 +25,20 @@ def whole(size: tuple[int, int], path: Path) -> tuple[int, int]:
 class Transform:
     """8-bit image, or tensor (C, H, W) of uint8, or in [-1, 1] -> float32 tensor (channels, H, W) in [-1, 1].
 
-    center_crop: before anything else, cut out the centre: a square of so many pixels, or "max", the largest there is;
-        0 = no. (The usual way to CelebA's faces is 160, then resize.)
-    preprocess: resize_and_crop (to load_size x load_size, then a crop_size square), crop (only that), scale_width
-        (width to load_size, height in proportion but at least crop_size), scale_width_and_crop, or none.
-        load_size and crop_size are in pixels; resizing is bicubic.
-    multiple: scale_width and none round sides to multiples of it, by default to what a generator that halves its input
-        twice gives back in the same size; 1 leaves them alone.
-    flip: mirror half of the images. channels: 1 to 16; grey (1) and colour (3) are made of each other.
+    Args:
+        center_crop: crop the center first: a square of this many pixels, "max" for the largest square, 0 for no crop.
+            (160, then resize, is usual for CelebA's faces.)
+        preprocess: resize_and_crop (to load_size x load_size, then a crop_size square), crop (the crop alone),
+            scale_width (width to load_size, height in proportion but at least crop_size), scale_width_and_crop, none.
+        load_size: side in pixels; resizing is bicubic.
+        crop_size: side in pixels.
+        flip: flip half of the images horizontally.
+        channels: 1 to 16. Gray (1) and color (3) are converted into each other.
+        multiple: scale_width and none round sides to multiples of it. A generator that halves its input twice returns
+            the size it gets for multiples of 4; 1 does not round.
 
     Raises:
-        DataError: a setting is out of its choices, or the crop is larger than what it is cut from.
+        DataError: an argument is invalid, or the crop is larger than the image.
     """
 
     center_crop: int | str = 0
@@ -48,27 +51,26 @@ class Transform:
 
     def __post_init__(self) -> None:
         if self.preprocess not in PREPROCESS:
-            raise DataError(f"--preprocess {self.preprocess}: choose from {', '.join(PREPROCESS)}.")
+            raise DataError(f"preprocess={self.preprocess}: choose from {', '.join(PREPROCESS)}.")
         if not 1 <= self.channels <= MAX_CHANNELS:
-            raise DataError(
-                f"--input_nc and --output_nc: images have 1 to {MAX_CHANNELS} channels, not {self.channels}."
-            )
+            raise DataError(f"channels={self.channels}: images have 1 to {MAX_CHANNELS} channels.")
         if min(self.load_size, self.crop_size) < 1:
-            raise DataError(f"--load_size {self.load_size} and --crop_size {self.crop_size}: at least 1 pixel.")
+            raise DataError(f"load_size={self.load_size} and crop_size={self.crop_size} have to be at least 1 pixel.")
         if self.preprocess in ("resize_and_crop", "scale_width_and_crop") and self.load_size < self.crop_size:
             raise DataError(
-                f"--load_size {self.load_size} is smaller than --crop_size {self.crop_size}: the crop does not fit in."
+                f"crop_size={self.crop_size} does not fit in load_size={self.load_size}.",
+                remedy={"load_size": self.crop_size},
             )
 
     def __call__(self, image: Image.Image | Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Crop position and flip are drawn from `generator`; without one the centre is cut and nothing mirrored."""
+        """Transform an image; `generator` draws crop position and flip. None crops the center and does not flip."""
         from torchvision.transforms.v2 import functional as F  # slow to import, and --help does without
 
-        # a tensor is resized several times faster than by Pillow
+        # torch resizes several times faster than Pillow
         x = self.with_channels(F.pil_to_tensor(image) if isinstance(image, Image.Image) else image)
         height, width = F.get_size(x)
         if self.center_crop:
-            width = height = self.centre((width, height))
+            width = height = self.center((width, height))
             x = F.center_crop(x, [height])
         size = self.resized((width, height))
         if size != (width, height):
@@ -79,27 +81,27 @@ class Transform:
         if self.flip and generator is not None and torch.rand((), generator=generator) < 0.5:
             x = F.horizontal_flip(x)
         if x.dtype == torch.uint8:
-            # in place: fresh memory for each of these takes several times longer than the arithmetic
+            # in place: allocating memory takes several times longer than the arithmetic
             return x.to(torch.float32, memory_format=torch.contiguous_format).div_(255).mul_(2).sub_(1)
         return x.clamp(-1, 1)  # bicubic interpolation overshoots
 
     def with_channels(self, image: Tensor) -> Tensor:
-        """`image` in grey or colour where that is all it takes, else a DataError."""
+        """`image` with `channels` channels, converted between gray and color if needed. Raises DataError."""
         from torchvision.transforms.v2 import functional as F  # slow to import
 
         found = len(image)
         if found == self.channels:
             return image
         if {found, self.channels} != {1, 3}:
-            raise DataError(f"--input_nc and --output_nc: the image has {found} channels, not {self.channels}.")
+            raise DataError(f"channels={self.channels} does not fit an image of {found} channels.")
         if self.channels == 3:
             return image.expand(3, -1, -1)
         if image.dtype == torch.uint8:
             return F.pil_to_tensor(F.to_pil_image(image).convert("L"))
         return torch.einsum("c,chw->hw", torch.tensor(LUMA), image)[None]
 
-    def centre(self, size: tuple[int, int]) -> int:
-        """Side of the square that --center_crop cuts out of an image of `size` (width, height), in pixels."""
+    def center(self, size: tuple[int, int]) -> int:
+        """Side of the center crop from an image of `size` (width, height), in pixels."""
         return min(size) if self.center_crop == "max" else int(self.center_crop)
 
     @property
@@ -118,10 +120,10 @@ class Transform:
         return size
 
     def crop_position(self, size: tuple[int, int], generator: torch.Generator | None) -> tuple[int, int]:
-        """(left, top) of the crop in an image of `size`, uniform over all places where it fits, or centred."""
+        """(left, top) of the crop in an image of `size`: uniform over all positions inside it, or the center."""
         spare = [side - self.crop_size for side in size]
         if min(spare) < 0:
-            raise DataError(f"--crop_size {self.crop_size} does not fit in an image of {size[0]}x{size[1]} pixels.")
+            raise DataError(f"crop_size={self.crop_size} does not fit in an image of {size[0]}x{size[1]} pixels.")
         if generator is None:
             return spare[0] // 2, spare[1] // 2
         left, top = (int(torch.randint(room + 1, (), generator=generator)) for room in spare)
@@ -130,12 +132,14 @@ class Transform:
     def output_sizes(
         self, paths: list[Path], part: Callable[[tuple[int, int], Path], tuple[int, int]] = whole
     ) -> dict[tuple[int, int], Path]:
-        """Every (width, height) that the files come out with, each with a file that does; reads headers at most.
+        """Every output size (width, height), each with one of its files. Reads headers, and only if sizes can differ.
 
-        `part` makes the size of what is transformed from that of a file, where it is not the whole file.
+        Args:
+            paths: the files.
+            part: (width, height) and path of a file -> (width, height) of the part that is transformed.
 
         Raises:
-            DataError: an image is too small for this transform; names the file, its size and the flag.
+            DataError: an image is too small for this transform; names the file, its size and the argument.
         """
         always_fits = self.center_crop in (0, "max") and self.preprocess in ("resize_and_crop", "scale_width_and_crop")
         if always_fits:
@@ -146,20 +150,19 @@ class Transform:
         return outputs
 
     def output_size(self, size: tuple[int, int], path: Path) -> tuple[int, int]:
-        """(width, height) that an image of `size` comes out with. DataError, naming `path`, if it is too small."""
+        """(width, height) of the output for an image of `size`. A DataError names `path` if the image is too small."""
         if self.center_crop:
-            if min(size) < self.centre(size):
+            if min(size) < self.center(size):
                 raise DataError(
-                    f"{path} is {size[0]}x{size[1]} pixels, too small for --center_crop {self.center_crop}: use a "
-                    "smaller one, --center_crop max, remove the file, or add --skip_bad_images.",
-                    mend=["--center_crop", "max"],
+                    f"{path} is {size[0]}x{size[1]} pixels, too small for center_crop={self.center_crop}: use a smaller"
+                    " one, or remove the file.",
+                    remedy={"center_crop": "max"},
                 )
-            size = self.centre(size), self.centre(size)
+            size = self.center(size), self.center(size)
         if min(self.resized(size)) < (self.crop_size if self.crops else 1):
             raise DataError(
-                f"{path} is {size[0]}x{size[1]} pixels, too small for --preprocess {self.preprocess}"
-                f"{f' with --crop_size {self.crop_size}' if self.crops else ''}: use a smaller --crop_size,"
-                " --preprocess resize_and_crop, remove the file, or add --skip_bad_images.",
-                mend=["--preprocess", "resize_and_crop"],
+                f"{path} is {size[0]}x{size[1]} pixels, too small for preprocess={self.preprocess}"
+                f"{f' with crop_size={self.crop_size}: use a smaller one, or' if self.crops else ':'} remove the file.",
+                remedy={"preprocess": "resize_and_crop"},
             )
         return (self.crop_size, self.crop_size) if self.crops else self.resized(size)

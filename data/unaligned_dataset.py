@@ -12,8 +12,8 @@ from data.image_folder import domain_images
 class UnalignedDataset(BaseDataset):
     """DATAROOT/{phase}A and DATAROOT/{phase}B; as long as the larger of the two.
 
-    In training every A meets a random B. With --serial_batches, and so in testing, it meets the B at its own place:
-    where both folders hold the same names, the same name. With --direction BtoA, A is read from {phase}B.
+    In training, every A gets a random B. With --serial_batches, and so in testing, it gets the B at the same index,
+    which has the same name if both folders hold the same names. With --direction BtoA, A is read from {phase}B.
     """
 
     def __init__(self, opt: Any):
@@ -21,8 +21,8 @@ class UnalignedDataset(BaseDataset):
         first, second = ("B", "A") if opt.direction == "BtoA" else ("A", "B")
         A_paths = domain_images(opt.dataroot, opt.phase, first, opt.max_dataset_size)
         B_paths = domain_images(opt.dataroot, opt.phase, second, opt.max_dataset_size)
-        self.read_A = create_reader(opt, opt.input_nc, "--input_nc")
-        self.read_B = create_reader(opt, opt.output_nc, "--output_nc")
+        self.read_A = create_reader(opt, opt.input_nc, "input_nc")
+        self.read_B = create_reader(opt, opt.output_nc, "output_nc")
         self.transform_A = create_transform(opt, opt.input_nc)
         self.transform_B = create_transform(opt, opt.output_nc)
         self.A_paths = self.usable(A_paths, Check(self.read_A, self.transform_A))
@@ -46,7 +46,7 @@ class UnalignedDataset(BaseDataset):
         epoch, index = at
         generator = self.generator(epoch, index)
         partner = index if self.serial else int(torch.randint(len(self.B_paths), (), generator=generator))
-        # In serial order the two may be a pair: a second generator in the same state gives both the same crop and flip.
+        # in serial order the two may be a pair: a second generator in the same state gives both the same crop and flip
         B_generator = self.generator(epoch, index) if self.serial else generator
         A_path = self.A_paths[index % len(self.A_paths)]
         B_path = self.B_paths[partner % len(self.B_paths)]

@@ -1,4 +1,4 @@
-"""Put pairs of pictures side by side, for --dataset_mode aligned.
+"""Put pairs of images side by side, for --dataset_mode aligned.
 
 python datasets/combine_A_and_B.py --fold_A DATA/A --fold_B DATA/B --fold_AB DATA joins DATA/A/train/1.jpg and
 DATA/B/train/1.jpg to DATA/train/1.jpg.
@@ -12,17 +12,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import tifffile
-from PIL import Image
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script's own folder is all that Python looks in
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # Python looks in the folder of the script only
 
-from data.arrays import MAX_CHANNELS, array_kind, read_array
+from data.arrays import array_kind, read_array
 from data.image_file import read_rgb
-from data.image_folder import DataError, MissingLibrary, list_images, nearest_folder, tree
+from data.image_folder import DataError, list_images, nearest_folder, tree
 from options import values
 from util.command import run_command
+from util.images import write_array
 
 
 def combine(
@@ -34,26 +33,27 @@ def combine(
     use_AB: bool = False,
     threads: int | None = None,
 ) -> int:
-    """Join the pictures of `fold_A`, on the left, with those of the same name in `fold_B`, into `fold_AB`.
+    """Join the images of `fold_A`, on the left, with those of the same name in `fold_B`, and write them to `fold_AB`.
 
-    Sub-folders, such as train and test, are kept; pictures of A alone are left out, with a line that says so. Grey and
-    colour pictures of 8 bits become RGB, transparent parts white; .jpg files have quality 95. All others, of 16 bits,
-    floats or other channels, in PNG, TIFF and .npy, keep their values and channels.
+    Keeps subfolders such as train and test. Skips images of A without a partner and prints their number. Gray and color
+    images of 8 bits become RGB with transparent parts white; .jpg files have quality 95 and 4:4:4. Files of 16 bits,
+    floats or other channels (PNG, TIFF, .npy) keep their values and channels.
 
     Args:
-        num_imgs: the most pairs to take of each sub-folder of `fold_A`, in the order of their names.
+        num_imgs: the maximum number of pairs of each subfolder of `fold_A`, in the order of their names.
         use_AB: join 1_A.jpg with 1_B.jpg, to 1.jpg.
-        threads: pairs to work on at a time; None = as many as the processor can.
+        threads: pairs to work on at a time; None chooses by the number of cores.
 
     Returns:
         The number of pairs.
 
     Raises:
-        DataError: a folder is missing, no picture has a partner, or the two pictures of a pair do not fit together.
+        DataError: a folder is missing, no image has a partner, or the two images of a pair differ in size or channels.
         MissingLibrary: a file needs a library that is not installed.
+        ValueError: the kind of file does not support the dtype or the number of channels.
     """
     if fold_AB.resolve() in (fold_A.resolve(), fold_B.resolve()):
-        raise DataError(f"--fold_AB {fold_AB} would overwrite the pictures it is made from: choose another folder.")
+        raise DataError(f"--fold_AB {fold_AB} would overwrite the images it is made from: choose another folder.")
     for flag, folder in (("--fold_A", fold_A), ("--fold_B", fold_B)):
         if not folder.is_dir():
             raise DataError(f"{flag} {folder}: no such folder.\nFound:\n{tree(nearest_folder(folder))}")
@@ -66,7 +66,7 @@ def combine(
 
 
 def find_pairs(fold_A: Path, fold_B: Path, *, num_imgs: float, use_AB: bool) -> list[tuple[Path, Path, Path]]:
-    """The files of A and B that belong together, and the path of the result relative to its folder; see `combine`."""
+    """The files of A and B of each pair, and the path of its result relative to `fold_AB`; see `combine`."""
     pairs, alone = [], []
     taken: Counter[str] = Counter()
     for path_A in list_images(fold_A):
@@ -84,14 +84,14 @@ def find_pairs(fold_A: Path, fold_B: Path, *, num_imgs: float, use_AB: bool) -> 
     if not pairs:
         rule = "1_A.jpg belongs to 1_B.jpg" if use_AB else "both have the same name; with --use_AB, 1_A.jpg and 1_B.jpg"
         found = f": {alone[0]}" if alone else f".\nFound:\n{tree(fold_A)}"
-        raise DataError(f"No picture of --fold_A {fold_A} has a partner in --fold_B {fold_B} ({rule}){found}")
+        raise DataError(f"No image of --fold_A {fold_A} has a partner in --fold_B {fold_B} ({rule}){found}")
     if alone:
-        print(f"left out: {len(alone)} pictures without a partner, such as {alone[0]}", file=sys.stderr)
+        print(f"skipped: {len(alone)} images without a partner, such as {alone[0]}", file=sys.stderr)
     return pairs
 
 
 def join(path_A: Path, path_B: Path, path_AB: Path) -> None:
-    """Write the pictures of two files side by side. DataError, with both names, if they do not fit together."""
+    """Write the images of two files side by side. A DataError names both if they differ in size or channels."""
     A, B = read(path_A), read(path_B)
     sizes, depths = [f"{x.shape[1]}x{x.shape[0]}" for x in (A, B)], [f"{x.shape[2]} x {x.dtype}" for x in (A, B)]
     for what, (of_A, of_B) in (("sizes", sizes), ("channels", depths)):
@@ -100,45 +100,27 @@ def join(path_A: Path, path_B: Path, path_AB: Path) -> None:
     path_AB.parent.mkdir(parents=True, exist_ok=True)
     try:
         write(np.concatenate([A, B], axis=1), path_AB)
-    except MissingLibrary:
-        raise
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise DataError(f"Cannot write {path_AB} ({error}).") from error
 
 
 def write(array: np.ndarray, path: Path) -> None:
-    """Write (H, W, C) as a file of the kind that the suffix of `path` names.
+    """Write (H, W, C) to a file of the kind that the suffix of `path` names; see `write_array`.
 
     Raises:
-        ValueError: files of this kind cannot hold it.
-        MissingLibrary: a library that can write it is not installed.
+        ValueError: files of this suffix do not support the dtype or the number of channels.
+        MissingLibrary: a PNG of several 16-bit channels needs a library that is not installed.
     """
-    suffix, channels = path.suffix.lower(), array.shape[2]
-    if suffix == ".npy":
-        # the reader takes the one axis of at most MAX_CHANNELS for that of the channels
-        array = array if array.shape[0] > MAX_CHANNELS else array.transpose(2, 0, 1)
-        np.save(path, array.reshape(array.shape[:2]) if array.shape[2] == 1 else array, allow_pickle=False)
-    elif array.dtype == np.uint8 and channels == 3:
-        Image.fromarray(array).save(path, quality=95)
-    elif suffix in (".tif", ".tiff") and channels == 3:
-        tifffile.imwrite(path, array, photometric="rgb", planarconfig="contig", metadata=None)
-    elif suffix in (".tif", ".tiff"):
-        tifffile.imwrite(path, array.transpose(2, 0, 1), photometric="minisblack", metadata=None)  # a page a channel
-    elif suffix == ".png" and array.dtype in (np.uint8, np.uint16) and channels <= 4:
-        from data.decoders import imagecodecs  # slow to import
+    if path.suffix.lower() == ".png" and array.dtype == np.uint16 and 2 <= array.shape[2] <= 4:
+        from data.decoders import encode_png  # slow to import
 
-        if array.dtype == np.uint8 or channels == 1:
-            Image.fromarray(array[..., 0] if channels == 1 else array).save(path)
-        elif imagecodecs is not None:
-            path.write_bytes(imagecodecs.png_encode(array))
-        else:
-            raise MissingLibrary.of(path, f"a PNG with {channels} channels of 16 bits", "write")
+        encode_png(array, path)
     else:
-        raise ValueError(f"{suffix} files hold no {channels} channels of {array.dtype}: save A and B as .tif or .npy")
+        write_array(array, path)
 
 
 def read(path: Path) -> np.ndarray:
-    """The upright picture in a file, (H, W, C): of 8 bits as RGB, else as it is."""
+    """The upright image in a file, (H, W, C): 8-bit images as RGB, others as they are."""
     try:
         return read_array(path) if array_kind(path) else np.asarray(read_rgb(path))
     except DataError:
@@ -151,12 +133,12 @@ def main(argv: list[str] | None = None) -> int:
     """Parse and combine. Returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     add = parser.add_argument
-    add("--fold_A", type=Path, required=True, help="folder of pictures for the left, or of folders such as train, test")
-    add("--fold_B", type=Path, required=True, help="the same for the right, with files of the same names")
-    add("--fold_AB", type=Path, required=True, help="takes the results")
-    add("--num_imgs", type=values.count, default=math.inf, help="the most pairs to take of each folder; inf = all")
+    add("--fold_A", type=Path, required=True, help="folder of images for the left, or of folders such as train, test")
+    add("--fold_B", type=Path, required=True, help="the same for the right, with the same file names")
+    add("--fold_AB", type=Path, required=True, help="folder for the results")
+    add("--num_imgs", type=values.count, default=math.inf, help="maximum number of pairs of each folder; inf = all")
     add("--use_AB", action="store_true", help="join 1_A.jpg with 1_B.jpg, to 1.jpg")
-    add("--no_multiprocessing", action="store_true", help="one pair after the other, not several at a time")
+    add("--no_multiprocessing", action="store_true", help="join one pair at a time")
     args = parser.parse_args(argv)
     threads = 1 if args.no_multiprocessing else None
     count = combine(args.fold_A, args.fold_B, args.fold_AB, num_imgs=args.num_imgs, use_AB=args.use_AB, threads=threads)
@@ -165,4 +147,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(run_command(main, arguments=()))

@@ -1,4 +1,4 @@
-"""Damaged image files by a seeded mutator, and a check of what reading makes of each: python -m tests.damage 1000."""
+"""Damage image files with a seeded mutator and check how each is read: python -m tests.damage 1000."""
 
 import random
 import resource
@@ -33,17 +33,17 @@ UPRIGHT = {
 
 @dataclass
 class Damaged:
-    """A file, and what may come of it: `pixels`, (H, W, 3) in 0..255, an error, or either."""
+    """A file and its allowed outcome: `pixels`, (H, W, 3) in 0..255, an error, or either."""
 
     path: Path
-    pixels: np.ndarray | None  # None: whatever is a valid picture
+    pixels: np.ndarray | None  # None: any valid image
     may_load: bool
     may_fail: bool
     tolerance: float = 1.0  # mean difference from `pixels`
 
 
 def write(rng: random.Random, path: Path) -> tuple[np.ndarray, float]:
-    """An undamaged picture in the format of the suffix; returns its pixels and how far reading may be from them."""
+    """Write an undamaged image in the format of the suffix. Returns its pixels and the tolerance for reading them."""
     image = draw_shapes(str(rng.random()), (rng.randrange(24, 80), rng.randrange(24, 80)))
     pixels = np.asarray(image)
     if path.suffix == ".npy":
@@ -63,7 +63,7 @@ def truncated(rng: random.Random, path: Path) -> Damaged:
     pixels, tolerance = write(rng, path)
     content = path.read_bytes()
     path.write_bytes(content[: rng.randrange(len(content))])
-    return Damaged(path, pixels, True, True, tolerance)  # what is cut off may be a trailer
+    return Damaged(path, pixels, True, True, tolerance)  # the missing part may be a trailer
 
 
 def empty(rng: random.Random, path: Path) -> Damaged:
@@ -170,13 +170,13 @@ def outcome(damaged: Damaged) -> str:
     except DataError as error:
         assert str(damaged.path) in str(error)
     try:
-        picture = READ(damaged.path)
+        image = READ(damaged.path)
     except DataError as error:
         assert str(damaged.path) in str(error), error
         assert damaged.may_fail, error
         return "refused"
-    assert damaged.may_load, f"{damaged.path} is no picture, but was loaded"
-    tensor = READ.transform(picture)
+    assert damaged.may_load, f"{damaged.path} is not an image, but was loaded"
+    tensor = READ.transform(image)
     assert tensor.shape[0] == 3 and tensor.isfinite().all() and tensor.abs().max() <= 1
     if damaged.pixels is not None:
         pixels = tensor.permute(1, 2, 0).add(1).mul(127.5).numpy()
@@ -186,7 +186,7 @@ def outcome(damaged: Damaged) -> str:
 
 
 def main(count: int, seed: int) -> None:
-    """Damage and read `count` files; prints how many there were of each kind and end, seconds and MiB at most."""
+    """Damage and read `count` files. Prints the count of each kind and outcome, the longest time and the peak memory."""
     ends: Counter[str] = Counter()
     slowest = 0.0
     with tempfile.TemporaryDirectory() as folder:

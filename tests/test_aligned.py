@@ -1,4 +1,4 @@
-"""Pairs side by side: the data set, its errors, and the script that makes such files."""
+"""Pairs side by side: the dataset, its errors, and the script that makes such files."""
 
 import re
 import shlex
@@ -33,15 +33,15 @@ def save(path, image):
     image.save(path)
 
 
-# ---- the data set
+# ---- the dataset
 
 
-def test_halves_are_the_pictures_they_were_made_from(tiny_data, paired_data):
+def test_halves_are_the_images_they_were_made_from(tiny_data, paired_data):
     dataset = aligned(paired_data, "--preprocess", "none", "--no_flip")
     unaligned = ["--dataroot", str(tiny_data), "--preprocess", "none", "--no_flip", "--serial_batches"]
     expected = create_dataset(TrainOptions().parse(unaligned)).dataset
     assert len(dataset) == 5 and dataset.sizes["A"].keys() == {(40, 36)}
-    for index in range(3):  # the others are JPEG, which loses a little
+    for index in range(3):  # the others are JPEG, which is lossy
         sample, parts = dataset[1, index], expected[1, index]
         assert torch.equal(sample["A"], parts["A"]) and torch.equal(sample["B"], parts["B"])
         assert sample["A_paths"] == sample["B_paths"] == str(paired_data / "train" / f"{index}.png")
@@ -64,8 +64,8 @@ def test_direction_swaps_the_halves_once_and_keeps_the_channels(paired_data):
     forth = aligned(paired_data)[1, 0]
     back = aligned(paired_data, "--direction", "BtoA")[1, 0]
     assert torch.equal(forth["A"], back["B"]) and torch.equal(forth["B"], back["A"])
-    grey = aligned(paired_data, "--direction", "BtoA", "--input_nc", "1")[1, 0]
-    assert grey["A"].shape == (1, 24, 24) and grey["B"].shape == (3, 24, 24)
+    gray = aligned(paired_data, "--direction", "BtoA", "--input_nc", "1")[1, 0]
+    assert gray["A"].shape == (1, 24, 24) and gray["B"].shape == (3, 24, 24)
 
 
 @pytest.mark.parametrize("preprocess", ["resize_and_crop", "none"])
@@ -77,17 +77,17 @@ def test_an_odd_width_is_named(tmp_path, preprocess):
 
 def test_halves_that_are_too_small_are_named_before_the_first_step(tmp_path):
     save(tmp_path / "train" / "small.png", draw_shapes("small", (40, 40)))
-    with pytest.raises(DataError, match=r"small\.png is 20x40 pixels, too small for --preprocess crop"):
+    with pytest.raises(DataError, match=r"small\.png is 20x40 pixels, too small for preprocess=crop with crop_size=24"):
         aligned(tmp_path, "--preprocess", "crop")
 
 
-def test_folders_of_two_domains_are_answered_with_the_command_that_joins_them(tiny_data, tmp_path):
+def test_the_error_for_folders_of_two_domains_shows_the_command_that_joins_them(tiny_data, tmp_path):
     with pytest.raises(DataError) as caught:
         aligned(tiny_data)
     message = str(caught.value)
     found = "\n".join(f"  {folder}/  5 images" for folder in ("testA", "testB", "trainA", "trainB"))
     assert message.startswith(
-        f"--dataroot {tiny_data}: there is no folder train in it.\nExpected:\n{tiny_data}/\n"
+        f"dataroot={tiny_data}: there is no folder train in it.\nExpected:\n{tiny_data}/\n"
         f"  train/  images of A and B side by side, A on the left\nFound:\n{tiny_data}/  0 images\n{found}\n"
     )
     (command,) = (line for line in message.splitlines() if line.strip().startswith("python datasets/"))
@@ -97,14 +97,15 @@ def test_folders_of_two_domains_are_answered_with_the_command_that_joins_them(ti
 
 
 def test_the_folder_above_is_offered(paired_data):
-    with pytest.raises(DataError, match=rf"Did you mean --dataroot {paired_data}\?$"):
+    with pytest.raises(DataError, match=rf"There is a folder train in {paired_data}\.$") as caught:
         aligned(paired_data / "train")
+    assert caught.value.flags() == ["--dataroot", str(paired_data)]
 
 
 # ---- combine_A_and_B.py
 
 
-def test_sub_folders_are_kept_and_pictures_joined_left_and_right(tiny_data, tmp_path):
+def test_subfolders_are_kept_and_images_joined_left_and_right(tiny_data, tmp_path):
     for domain in "AB":
         for phase in ("train", "test"):
             for path in list_images(tiny_data / f"{phase}{domain}", 2):
@@ -163,13 +164,13 @@ def test_depth_and_channels_are_kept(name, dtype, channels, size, tmp_path):
     assert made.dtype == dtype and np.array_equal(made, np.concatenate(pair, axis=1))
 
 
-def test_transparent_parts_become_white_and_depth_is_never_cut(tmp_path):
+def test_transparent_parts_become_white_and_depth_is_never_reduced(tmp_path):
     for folder in "AB":
         save(tmp_path / folder / "0.png", Image.new("RGBA", (4, 4), (10, 20, 30, 0)))
     combine(tmp_path / "A", tmp_path / "B", tmp_path / "AB")
     with Image.open(tmp_path / "AB" / "0.png") as image:
         assert image.mode == "RGB" and image.getcolors() == [(32, (255, 255, 255))]
-    with pytest.raises(ValueError, match=r"\.jpg files hold no 3 channels of uint16: save A and B as \.tif or \.npy"):
+    with pytest.raises(ValueError, match=r"0\.jpg: \.jpg cannot hold 3 channels of uint16: use \.tif or \.npy"):
         write(np.zeros((4, 4, 3), np.uint16), tmp_path / "0.jpg")
 
 
@@ -180,20 +181,20 @@ def test_the_command_offered_survives_spaces(tmp_path):
     assert shlex.split(command)[3::2] == [str(tmp_path / "my maps" / name) for name in ("trainA", "trainB", "train")]
 
 
-def test_a_phase_of_other_letters_is_offered(tmp_path):
+def test_a_phase_in_other_letters_is_offered(tmp_path):
     (tmp_path / "Train").mkdir()
     assert str(missing_pairs(tmp_path, "train")).endswith(
-        f"Rename {tmp_path / 'Train'} to {tmp_path / 'train'}, then use --dataroot {tmp_path}."
+        f"Rename {tmp_path / 'Train'} to {tmp_path / 'train'}, then use dataroot={tmp_path}."
     )
     (tmp_path / "Train").rename(tmp_path / "trai_n")
     assert "Rename" not in str(missing_pairs(tmp_path, "train"))
 
 
-def test_pictures_without_a_partner_are_reported(tmp_path, capsys):
+def test_images_without_a_partner_are_reported(tmp_path, capsys):
     for name in ("A/0.png", "A/1.png", "B/1.png"):
         save(tmp_path / name, draw_shapes(name))
     assert combine(tmp_path / "A", tmp_path / "B", tmp_path / "AB") == 1
-    assert "left out: 1 pictures without a partner, such as" in capsys.readouterr().err
+    assert "skipped: 1 images without a partner, such as" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -205,8 +206,8 @@ def test_pictures_without_a_partner_are_reported(tmp_path, capsys):
             r"0\.png and .*0\.png have different sizes, 40x36 and 40x30",
         ),
         (("0.png", Image.new("I;16", (40, 36))), "AB", "have different channels, 3 x uint8 and 1 x uint16"),
-        (("1.png", draw_shapes("b")), "AB", "No picture of --fold_A .* has a partner"),
-        (("0.png", draw_shapes("b")), "B", "would overwrite the pictures"),
+        (("1.png", draw_shapes("b")), "AB", "No image of --fold_A .* has a partner"),
+        (("0.png", draw_shapes("b")), "B", "would overwrite the images"),
         (None, "AB", r"--fold_B .*B: no such folder"),
     ],
 )
@@ -218,15 +219,15 @@ def test_mistakes_of_combining(tmp_path, B, fold_AB, message):
         combine(tmp_path / "A", tmp_path / "B", tmp_path / fold_AB)
 
 
-def test_the_script_takes_the_flags_of_old(tiny_data, tmp_path, capsys):
+def test_the_script_takes_upstreams_flags(tiny_data, tmp_path, capsys):
     folders = ["--fold_A", tiny_data / "trainA", "--fold_B", tiny_data / "trainB", "--fold_AB", tmp_path / "train"]
     assert COMBINE["main"]([*map(str, folders), "--num_imgs", "3", "--no_multiprocessing"]) == 0
     assert capsys.readouterr().out == f"3 pairs are in {tmp_path / 'train'}\n"
 
 
-def test_a_picture_that_cannot_be_read_is_named(tmp_path):
+def test_an_image_that_cannot_be_read_is_named(tmp_path):
     for folder in "AB":
         (tmp_path / folder).mkdir()
-        (tmp_path / folder / "0.png").write_text("no picture")
+        (tmp_path / folder / "0.png").write_text("no image")
     with pytest.raises(DataError, match=f"Cannot read the image {tmp_path / 'A' / '0.png'}"):
         combine(tmp_path / "A", tmp_path / "B", tmp_path / "AB")

@@ -1,4 +1,4 @@
-"""Files of more than 8 bits or of many channels: every bit arrives, and what is ambiguous or hostile is refused."""
+"""Files of more than 8 bits or of many channels: no bit is lost, and ambiguous or hostile files are refused."""
 
 import pickle
 import struct
@@ -16,7 +16,7 @@ from data.image_folder import DataError
 
 
 def values(*shape, dtype="uint16"):
-    """Numbers without a pattern, over the whole range of an integer type, or in 0..1."""
+    """Random numbers over the whole range of an integer dtype, or in 0..1."""
     random = np.random.default_rng(0).random(shape)
     return (random * np.iinfo(dtype).max if np.dtype(dtype).kind in "ui" else random).astype(dtype)
 
@@ -31,8 +31,8 @@ def write_png(
 
     height, width, channels = array.shape
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in array)
-    colour_type = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
-    header = struct.pack(">IIBBBBB", *(size or (width, height)), 16, colour_type, 0, 0, 0)
+    color_type = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    header = struct.pack(">IIBBBBB", *(size or (width, height)), 16, color_type, 0, 0, 0)
     transparency = b"" if key is None else chunk(b"tRNS", key.astype(">u2").tobytes())
     body = chunk(b"IHDR", header) + transparency + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + body)
@@ -77,7 +77,7 @@ def test_tiff(stored, keywords, dtype, tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK"])
-def test_8_bit_tiff_is_left_to_pillow(mode, tmp_path):
+def test_pillow_reads_8_bit_tiff(mode, tmp_path):
     Image.new("RGB", (30, 20), (200, 100, 50)).convert(mode).save(tmp_path / "a.tif")
     assert array_kind(tmp_path / "a.tif") == ""
     assert read_image(tmp_path / "a.tif").size == (30, 20)
@@ -91,7 +91,7 @@ def test_8_bit_channels_that_pillow_would_drop(tmp_path):
     assert np.array_equal(read_array(tmp_path / "a.tif"), array)
 
 
-def test_thumbnails_are_no_channels(tmp_path):
+def test_thumbnails_are_not_channels(tmp_path):
     with tifffile.TiffWriter(tmp_path / "a.tif") as tiff:
         tiff.write(values(20, 30), photometric="minisblack")
         tiff.write(values(10, 15), photometric="minisblack", subfiletype=1)
@@ -119,8 +119,8 @@ def test_npy(shape, dtype, tmp_path):
     assert read.dtype.isnative and np.array_equal(read, wanted)
 
 
-@pytest.mark.parametrize("orientation", range(10))  # 0 and 9 are none
-def test_arrays_are_turned_as_pillow_turns_photos(orientation, tmp_path):
+@pytest.mark.parametrize("orientation", range(10))  # 0 and 9 are invalid
+def test_arrays_are_turned_upright_as_pillow_does(orientation, tmp_path):
     array = values(20, 30, dtype="uint8")
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -145,9 +145,9 @@ def test_ambiguous_npy_is_refused(shape, tmp_path):
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ([values(20, 30), values(20, 31)], "its pages are no channels"),
-        ([values(20, 30), values(20, 30, dtype="float32")], "its pages are no channels"),
-        ([values(20, 30, 3, dtype="uint8")] * 2, "its pages are no channels"),
+        ([values(20, 30), values(20, 31)], "its pages are not channels"),
+        ([values(20, 30), values(20, 30, dtype="float32")], "its pages are not channels"),
+        ([values(20, 30, 3, dtype="uint8")] * 2, "its pages are not channels"),
         ([values(20, 30)] * 17, "more than 16 pages"),
         ([values(20, 30, 17)], "more than 16 channels"),
     ],

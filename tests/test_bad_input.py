@@ -1,4 +1,4 @@
-"""Damaged pictures, names that lead elsewhere, places that cannot be written: one clear error, or left out."""
+"""Damaged images, names that lead elsewhere, places that cannot be written: one clear error, or skipped."""
 
 import os
 import re
@@ -27,7 +27,7 @@ OPTIONS = {"train": TrainOptions, "test": TestOptions}
 
 
 def damage_and_read(count):
-    """What tests.damage prints, as a dict; in a process of its own, which may crash, hang or take all memory."""
+    """The output of tests.damage as a dict. It runs in its own process, which may crash, hang or take all memory."""
     command = [sys.executable, "-m", "tests.damage", str(count)]
     done = subprocess.run(
         command, cwd=ROOT, env=ONE_THREAD, capture_output=True, text=True, timeout=PATIENCE, check=False
@@ -37,7 +37,7 @@ def damage_and_read(count):
 
 
 @pytest.mark.parametrize("count", [96, pytest.param(1000, marks=pytest.mark.faults)])
-def test_every_damaged_picture_is_read_right_or_named(count):
+def test_every_damaged_image_is_read_right_or_named(count):
     found = damage_and_read(count)
     assert found["total"] == count
     assert found["memory"] < 1500, "MiB, of which torch takes some hundred"
@@ -52,19 +52,22 @@ def test_a_png_with_a_wrong_checksum_is_refused(tmp_path):
     content = bytearray((tmp_path / "a.png").read_bytes())
     content[500] ^= 1  # one bit of one pixel
     (tmp_path / "a.png").write_bytes(content)
-    with pytest.raises(DataError, match=r"a\.png .*--skip_bad_images"):
+    with pytest.raises(
+        DataError, match=r"^Cannot read the image .*a\.png \(.*\): replace or remove this file\.$"
+    ) as caught:
         read_image(tmp_path / "a.png")
+    assert caught.value.remedy == {"skip_bad_images": True}
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes in this file system")
 def test_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "a.png")
     for read in (read_image, image_size, describe):
-        with pytest.raises(DataError, match=r"a\.png .*no file"):
+        with pytest.raises(DataError, match=r"a\.png .*not a file"):
             read(tmp_path / "a.png")
 
 
-def test_only_formats_of_pictures_are_tried(tmp_path):
+def test_only_image_formats_are_tried(tmp_path):
     draw_shapes("a").save(tmp_path / "a.eps")
     (tmp_path / "a.eps").rename(tmp_path / "a.png")
     with pytest.raises(DataError, match="cannot identify"):
@@ -84,7 +87,7 @@ def test_a_wrong_suffix_does_not_matter(suffix, tmp_path):
 
 @pytest.fixture
 def damaged_data(tiny_data, tmp_path):
-    """`tiny_data`, but 1.png of trainA and testA is cut off."""
+    """`tiny_data`, but 1.png of trainA and testA is truncated."""
     root = tmp_path / "data"
     shutil.copytree(tiny_data, root)
     for folder in ("trainA", "testA"):
@@ -99,12 +102,12 @@ def flags_of(which, dataroot, *flags):
 
 
 @pytest.mark.parametrize("which", ["train", "test"])
-def test_a_bad_picture_stops_a_run_unless_it_is_left_out(which, damaged_data, capsys):
+def test_a_bad_image_stops_a_run_unless_it_is_skipped(which, damaged_data, capsys):
     loader = create_dataset(flags_of(which, damaged_data))
-    with pytest.raises(DataError, match=rf"{which}A/1\.png .*add --skip_bad_images"):
+    with pytest.raises(DataError, match=rf"{which}A/1\.png .*replace or remove this file\.$"):
         list(loader)
     loader = create_dataset(flags_of(which, damaged_data, "--skip_bad_images"))
-    assert re.search(rf"1 of 5 images are left out:\n  .*{which}A/1\.png \(", capsys.readouterr().out)
+    assert re.search(rf"1 of 5 images are skipped:\n  .*{which}A/1\.png \(", capsys.readouterr().out)
     batches = list(loader)
     assert {Path(batch["A_paths"][0]).name for batch in batches} == {"0.png", "2.png", "3.jpg", "4.jpg"}
     if which == "test":  # pairs of one name stay pairs
@@ -120,7 +123,7 @@ def test_a_bad_picture_stops_a_run_unless_it_is_left_out(which, damaged_data, ca
         ("aligned", lambda path: Image.new("RGB", (41, 40)).save(path), "odd number", []),
     ],
 )  # fmt: skip
-def test_every_data_set_leaves_out_what_it_cannot_use(mode, bad, reason, flags, tmp_path, capsys):
+def test_every_dataset_skips_images_that_it_cannot_use(mode, bad, reason, flags, tmp_path, capsys):
     (tmp_path / "train").mkdir()
     for name in ("a.png", "b.png"):
         draw_shapes(name).save(tmp_path / "train" / name)
@@ -130,17 +133,17 @@ def test_every_data_set_leaves_out_what_it_cannot_use(mode, bad, reason, flags, 
     assert reason in capsys.readouterr().out
     for name in ("a.png", "b.png"):
         (tmp_path / "train" / name).unlink()
-    with pytest.raises(DataError, match=rf"leaves none of 1 pictures, .*c\.png.*{reason}"):
+    with pytest.raises(DataError, match=rf"None of 1 images can be used\. .*c\.png.*{reason}"):
         create_dataset(flags_of("train", tmp_path, "--dataset_mode", mode, "--skip_bad_images", *flags))
 
 
-def test_only_the_first_bad_pictures_are_named(tmp_path, capsys):
+def test_only_the_first_bad_images_are_named(tmp_path, capsys):
     draw_shapes("a").save(tmp_path / "a.png")
     for number in range(9):
         (tmp_path / f"{number}.png").touch()
     create_dataset(flags_of("train", tmp_path, "--dataset_mode", "single", "--skip_bad_images"))
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "9 of 10 images are left out:"
+    assert lines[0] == "9 of 10 images are skipped:"
     assert len(lines) == 5 and lines[-1] == "  and 6 more"
 
 

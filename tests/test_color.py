@@ -1,4 +1,4 @@
-"""RGB, Lab, and the colorization that works in it."""
+"""RGB, Lab, and colorization in Lab."""
 
 import itertools
 
@@ -29,22 +29,22 @@ def options(dataroot, *flags):
     return TrainOptions().parse(["--dataroot", str(dataroot), *sizes, "--device", "cpu", *flags])
 
 
-def test_known_colours():
+def test_known_colors():
     rgb = torch.tensor(list(KNOWN)).T[:, :, None] / 255
     expected = torch.tensor(list(KNOWN.values())).T[:, :, None]
     torch.testing.assert_close(rgb_to_lab(rgb), expected, atol=6e-3, rtol=0)
 
 
-def test_every_colour_comes_back():
+def test_every_color_comes_back():
     levels = torch.tensor(list(itertools.product(range(0, 256, 5), repeat=3)), dtype=torch.float32)
-    pictures = (levels / 127.5 - 1).view(52, 52, 52, 3).permute(0, 3, 1, 2)
-    L, ab = split_lab(pictures)
+    images = (levels / 127.5 - 1).view(52, 52, 52, 3).permute(0, 3, 1, 2)
+    L, ab = split_lab(images)
     assert L.shape == (52, 1, 52, 52) and ab.shape == (52, 2, 52, 52)
     assert L.min() >= -1 and L.max() < 1.00001 and ab.abs().max() <= 1
-    assert (join_lab(L, ab) - pictures).abs().max() < 1e-4
+    assert (join_lab(L, ab) - images).abs().max() < 1e-4
 
 
-def test_colours_beyond_rgb_are_cut_off():
+def test_colors_outside_rgb_are_clamped():
     generator = torch.Generator().manual_seed(0)
     lab = torch.rand(3, 50, 50, generator=generator) * torch.tensor([100, 300, 300]).view(3, 1, 1)
     rgb = lab_to_rgb(lab - torch.tensor([0, 150, 150]).view(3, 1, 1))
@@ -52,14 +52,14 @@ def test_colours_beyond_rgb_are_cut_off():
     assert [rgb.min().item(), rgb.max().item()] == pytest.approx([0, 1], abs=1e-6)
 
 
-def test_a_sample_is_the_lab_of_the_picture(paired_data):
+def test_a_sample_is_the_lab_of_the_image(paired_data):
     flags = ["--preprocess", "none", "--no_flip"]
     sample = create_dataset(options(paired_data, "--dataset_mode", "colorization", *flags)).dataset[1, 0]
     single = options(paired_data / "train", "--dataset_mode", "single", *flags)
-    picture = create_dataset(single).dataset[1, 0]["A"]
+    image = create_dataset(single).dataset[1, 0]["A"]
     assert sample["A"].shape == (1, 36, 80) and sample["B"].shape == (2, 36, 80)
-    torch.testing.assert_close(join_lab(sample["A"], sample["B"]), picture, atol=1e-4, rtol=0)
-    lab = rgb_to_lab((picture + 1) / 2)
+    torch.testing.assert_close(join_lab(sample["A"], sample["B"]), image, atol=1e-4, rtol=0)
+    lab = rgb_to_lab((image + 1) / 2)
     torch.testing.assert_close(sample["A"] * 50 + 50, lab[:1])
     torch.testing.assert_close(sample["B"] * 110, lab[1:])
 
@@ -71,7 +71,7 @@ def test_any_folder_will_do(tiny_data, paired_data):
 
 @pytest.mark.parametrize(
     ("flags", "message"),
-    [(["--direction", "BtoA"], "--direction BtoA: .*leave it out"), (["--input_nc", "3"], "not --input_nc 3")],
+    [(["--direction", "BtoA"], "--direction BtoA: .*Omit the flag"), (["--input_nc", "3"], "not --input_nc 3")],
 )
 def test_lab_has_its_own_direction_and_channels(tiny_data, flags, message):
     with pytest.raises(DataError, match=message):

@@ -1,4 +1,4 @@
-"""Data sets and their loader."""
+"""Datasets and their data loader."""
 
 import re
 from pathlib import Path
@@ -18,7 +18,7 @@ from tests.conftest import draw_shapes
 from tests.helpers import more_workers_than_cores
 from util.paths import BUNDLED
 
-# From Python 3.12 on: workers are forked beside the threads that feed earlier workers, as a DataLoader always does.
+# From Python 3.12 on: a DataLoader forks workers beside the threads that feed earlier workers.
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 
 
@@ -32,7 +32,7 @@ def opt_test(dataroot, *flags):
 
 
 def contents(loader, epoch=1, skip=0):
-    """Everything that one pass over the loader yields, comparable with ==."""
+    """All batches of one pass over the loader, comparable with ==."""
     loader.sampler.set_epoch(epoch, skip)
     return [
         {key: value if isinstance(value, list) else value.numpy().tobytes() for key, value in batch.items()}
@@ -55,6 +55,19 @@ def test_bundled_images_are_all_there(folder, count):
     paths = list_images(BUNDLED / folder)
     assert len(paths) == count
     assert {image_size(path) for path in paths[:: count // 5]} == {(64, 64)}
+
+
+@pytest.mark.parametrize(
+    ("flags", "saved", "logged"),
+    [([], {}, True), (["--dataroot", str(BUNDLED / "earth")], {}, False), ([], {"dataroot": "earth"}, False)],
+    ids=["no dataroot", "given", "saved with the run"],
+)
+def test_the_bundled_images_are_mentioned_only_if_no_dataroot_was_given_or_saved(flags, saved, logged, capsys):
+    saved = {name: str(BUNDLED / folder) for name, folder in saved.items()}
+    opt = TestOptions().parse(["--device", "cpu", *flags], saved)
+    assert Path(opt.dataroot) == BUNDLED / "earth"
+    create_dataset(opt)
+    assert ("using the bundled images" in capsys.readouterr().out) == logged
 
 
 def test_bundled_test_images_are_pairs():
@@ -92,14 +105,14 @@ def test_the_seed_decides(tiny_data, order):
     assert contents(first) == contents(again) != contents(other)
 
 
-def test_loading_leaves_the_random_state_of_the_run_alone(tiny_data):
+def test_loading_does_not_change_the_global_rng(tiny_data):
     loader = create_dataset(opt_train(tiny_data))
     before = torch.get_rng_state()
     contents(loader)
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_skip_leaves_out_what_was_seen(tiny_data):
+def test_skip_omits_samples_that_were_seen(tiny_data):
     loader = create_dataset(opt_train(tiny_data, "--batch_size", "2"))
     whole = contents(loader, epoch=4)
     assert [len(batch["A_paths"]) for batch in whole] == [2, 2, 1]
@@ -130,7 +143,7 @@ def test_no_workers_on_the_cpu_unless_asked_for(tiny_data):
     assert create_dataset(opt_train(tiny_data)).num_workers == 0
 
 
-# ---- the data sets
+# ---- the datasets
 
 
 def test_a_batch(tiny_data):
@@ -194,7 +207,7 @@ def test_single_takes_any_folder(tiny_data, tmp_path):
 
 
 @pytest.mark.parametrize(("direction", "folder"), [("AtoB", "testA"), ("BtoA", "testB")])
-def test_single_takes_its_domain_of_a_data_set_for_two(tiny_data, direction, folder):
+def test_single_takes_its_domain_from_a_folder_of_two(tiny_data, direction, folder):
     loader = create_dataset(opt_test(tiny_data, "--dataset_mode", "single", "--direction", direction))
     assert [Path(path) for batch in loader for path in batch["A_paths"]] == list_images(tiny_data / folder)
 
@@ -221,9 +234,9 @@ def test_a_truncated_image_is_named(tmp_path, workers, suffix, missing):
     (tmp_path / f"cut.{suffix}").write_bytes((tmp_path / f"whole.{suffix}").read_bytes()[:-missing])
     loader = create_dataset(opt_test(tmp_path, "--dataset_mode", "single", "--num_threads", workers))
     cut = re.escape(str(tmp_path / f"cut.{suffix}"))
-    whole_message = rf"^Cannot read the image {cut} \(.*\): .* --skip_bad_images\.$"
-    with pytest.raises(DataError, match=whole_message):  # no "as", which would keep the workers alive for seconds
-        list(loader)
+    whole_message = rf"^Cannot read the image {cut} \(.*\): replace or remove this file\.$"
+    with pytest.raises(DataError, match=whole_message, check=lambda error: error.flags() == ["--skip_bad_images"]):
+        list(loader)  # no "as" above: it would keep the workers alive for seconds
 
 
 @pytest.mark.parametrize(("preprocess", "size"), [("crop", (30, 20)), ("none", (1, 30))])
@@ -231,14 +244,14 @@ def test_an_image_that_is_too_small_is_named_before_the_first_step(tiny_data, tm
     (tmp_path / "trainB").symlink_to(tiny_data / "trainB")
     (tmp_path / "trainA").mkdir()
     Image.new("RGB", size).save(tmp_path / "trainA" / "small.png")
-    with pytest.raises(DataError, match=rf"small\.png is {size[0]}x{size[1]} pixels, .*--preprocess {preprocess}"):
+    with pytest.raises(DataError, match=rf"small\.png is {size[0]}x{size[1]} pixels, .*preprocess={preprocess}"):
         create_dataset(opt_train(tmp_path, "--preprocess", preprocess))
 
 
-def test_images_of_several_sizes_make_no_batch(tmp_path):
+def test_images_of_several_sizes_do_not_fit_in_a_batch(tmp_path):
     for name, size in (("a.png", (40, 36)), ("b.png", (44, 36))):
         draw_shapes(name, size).save(tmp_path / name)
     flags = ["--dataset_mode", "single", "--preprocess", "none"]
-    with pytest.raises(DataError, match=r"--batch_size 2 .*a\.png comes out as 40x36 and .*b\.png as 44x36"):
+    with pytest.raises(DataError, match=r"--batch_size 2 .*a\.png has 40x36 and .*b\.png 44x36"):
         create_dataset(opt_test(tmp_path, *flags, "--batch_size", "2"))
     assert len(create_dataset(opt_test(tmp_path, *flags))) == 2

@@ -18,7 +18,7 @@ from PIL import Image
 import train as training
 from data import create_dataset, decoders
 from data.arrays import read_array
-from data.check import leave_out_bad
+from data.check import skip_bad
 from data.image_file import ImageReader, read_image
 from data.image_folder import MissingLibrary
 from tests.conftest import COMBINE, draw_shapes
@@ -32,7 +32,7 @@ NEEDS_BOTH = pytest.mark.skipif(None in (decoders.torchcodec, decoders.imagecode
 
 
 def read_without(missing: str, folder: Path, *python_path: Path) -> tuple[dict[str, str], str]:
-    """The outcome of each file of `folder` in a process that lacks the packages `missing`; and its stderr."""
+    """The outcome of each file of `folder` in a process without the packages `missing`; and its stderr."""
     command = [sys.executable, "-m", "tests.without", missing, str(folder)]
     env = ONE_THREAD | {"PYTHONPATH": os.pathsep.join(map(str, python_path))}
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=240, check=False)
@@ -41,7 +41,7 @@ def read_without(missing: str, folder: Path, *python_path: Path) -> tuple[dict[s
 
 
 def write_jpegs(folder: Path) -> dict[str, str]:
-    """JPEG files of several kinds; returns the digest of what Pillow makes of each."""
+    """JPEG files of several kinds; returns the digest of the pixels that Pillow reads from each."""
     noise = Image.fromarray(values(33, 51, 3, dtype="uint8")).resize((203, 131))
     kinds: dict[str, dict[str, Any]] = {
         "420": {}, "444": {"subsampling": 0, "quality": 95}, "progressive": {"progressive": True},
@@ -89,7 +89,7 @@ def test_files_are_read_to_the_same_pixels_or_refused(missing, tmp_path):
         wanted |= {name: f"Cannot read {tmp_path / name}: {kind} {INSTALL}" for name, kind in kinds.items()}
     outcomes, stderr = read_without(missing, tmp_path)
     assert outcomes == wanted
-    assert "torchcodec" not in stderr  # to be without it is no fault
+    assert "torchcodec" not in stderr  # a missing torchcodec is not a fault
 
 
 @NEEDS_BOTH
@@ -163,7 +163,7 @@ def mixed_data(tmp_path):
 class TestWithoutLibraries:
     def test_skip_bad_images_does_not_skip_what_a_library_would_read(self, mixed_data):
         with pytest.raises(MissingLibrary, match=re.escape(INSTALL)):
-            leave_out_bad(sorted(mixed_data.iterdir()), ImageReader())
+            skip_bad(sorted(mixed_data.iterdir()), ImageReader())
         flags = ["--dataset_mode", "single", "--skip_bad_images"]
         with pytest.raises(MissingLibrary, match=re.escape(INSTALL)):
             create_dataset(opt_train(mixed_data, *flags))
@@ -174,12 +174,12 @@ class TestWithoutLibraries:
             Image.fromarray(values(36, 40)).save(path, compression=compression)
             with tifffile.TiffFile(path, mode="r+") as tiff:
                 assert tiff.pages.first.tags["Compression"].value == number
-                tiff.pages.first.tags["Compression"].overwrite(54321)  # which nothing stands for
+                tiff.pages.first.tags["Compression"].overwrite(54321)  # an unknown compression
         (mixed_data / "b.png").unlink()
-        assert leave_out_bad(sorted(mixed_data.iterdir()), ImageReader()) == [mixed_data / "a.png"]
-        assert "leaves out 2 of 3" in capsys.readouterr().out
+        assert skip_bad(sorted(mixed_data.iterdir()), ImageReader()) == [mixed_data / "a.png"]
+        assert "2 of 3 images are skipped" in capsys.readouterr().out
 
-    def test_a_worker_says_it_in_one_line(self, mixed_data):
+    def test_the_error_of_a_worker_is_one_line(self, mixed_data):
         loader = create_dataset(opt_train(mixed_data, "--dataset_mode", "single", "--num_threads", "1"))
         with pytest.raises(MissingLibrary) as raised:
             list(loader)
@@ -193,9 +193,9 @@ class TestWithoutLibraries:
         assert training.main([*flags, "--checkpoints_dir", str(tmp_path / "checkpoints")]) == 2
         out = capsys.readouterr().out
         assert f"Not ready:\n  Cannot read {tmp_path / 'domains' / 'trainA' / 'b.png'}" in out and INSTALL in out
-        assert out.endswith("No flag mends this.\n")
+        assert out.endswith("No flag fixes this.\n")
 
-    def test_combine_writes_what_pillow_can_and_refuses_the_rest(self, tmp_path):
+    def test_combine_writes_what_pillow_supports_and_refuses_the_rest(self, tmp_path):
         for channels, dtype in ((1, "uint16"), (1, "uint8"), (2, "uint8"), (4, "uint8")):
             array = values(20, 30, channels, dtype=dtype)
             COMBINE["write"](array, tmp_path / "a.png")

@@ -1,4 +1,4 @@
-"""train.py --dry_run: what it finds, that its mended command is right, and that it leaves no trace."""
+"""train.py --dry_run: its findings, its corrected command, and that it writes nothing."""
 
 import shlex
 import shutil
@@ -25,9 +25,9 @@ def dry_run(capsys, *flags, status=0):
     return capsys.readouterr().out
 
 
-def mended(output):
-    """The flags of the command that the last line of a dry run names."""
-    assert output.splitlines()[-2] == "The mended command:"
+def corrected(output):
+    """The flags of the command in the last line of a dry run."""
+    assert output.splitlines()[-2] == "The corrected command:"
     words = shlex.split(output.splitlines()[-1])
     assert words[:2] == ["python", "train.py"] and "--dry_run" not in words
     return words[2:]
@@ -42,7 +42,7 @@ def test_a_run_that_can_start_is_ready_and_nothing_is_written(tiny_data, tmp_pat
     for part in (
         "  --netG resnet_6blocks\n",
         "  trainA/  5 images\n",
-        "trainA: 5 of 5 pictures can be used: 3 PNG RGB, 2 JPEG RGB; 40x36 pixels\n",
+        "trainA: 5 of 5 images can be used: 3 PNG RGB, 2 JPEG RGB; 40x36 pixels\n",
         "netG_A: ",
         "One step of 1 pictures: ",
         "An epoch of 5 steps: ",
@@ -63,8 +63,8 @@ def test_bad_flat_and_double_pictures_are_found(tiny_data, tmp_path, capsys):
     assert "Look at 1 pictures of one colour:\n" in output and "flat.png" in output
     assert f"{data}/testA/copy.png has the bytes of {data}/trainA/0.png" in output
     assert f"{data}/testB/again.bmp has the pixels of {data}/trainB/1.png" in output
-    assert "trainB: 5 of 6 pictures can be used" in output
-    flags = mended(output)
+    assert "trainB: 5 of 6 images can be used" in output
+    flags = corrected(output)
     assert flags == [*TINY, "--dataroot", str(data), "--skip_bad_images"]
     assert training.main(["--dry_run", *flags]) == 0
 
@@ -87,29 +87,29 @@ def uneven(folder):
         (["--netG", "unet_128", "--load_size", "100", "--crop_size", "100"], ["100x100"], ["--crop_size", "128"]),
     ],
 )  # fmt: skip
-def test_flags_that_do_not_fit_are_mended(flags, problems, change, tmp_path, capsys):
+def test_flags_that_do_not_fit_are_corrected(flags, problems, change, tmp_path, capsys):
     data = uneven(tmp_path / "data")
     load = ["--load_size", "40"] if "--load_size" not in flags else []
     output = dry_run(capsys, "--dataroot", data, *load, *flags, status=2)
-    command = mended(output)
+    command = corrected(output)
     at = command.index(change[0])
     assert command[at : at + 2] == change
     assert training.main(["--dry_run", *command]) == 0
 
 
-def test_several_problems_are_mended_at_once(tmp_path, capsys):
+def test_several_problems_are_corrected_at_once(tmp_path, capsys):
     data = uneven(tmp_path / "data" / "data")
     (data / "trainA" / "0.png").touch()
     output = dry_run(capsys, "--dataroot", tmp_path / "data", "--crop_size", "30", status=2)
-    flags = mended(output)
+    flags = corrected(output)
     assert "there is no folder trainA" in output and "0.png" in output and "30x30" in output
     assert training.main(["--dry_run", *flags]) == 0
 
 
-def test_what_no_flag_mends_is_said(tmp_path, capsys):
+def test_a_problem_that_no_flag_fixes(tmp_path, capsys):
     output = dry_run(capsys, "--dataroot", tmp_path / "missing", status=2)
     assert "there is no folder trainA" in output
-    assert output.splitlines()[-1] == "No flag mends this."
+    assert output.splitlines()[-1] == "No flag fixes this."
 
 
 def test_a_loss_that_is_not_finite(tiny_data, capsys):
@@ -127,7 +127,7 @@ def test_too_little_memory_asks_for_smaller_batches(tiny_data, monkeypatch, caps
 
     monkeypatch.setattr(CycleGANModel, "step", limited)
     output = dry_run(capsys, "--dataroot", tiny_data, "--batch_size", "5", status=2)
-    assert mended(output)[-2:] == ["--batch_size", "2"]
+    assert corrected(output)[-2:] == ["--batch_size", "2"]
 
 
 def test_a_place_that_cannot_be_written(tiny_data, tmp_path, capsys):
@@ -181,7 +181,7 @@ def test_other_flags_of_a_continued_run_are_offered_with_override(stopped_run, t
     assert training.main(["--dry_run", *stopped_run, "--lr", "0.001", "--crop_size", "30"]) == 2
     output = capsys.readouterr().out
     assert "--lr 0.001 (so far 0.0002)" in output and "makes 32x32 pixels of 30x30" in output
-    flags = mended(output)
+    flags = corrected(output)
     assert flags[:-5] == [*stopped_run, "--lr", "0.001"] and "--override" in flags and "28" in flags
     assert training.main(["--dry_run", *flags]) == 0
     assert capsys.readouterr().out.endswith("\nready\n")
@@ -192,12 +192,12 @@ def test_more_epochs_are_offered_where_none_are_left(stopped_run, capsys):
     assert training.main(["--dry_run", *stopped_run]) == 2
     output = capsys.readouterr().out
     assert "nothing left to do: 2 epochs are done, and --n_epochs 1 with --n_epochs_decay 1 asks for 2\n" in output
-    flags = mended(output)
+    flags = corrected(output)
     assert flags == [*stopped_run, "--n_epochs", "2"]
     assert training.main(["--dry_run", *flags]) == 0
 
 
-def test_a_command_is_parsed_once_until_it_is_mended():
+def test_a_command_is_parsed_once_until_it_is_corrected():
     asked = []
 
     def parse(words):
@@ -212,7 +212,7 @@ def test_a_command_is_parsed_once_until_it_is_mended():
     assert run.opt == run.opt == ["--a", "2"]
     assert asked == [["--a", "1"], ["--a", "2"]]
     run.add("too little still", ["--a", "9"])
-    assert run.opt == ["--a", "2"] and not run.mended
+    assert run.opt == ["--a", "2"] and not run.correctable
     assert run.problems == ["too little", "too little still", "no 9 here"]
 
 
@@ -221,13 +221,13 @@ def test_pictures_in_several_folders_are_named_by_what_they_share(tmp_path, caps
         (tmp_path / folder).mkdir(parents=True)
         draw_shapes(folder, (40, 36)).save(tmp_path / folder / "0.png")
     output = dry_run(capsys, "--dataroot", tmp_path)
-    assert "trainA: 2 of 2 pictures" in output
+    assert "trainA: 2 of 2 images" in output
     assert output.index("trainB: 1 of 1") < output.index("One step of")
     single = ["--dataroot", tmp_path / "trainA", "--dataset_mode", "single", "--model", "sagan", "--netG", "sagan"]
-    assert f"{tmp_path / 'trainA'}: 2 of 2 pictures" in dry_run(capsys, *single)
+    assert f"{tmp_path / 'trainA'}: 2 of 2 images" in dry_run(capsys, *single)
 
 
-@pytest.mark.parametrize("flags", [[], ["--crop_size", "30"]], ids=["ready", "mended"])
+@pytest.mark.parametrize("flags", [[], ["--crop_size", "30"]], ids=["ready", "corrected"])
 def test_of_several_processes_the_first_looks(flags, tiny_data, tmp_path):
     command = [ROOT / "train.py", "--dry_run", "--dataroot", tiny_data, *TINY, "--batch_size", "2", *flags]
     with started(*command, "--checkpoints_dir", tmp_path) as process:

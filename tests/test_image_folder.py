@@ -1,11 +1,11 @@
-"""Finding images, and the errors about a user's folders."""
+"""Listing images, and errors about the user's folders."""
 
 import pytest
 
 from data.image_folder import DataError, any_images, domain_images, list_images
 
 
-def test_listing_is_sorted_and_leaves_out_what_is_hidden(tmp_path):
+def test_listing_is_sorted_and_skips_hidden_files(tmp_path):
     hidden = [".c.png", ".ipynb_checkpoints/d.png"]
     for name in ["b.JPG", "a/z.png", "a.bmp", "A.tiff", "10.ppm", "9.ppm", "e.gif", *hidden]:
         path = tmp_path / "images" / name
@@ -26,25 +26,38 @@ def message_of(dataroot, phase="train", domain="A"):
 def test_a_missing_folder_shows_the_expected_and_the_found_tree(tiny_data):
     found = "\n".join(f"  {folder}/  5 images" for folder in ("testA", "testB", "trainA", "trainB"))
     assert message_of(tiny_data, phase="val") == (
-        f"--dataroot {tiny_data}: there is no folder valA in it.\nExpected:\n{tiny_data}/\n"
+        f"dataroot={tiny_data}: there is no folder valA in it.\nExpected:\n{tiny_data}/\n"
         f"  valA/  images of domain A\n  valB/  images of domain B\nFound:\n{tiny_data}/  0 images\n{found}"
     )
 
 
 @pytest.mark.parametrize(
-    ("existing", "dataroot", "hint"),
+    ("existing", "dataroot", "hint", "remedy"),
     [
-        ("maps/maps/trainA", "maps", "Did you mean --dataroot {root}/maps/maps?"),
-        ("maps/trainA", "maps/trainA", "Did you mean --dataroot {root}/maps?"),
-        ("maps/trainA", "mpas", "Did you mean --dataroot {root}/maps?"),
-        ("maps/TrainA", "maps", "Rename {root}/maps/TrainA to {root}/maps/trainA, then use --dataroot {root}/maps."),
-        ("maps/train/A", "maps", "Rename {root}/maps/train/A to {root}/maps/trainA, then use --dataroot {root}/maps."),
-        ("maps/train_A", "maps", "Rename {root}/maps/train_A to {root}/maps/trainA, then use --dataroot {root}/maps."),
+        ("maps/maps/trainA", "maps", "There is a folder trainA in {root}/maps/maps.", "maps/maps"),
+        ("maps/trainA", "maps/trainA", "There is a folder trainA in {root}/maps.", "maps"),
+        ("maps/trainA", "mpas", "There is a folder trainA in {root}/maps.", "maps"),
+        ("maps/TrainA", "maps", "Rename {root}/maps/TrainA to {root}/maps/trainA, then use dataroot={root}/maps.", ""),
+        (
+            "maps/train/A",
+            "maps",
+            "Rename {root}/maps/train/A to {root}/maps/trainA, then use dataroot={root}/maps.",
+            "",
+        ),
+        (
+            "maps/train_A",
+            "maps",
+            "Rename {root}/maps/train_A to {root}/maps/trainA, then use dataroot={root}/maps.",
+            "",
+        ),
     ],
 )
-def test_a_near_match_is_offered(tmp_path, existing, dataroot, hint):
+def test_a_near_match_is_offered(tmp_path, existing, dataroot, hint, remedy):
     (tmp_path / existing).mkdir(parents=True)
-    assert message_of(tmp_path / dataroot).splitlines()[-1] == hint.format(root=tmp_path)
+    with pytest.raises(DataError) as caught:
+        domain_images(tmp_path / dataroot, "train", "A")
+    assert str(caught.value).splitlines()[-1] == hint.format(root=tmp_path)
+    assert caught.value.remedy == ({"dataroot": str(tmp_path / remedy)} if remedy else {})
 
 
 def test_a_folder_without_images_is_named(tmp_path):
@@ -56,7 +69,7 @@ def test_a_folder_without_images_is_named(tmp_path):
         any_images(tmp_path / "missing", "test", "A")
 
 
-def test_links_that_lead_back_up_are_not_followed(tmp_path):
+def test_links_to_a_parent_folder_are_not_followed(tmp_path):
     (tmp_path / "sub" / "deep").mkdir(parents=True)
     (tmp_path / "sub" / "a.png").touch()
     for link in ("sub/up", "sub/deep/up"):

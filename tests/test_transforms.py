@@ -40,7 +40,7 @@ def pixels(image, channels=3):
 
 
 def close(made, expected):
-    """Whether all pixels are the same, but for a grey level here and there."""
+    """Whether all pixels are equal, except for a gray level here and there."""
     levels = (made - expected).abs() * 127.5
     return made.shape == expected.shape and levels.max() < 2.01 and levels.mean() < 0.1
 
@@ -56,12 +56,12 @@ def test_pixels_are_pillows_bicubic():
     crop = image.resize((28, 25), Image.Resampling.BICUBIC).crop((2, 0, 26, 24))
     assert close(sized(preprocess="scale_width_and_crop")(image), pixels(crop))
     assert torch.equal(Transform(preprocess="none")(image), pixels(image))
-    grey = image.convert("L").resize((28, 28), Image.Resampling.BICUBIC).crop((2, 2, 26, 26))
-    assert close(sized(channels=1)(image), pixels(grey, channels=1))
+    gray = image.convert("L").resize((28, 28), Image.Resampling.BICUBIC).crop((2, 2, 26, 26))
+    assert close(sized(channels=1)(image), pixels(gray, channels=1))
 
 
 @pytest.mark.parametrize("size", [(600, 600), (500, 375), (100, 80)])
-def test_resized_pictures_are_pillows_within_a_grey_level(size):
+def test_resized_images_are_pillows_within_a_gray_level(size):
     noise = Image.effect_noise(size, 100)
     image = Image.merge("RGB", (noise, draw_shapes("b", size).getchannel(1), noise.rotate(90).resize(size)))
     expected = pixels(image.resize((286, 286), Image.Resampling.BICUBIC))
@@ -71,16 +71,16 @@ def test_resized_pictures_are_pillows_within_a_grey_level(size):
     assert torch.equal(left, made) or torch.equal(left, made.flip(2))
 
 
-def test_crops_are_anywhere_and_half_of_them_mirrored():
-    image = Image.frombytes("L", (6, 5), bytes(range(30))).convert("RGB")  # each value tells its place
+def test_crops_are_anywhere_and_half_of_them_flipped():
+    image = Image.frombytes("L", (6, 5), bytes(range(30))).convert("RGB")  # each value is its position
     transform, generator = Transform(preprocess="crop", crop_size=4), torch.Generator().manual_seed(0)
-    corners, mirrored = set(), 0
+    corners, flipped = set(), 0
     for _ in range(400):
         crop = transform(image, generator).add(1).mul(127.5).round()[0]
-        mirrored += int(crop[0, 0] > crop[0, 3])
+        flipped += int(crop[0, 0] > crop[0, 3])
         corners.add(int(crop.min()))
     assert corners == {0, 1, 2, 6, 7, 8}
-    assert 160 < mirrored < 240
+    assert 160 < flipped < 240
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -101,18 +101,18 @@ def test_channels_of_tensors():
     def shown(found, wanted):
         return Transform(preprocess="none", channels=wanted)(torch.linspace(-1, 1, found * 32).view(found, 4, 8))
 
-    assert all(torch.equal(grey, shown(1, 1)[0]) for grey in shown(1, 3))
+    assert all(torch.equal(gray, shown(1, 1)[0]) for gray in shown(1, 3))
     white = Transform(preprocess="none", channels=1)(torch.ones(3, 4, 4))
     assert torch.allclose(white, torch.ones(1, 4, 4), atol=1e-6)
     assert shown(16, 16).shape == (16, 4, 8)
-    with pytest.raises(DataError, match=r"--input_nc .* has 5 channels, not 3"):
+    with pytest.raises(DataError, match=r"^channels=3 does not fit an image of 5 channels\.$"):
         shown(5, 3)
-    with pytest.raises(DataError, match=r"--input_nc .* has 3 channels, not 5"):
+    with pytest.raises(DataError, match=r"^channels=5 does not fit an image of 3 channels\.$"):
         Transform(channels=5)(draw_shapes("a"))
 
 
 @pytest.mark.parametrize(("preprocess", "expected"), [("none", (31, 57)), ("scale_width", (30, 55))])
-def test_sizes_are_left_alone_in_testing(preprocess, expected, tmp_path):
+def test_multiple_1_does_not_round_sizes(preprocess, expected, tmp_path):
     draw_shapes("a", (31, 57)).save(tmp_path / "a.png")
     transform = Transform(preprocess=preprocess, load_size=30, crop_size=24, multiple=1)
     assert transform(read_image(tmp_path / "a.png")).shape == (3, *expected[::-1])
@@ -128,18 +128,18 @@ def test_no_flip():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"preprocess": "resize"}, "--preprocess resize: choose from resize_and_crop, crop,"),
-        ({"channels": 17}, "--input_nc and --output_nc: .* 1 to 16 channels, not 17"),
-        ({"load_size": 16, "crop_size": 24}, "--load_size 16 is smaller than --crop_size 24"),
-        ({"crop_size": 0}, "--crop_size 0: at least 1 pixel"),
+        ({"preprocess": "resize"}, "preprocess=resize: choose from resize_and_crop, crop,"),
+        ({"channels": 17}, "channels=17: .* 1 to 16 channels"),
+        ({"load_size": 16, "crop_size": 24}, "crop_size=24 does not fit in load_size=16"),
+        ({"crop_size": 0}, "crop_size=0 have to be at least 1 pixel"),
     ],
 )
-def test_settings_out_of_range_name_the_flag(settings, message):
+def test_invalid_arguments_are_named(settings, message):
     with pytest.raises(DataError, match=message):
         Transform(**settings)
 
 
-def test_the_centre_is_cut_out_first(tmp_path):
+def test_the_center_is_cropped_first(tmp_path):
     image = draw_shapes("a", (40, 36))
     celeba = Transform(center_crop=20, load_size=16, crop_size=16, flip=False)
     expected = image.crop((10, 8, 30, 28)).resize((16, 16), Image.Resampling.BICUBIC)
@@ -151,5 +151,5 @@ def test_the_centre_is_cut_out_first(tmp_path):
     alone = Transform(center_crop="max", preprocess="none")
     assert alone.output_sizes([tmp_path / "a.png"]) == {(36, 36): tmp_path / "a.png"}
     assert alone(image).shape == (3, 36, 36)
-    with pytest.raises(DataError, match=r"a.png is 40x36 pixels, too small for --center_crop 37"):
+    with pytest.raises(DataError, match=r"a.png is 40x36 pixels, too small for center_crop=37"):
         Transform(center_crop=37, load_size=16, crop_size=16).output_sizes([tmp_path / "a.png"])

@@ -38,7 +38,7 @@ def test_script_takes_the_generator_of_a_run(tiny_data, tmp_path):
     assert (tmp_path / "a.png").read_bytes() != (tmp_path / "b.png").read_bytes()
 
 
-def test_script_translates_a_picture(file, tiny_data, tmp_path):
+def test_script_translates_an_image(file, tiny_data, tmp_path):
     source = tiny_data / "testA" / "3.jpg"
     argv = [str(source), str(tmp_path / "new" / "out.png"), "--weights", str(file)]
     assert translate.main([*argv, "--device", "cpu"]) == 0
@@ -50,17 +50,17 @@ def test_script_translates_a_picture(file, tiny_data, tmp_path):
 
 
 def test_script_translates_a_folder(file, tiny_data, tmp_path, capsys):
-    pictures = tmp_path / "in"
+    images = tmp_path / "in"
     for name in ("1.png", "sub/1.png", "sub/2.png"):
-        (pictures / name).parent.mkdir(parents=True, exist_ok=True)
-        draw_shapes(name, (21, 18)).save(pictures / name)
-    assert translate.main([str(pictures), str(tmp_path / "out"), "--weights", str(file)]) == 0
+        (images / name).parent.mkdir(parents=True, exist_ok=True)
+        draw_shapes(name, (21, 18)).save(images / name)
+    assert translate.main([str(images), str(tmp_path / "out"), "--weights", str(file)]) == 0
     assert "3 translated" in capsys.readouterr().out
     made = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*")}
     assert made == {"1.png", "sub/1.png", "sub/2.png"}
-    draw_shapes("same stem").save(pictures / "1.jpg")
+    draw_shapes("same stem").save(images / "1.jpg")
     shutil.rmtree(tmp_path / "out")
-    assert translate.main([str(pictures), str(tmp_path / "out"), "--weights", str(file)]) == 0
+    assert translate.main([str(images), str(tmp_path / "out"), "--weights", str(file)]) == 0
     made = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*")}
     assert made == {"1.png.png", "1.jpg.png", "sub/1.png.png", "sub/2.png.png"}
 
@@ -68,14 +68,14 @@ def test_script_translates_a_folder(file, tiny_data, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("source", "target", "message"),
     [
-        ("in.png", "in.png", "would replace the picture"),
-        ("in.png", ".", "would replace the picture"),
-        ("in.png", "link.png", "would replace the picture"),
-        ("in.png", "out.gif", "is no name of a picture"),
-        ("nothing.png", "out.png", "there is no such picture"),
+        ("in.png", "in.png", "would replace the image"),
+        ("in.png", ".", "would replace the image"),
+        ("in.png", "link.png", "would replace the image"),
+        ("in.png", "out.gif", "is not the name of an image file"),
+        ("nothing.png", "out.png", "there is no such image"),
         ("folder", "folder/out", "lies in"),
         ("folder", "in.png", "give two files or two folders"),
-        ("empty", "out", "holds no picture"),
+        ("empty", "out", "has no images"),
     ],
 )
 def test_script_refuses_to_overwrite_and_to_guess(source, target, message, tmp_path):
@@ -113,7 +113,7 @@ def test_script_ends_with_status_2(tmp_path):
     assert not (tmp_path / "out.png").exists()
 
 
-def test_script_keeps_the_depth_of_the_picture(file, tmp_path):
+def test_script_keeps_the_depth_of_the_image(file, tmp_path):
     deep = np.arange(400, dtype=np.uint16).reshape(20, 20) * 100
     (tmp_path / "in").mkdir()
     Image.fromarray(deep).save(tmp_path / "in" / "deep.png")
@@ -148,8 +148,9 @@ def test_script_takes_the_range_of_values_of_the_run(file, tmp_path):
 def test_script_refuses_a_range_of_8_bits_and_other_channels(file, tmp_path):
     draw_shapes("in").save(tmp_path / "in.png")
     argv = [str(tmp_path / "out.png"), "--weights", str(file)]
-    with pytest.raises(ValueError, match="--value_range 0,9: these pictures have 8 bits"):
+    with pytest.raises(ValueError, match="--value_range 0,9: these images have 8 bits"):
         translate.main([str(tmp_path / "in.png"), *argv, "--value_range", "0,9"])
     np.save(tmp_path / "in.npy", np.zeros((20, 20, 5), np.uint16))
-    with pytest.raises(ValueError, match=r"in\.npy has 5 channels, but the number that the generator takes is 3\."):
+    with pytest.raises(ValueError, match=r"in\.npy has 5 channels, but the network takes 3\.") as caught:
         translate.main([str(tmp_path / "in.npy"), *argv])
+    assert caught.value.remedy == {}  # --input_nc is not a flag of the script

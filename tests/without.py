@@ -1,6 +1,6 @@
 """Read images as if packages were not installed: python -m tests.without torchcodec,imagecodecs FOLDER.
 
-Prints the name of each file and the digest of its pixels, or the error about a library that it needs.
+Prints the name of each file and the digest of its pixels, or the error about a missing library.
 """
 
 import hashlib

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from torch import nn
 
 from training.finite import NotFiniteError
@@ -36,6 +35,8 @@ def run_lock(run_dir: Path) -> Iterator[None]:
         ValueError: another process holds it.
         OSError: the folder is missing or not writable.
     """
+    from filelock import FileLock, Timeout  # slow to import, and --help does without
+
     lock = FileLock(run_dir / LOCK, is_singleton=True)
     try:
         lock.acquire(blocking=False)

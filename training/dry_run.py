@@ -17,7 +17,7 @@ import torch
 
 from data import EpochLoader, create_dataset
 from data.check import Inspection, duplicates, inspect_files, listing, summary
-from data.image_folder import DataError, list_images, nearest_folder, tree
+from data.image_folder import list_images, nearest_folder, tree
 from models import create_model
 from models.base_model import BaseModel
 from options.base_options import Options
@@ -26,6 +26,7 @@ from training.optimization import Optimization, create_optimization
 from training.resume import Position
 from util import distributed
 from util.device import peak_memory, select_device
+from util.errors import RemediedError
 
 log = logging.getLogger(__name__)
 report = partial(log.info, "%s")
@@ -37,7 +38,7 @@ STRIDES = (4, 8, 16, 32, 64, 128, 256, 512)
 
 
 def dry_run(argv: Sequence[str], parse: Parse, resume: Resume) -> int:
-    """Check what `argv` asks train.py for, and print what is found, ending with "ready" or with a mended command.
+    """Check what `argv` asks train.py for, and print what is found, ending with "ready" or with a corrected command.
 
     Of several processes the first does so. Its step leaves out what it takes to add up over all.
 
@@ -72,14 +73,15 @@ def dry_run(argv: Sequence[str], parse: Parse, resume: Resume) -> int:
 
 
 class DryRun:
-    """A command line, what is wrong with it, and how it is mended.
+    """A command line, its problems, and its corrections.
 
     Args:
         argv: the words of the command line.
         parse: makes options of a command line.
 
     Attributes:
-        opt: the options of the command as mended so far.
+        opt: the options of the command as corrected so far.
+        correctable: whether flags avoid all problems so far.
     """
 
     def __init__(self, argv: Sequence[str], parse: Parse):
@@ -87,13 +89,13 @@ class DryRun:
         self.parse = parse
         self.opt: Options
         self.problems: list[str] = []
-        self.mended = True
+        self.correctable = True
         self.loader: EpochLoader | None = None  # for the command as it stands
         try:
             self.opt = parse(self.command)
         except ValueError as error:
-            self.add(str(error), getattr(error, "mend", ()))
-            if not self.mended:
+            self.add(str(error), flags_of(error))
+            if not self.correctable:
                 raise
 
     def load(self, opt: Options) -> EpochLoader:
@@ -103,30 +105,30 @@ class DryRun:
         return self.loader
 
     def attempt(self, stage: Callable[[Options], T]) -> T | None:
-        """What `stage` makes of the options; if a flag mends what it fails for, with that flag. None if none does."""
-        while self.mended:
+        """Run `stage` on the options, with corrected flags after an error. None if no flag avoids the error."""
+        while self.correctable:
             try:
                 return stage(self.opt)
             except (ValueError, OSError) as error:
-                self.add(str(error), getattr(error, "mend", ()))
+                self.add(str(error), flags_of(error))
         return None
 
-    def add(self, problem: str, mend: Sequence[str]) -> None:
-        """Note a problem, and change the command by the flags that mend it."""
+    def add(self, problem: str, flags: Sequence[str]) -> None:
+        """Record a problem and put the `flags` that avoid it into the command."""
         self.problems.append(problem)
-        command = replaced(self.command, mend)
+        command = replaced(self.command, flags)
         if command == self.command:
-            self.mended = False
+            self.correctable = False
             return
         try:
             self.opt = self.parse(command)
-        except ValueError as error:  # a run that goes on may not take the flags that mend it, or only with another
-            more = [flag for flag in getattr(error, "mend", ()) if flag not in mend]
+        except ValueError as error:  # a resumed run may refuse these flags, or need --override with them
+            more = [flag for flag in flags_of(error) if flag not in flags]
             if more:
-                self.add(str(error), [*mend, *more])
+                self.add(str(error), [*flags, *more])
             else:
                 self.problems.append(str(error))
-                self.mended = False
+                self.correctable = False
             return
         self.command, self.loader = command, None
 
@@ -137,8 +139,13 @@ class DryRun:
             return 0
         report("\n".join(["Not ready:", *(f"  {problem}" for problem in self.problems)]))
         command = f"{distributed.launcher()} train.py {shlex.join(self.command)}"
-        report(f"The mended command:\n  {command}" if self.mended else "No flag mends this.")
+        report(f"The corrected command:\n  {command}" if self.correctable else "No flag fixes this.")
         return 2
+
+
+def flags_of(error: Exception) -> list[str]:
+    """The flags that avoid an error; empty if it names no remedy."""
+    return error.flags() if isinstance(error, RemediedError) else []
 
 
 def replaced(command: Sequence[str], flags: Sequence[str]) -> list[str]:
@@ -170,8 +177,8 @@ def measure(opt: Options, loader: EpochLoader, resume: Resume) -> tuple[BaseMode
     start = resume(opt, model, optimization, epoch_size=len(loader.dataset))
     epochs = opt.n_epochs + opt.n_epochs_decay - start.epoch + 1
     if epochs < 1:
-        more = ["--n_epochs", str(start.epoch - opt.n_epochs_decay)]
-        raise DataError(nothing_left(opt, start.epoch - 1), mend=more)
+        remedy = {"n_epochs": start.epoch - opt.n_epochs_decay}
+        raise RemediedError(nothing_left(opt, start.epoch - 1), remedy=remedy)
     loader.sampler.set_epoch(start.epoch, skip=start.epoch_images)
     batch = next(iter(loader))
     try:
@@ -183,11 +190,10 @@ def measure(opt: Options, loader: EpochLoader, resume: Resume) -> tuple[BaseMode
     except RuntimeError as error:
         if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
             raise
-        mend = ["--batch_size", str(opt.batch_size // 2)] if opt.batch_size > 1 else []
-        raise DataError(
+        raise RemediedError(
             f"--batch_size {opt.batch_size}: memory does not suffice for a step ({error}): try a smaller one, a "
             "smaller --crop_size or --ngf.",
-            mend=mend,
+            remedy={"batch_size": opt.batch_size // 2} if opt.batch_size > 1 else None,
         ) from error
     if bad := [name for name, value in values.items() if not math.isfinite(value)]:
         raise ValueError(f"{', '.join(bad)}: not finite in the second step: lower --lr")
@@ -201,17 +207,19 @@ def measure(opt: Options, loader: EpochLoader, resume: Resume) -> tuple[BaseMode
 
 
 def check_sizes(opt: Options, model: BaseModel, loader: EpochLoader) -> None:
-    """Raise a DataError, with the flags that mend it, if the networks cannot take the pictures in their sizes."""
+    """Raise a RemediedError if the networks cannot take the images in their sizes."""
     sizes = {size for sizes in loader.dataset.sizes.values() for size in sizes}
     try:
         model.check_sizes(sizes)
     except ValueError as error:
         sides = (max(opt.crop_size // stride, 1) * stride for stride in STRIDES)
         fitting = next((side for side in sides if fits(model, side)), None)
-        mend = [] if fitting is None else ["--crop_size", str(fitting), "--load_size", str(max(opt.load_size, fitting))]
-        if mend and not opt.preprocess.endswith("crop"):
-            mend += ["--preprocess", "resize_and_crop"]
-        raise DataError(str(error), mend=mend) from error
+        remedy: dict[str, int | str] = {}
+        if fitting is not None:
+            remedy = {"crop_size": fitting, "load_size": max(opt.load_size, fitting)}
+            if not opt.preprocess.endswith("crop"):
+                remedy["preprocess"] = "resize_and_crop"
+        raise RemediedError(str(error), remedy=remedy) from error
     shown = ", ".join(f"{width}x{height}" for width, height in sorted(sizes)[:8])
     report(f"Sizes that the networks get, and take: {shown}{', ...' if len(sizes) > 8 else ''}")
 

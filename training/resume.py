@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from data.image_folder import DataError
 from models.base_model import BaseModel
 from models.weights import load_networks, no_weights
 from options.base_options import Options, from_portable, read_saved
@@ -20,6 +19,7 @@ from training.init_from import init_from
 from training.optimization import Optimization
 from util import distributed
 from util.checkpoint_files import OLD, WEIGHTS, checkpoint_label, complete_checkpoint
+from util.errors import RemediedError
 
 log = logging.getLogger(__name__)
 
@@ -152,7 +152,7 @@ def parse_options(argv: Sequence[str] | None, run_dir: Path, state: dict[str, An
     if changed := changed_flags(opt, saved):
         if not opt.override:
             message = f"--continue_train with other flags than before: {', '.join(changed)}"
-            raise DataError(f"{message}; leave them out or add --override", mend=["--override"])
+            raise RemediedError(f"{message}. Omit them, or override the saved ones.", remedy={"override": True})
         log.info("resuming with other flags: %s", ", ".join(changed))
     return opt
 

@@ -1,4 +1,4 @@
-"""Between RGB and CIE Lab, on any device, and the form in which networks see Lab."""
+"""Conversion between RGB and CIE Lab on any device, and the scaling of Lab for networks."""
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ XYZ_OF_RGB = torch.tensor(
     [[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169], [0.019334, 0.119193, 0.950227]],
     dtype=torch.float64,
 ) / torch.tensor([[0.95047], [1.0], [1.08883]], dtype=torch.float64)  # fmt: skip
-# L, a and b of the three cube roots (x, y, z), once 16 is taken from L.
+# L + 16, a and b from the three cube roots (x, y, z)
 LAB_OF_ROOTS = torch.tensor([[0.0, 116, 0], [500, -500, 0], [0, 200, -200]], dtype=torch.float64)
 BELOW = 0.008856  # of white: here CIE replaces the cube root by a line
 
@@ -22,7 +22,7 @@ def rgb_to_lab(rgb: Tensor) -> Tensor:
 
 
 def lab_to_rgb(lab: Tensor) -> Tensor:
-    """CIE Lab (..., 3, H, W) -> sRGB (..., 3, H, W) in [0, 1]; colors outside sRGB are clipped."""
+    """CIE Lab (..., 3, H, W) -> sRGB (..., 3, H, W) in [0, 1]; colors outside sRGB are clamped."""
     roots = _mix(LAB_OF_ROOTS.inverse(), lab + lab.new_tensor([16.0, 0, 0]).view(3, 1, 1)).clamp(min=0)
     xyz = torch.where(roots > BELOW ** (1 / 3), roots**3, (roots - 16 / 116) / 7.787)
     linear = _mix(XYZ_OF_RGB.inverse(), xyz).clamp(0, 1)
@@ -36,7 +36,7 @@ def split_lab(rgb: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def join_lab(L: Tensor, ab: Tensor) -> Tensor:
-    """The way back from `split_lab`: RGB (..., 3, H, W) in [-1, 1]."""
+    """Invert `split_lab`: RGB (..., 3, H, W) in [-1, 1]."""
     return lab_to_rgb(torch.cat([(L + 1) * 50, ab * 110], -3)) * 2 - 1
 
 

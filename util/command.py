@@ -7,22 +7,23 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from tqdm import tqdm
 
 from util import distributed
+from util.errors import RemediedError
 from util.signals import Output
 
 PACKAGES = ("train", "test", "scripts", "display", "training", "inference", "models", "data", "options", "util")
 
 
 class ConsoleHandler(logging.Handler):
-    """Writes to the present sys.stdout, above any progress bar."""
+    """Writes to the current sys.stdout, above any progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write a record. Unlike in logging's own handlers, an output that cannot be written to is an error."""
+        """Write a record. An output that cannot be written is an error here, unlike in logging's own handlers."""
         tqdm.write(self.format(record), file=sys.stdout)
 
 
@@ -38,10 +39,14 @@ def configure_logging() -> None:
             logger.propagate = False
 
 
-def run_command(main: Callable[[], int]) -> int:
+def run_command(main: Callable[[], int], *, arguments: Collection[str] | None = None) -> int:
     """Run a script's main and return its exit status. A ValueError or OSError becomes one message and status 2.
 
     --verbose shows the traceback. Only rank 0 prints, but every process prints its own errors.
+
+    Args:
+        main: returns the exit status.
+        arguments: the flags, without dashes, that a message may advise; None for all flags of train.py and test.py.
     """
     if isinstance(sys.stdout, io.TextIOWrapper) and isinstance(sys.stderr, io.TextIOWrapper):
         sys.stdout, sys.stderr = Output.like(sys.stdout), Output.like(sys.stderr)
@@ -57,7 +62,7 @@ def run_command(main: Callable[[], int]) -> int:
     except (ValueError, OSError) as error:
         if "--verbose" in sys.argv:
             traceback.print_exc()
-        print(f"{who}: error: {error}", file=sys.stderr)
+        print(f"{who}: error: {with_advice(error, arguments)}", file=sys.stderr)
         status = 2
     except Exception:  # a bug: shown in full
         traceback.print_exc()
@@ -65,11 +70,22 @@ def run_command(main: Callable[[], int]) -> int:
     return status
 
 
+def with_advice(error: Exception, arguments: Collection[str] | None = None) -> str:
+    """The message of `error`, followed by the flags that avoid it if all of them are among `arguments` (None: any)."""
+    message = str(error)
+    if not isinstance(error, RemediedError) or not error.remedy:
+        return message
+    if arguments is not None and not error.remedy.keys() <= set(arguments):
+        return message
+    separator = "\n" if "\n" in message else " "
+    return f"{message}{separator}{error.advice()}"
+
+
 @contextlib.contextmanager
 def writing(flag: str, folder: Path) -> Iterator[None]:
-    """Let an OSError from writing into `folder` name the path and the `flag` that chose it, which a full disk does not.
+    """Make an OSError from writing into `folder` name the path and the `flag` that chose it; a full disk names neither.
 
-    Errors about other places, and of servers (ConnectionError), stay as they are.
+    Errors about other places and of servers (ConnectionError) stay as they are.
     """
     try:
         yield
