@@ -28,7 +28,8 @@ class Machine:
     """A machine on which the step `index` with so many threads takes `cost(index, threads)` seconds."""
 
     def __init__(self, cost: Cost, candidates: list[int], start: int | None = None):
-        self.cost, self.now = cost, 0.0
+        self.cost, self.now, self.computed = cost, 0.0, 0.0
+        self.share = 1.0  # of the time in which the main thread has a core
         self.used: list[int] = []
         self.lines: list[str] = []
         self.set_to = max(candidates)
@@ -37,8 +38,9 @@ class Machine:
     def new_chooser(self, candidates: list[int], start: int | None = None) -> ThreadChooser:
         """A chooser as in a process that has just started on this machine."""
         return ThreadChooser(
-            candidates, start=start, clock=lambda: self.now, set_threads=self.set, report=self.lines.append
-        )
+            candidates, start=start, clock=lambda: self.now, cpu_clock=lambda: self.computed,
+            set_threads=self.set, report=self.lines.append,
+        )  # fmt: skip
 
     def set(self, threads: int) -> None:
         self.set_to = threads
@@ -49,7 +51,9 @@ class Machine:
             assert self.set_to == self.chooser.threads
             self.used.append(self.set_to)
             with self.chooser.timed({"A": torch.empty(images, 3, 2, 2), "A_paths": ["a.png"] * images}):
-                self.now += self.cost(len(self.used) - 1, self.set_to) * images / 4
+                seconds = self.cost(len(self.used) - 1, self.set_to) * images / 4
+                self.now += seconds
+                self.computed += seconds * self.share
         return self.used
 
 
@@ -76,6 +80,21 @@ def test_a_search_that_starts_with_one_thread_goes_up(costs, best):
     machine.run(100)
     assert set(machine.used[: WARMUP + TIMED]) == {1} and machine.used[WARMUP + TIMED] == 2
     assert set(machine.used[2 * (WARMUP + TIMED) :]) == {best}
+
+
+def test_no_search_goes_up_while_others_wait_for_cores():
+    machine = Machine(lambda index, threads: QUIET[threads], [1, 2], start=1)
+    machine.share = 0.6
+    assert set(machine.run(1000)) == {1}
+    machine.share = 1.0
+    assert set(machine.run(50)[-20:]) == {2}
+
+
+def test_steps_that_suddenly_take_ages_are_not_waited_for():
+    machine = Machine(lambda index, threads: {1: 17.0, 2: 12.0 if index < 50 else 2000.0}[threads], [1, 2])
+    machine.share = 0.4
+    machine.run(200)
+    assert machine.used[50:].count(2) == 2
 
 
 def test_a_hopeless_number_of_threads_costs_one_step():
@@ -168,6 +187,7 @@ def test_a_chooser_restored_anywhere_goes_on_like_one_that_was_not(seed, tmp_pat
         return phases[min(index // 60, 5)][threads]
 
     whole, broken = Machine(cost, candidates), Machine(cost, candidates)
+    whole.share = broken.share = rng.choice([0.5, 1.0])
     whole.run(400)
     while len(broken.used) < 400:
         torch.save(broken.chooser.state_dict(), tmp_path / "state.pth")
@@ -177,7 +197,7 @@ def test_a_chooser_restored_anywhere_goes_on_like_one_that_was_not(seed, tmp_pat
         broken.run(min(rng.choice([1, 2, 7, 30]), 400 - len(broken.used)))
     assert broken.used == whole.used and broken.lines == whole.lines
     assert broken.chooser.state_dict() == whole.chooser.state_dict()
-    assert len(set(whole.used)) > 1
+    assert len(set(whole.used)) > 1, "or nothing is tested"
 
 
 @pytest.mark.parametrize(("saved", "now"), [([1], [2]), ([2], [1]), ([1, 2, 4, 8], [1, 2])])
@@ -228,7 +248,7 @@ def test_a_run_stopped_while_it_measures_ends_like_one_that_was_not(two_threads,
         def choose(*arguments: object, **keywords: object) -> ThreadChooser:
             torch.set_num_threads(2)
             readings = itertools.accumulate(BUSY[torch.get_num_threads()] for _ in itertools.count())
-            return Measured([1, 2], clock=lambda: next(readings))
+            return Measured([1, 2], clock=lambda: next(readings), cpu_clock=lambda: 0.0)
 
         return choose
 

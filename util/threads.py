@@ -23,11 +23,14 @@ WARMUP = 1  # untimed steps after a change: oneDNN creates its kernels again for
 TIMED = 3  # timed steps for each number of threads
 WINDOW = 8  # steps whose median is the step time between two searches
 SLOWER = 1.5  # a step time of so many times the known one starts a search, or ends the trial of a number of threads
-HOPELESS = 3.0  # the same for untimed steps
+# The same for untimed steps, and for two steps in a row. Beside three busy processes, a step with two threads can take
+# a hundred times as long, and it cannot be interrupted.
+HOPELESS = 3.0
+FREE = 0.9  # share of the time in which this thread has a core; below it, others wait for cores too
 # The next search starts after so many times the duration of the last one, since the step time of one thread does not
 # show when a machine becomes quiet again. It doubles after each search that changes nothing.
 PATIENCE = 20.0
-SAVED = ("threads", "best", "started", "step_time", "times", "direction", "searched", "settled", "patience")
+SAVED = ("threads", "best", "started", "step_time", "times", "shares", "direction", "searched", "settled", "patience")
 
 
 class ThreadChooser:
@@ -35,7 +38,7 @@ class ThreadChooser:
 
     The first search starts at `start` and moves up, or else down, as long as that is faster. The fastest number stays
     until steps take `SLOWER` times as long, which starts a search downward, or until `PATIENCE` runs out, which starts
-    one upward and then downward.
+    one upward and then downward. No search goes upward while this thread has to wait for a core.
 
     Losses and weights depend on the number of threads in their last bits. Only the state and the measured times decide
     it, so a resumed run is bit-identical to an uninterrupted run with the same measured times.
@@ -45,6 +48,7 @@ class ThreadChooser:
             nothing is measured, set or saved.
         start: the first candidate to try; None takes the last one, which torch uses already.
         clock: returns seconds.
+        cpu_clock: returns the CPU time of this thread in seconds.
         set_threads: sets the number of threads of the following steps.
         report: receives a message for the user.
 
@@ -58,17 +62,19 @@ class ThreadChooser:
         *,
         start: int | None = None,
         clock: Callable[[], float] = time.perf_counter,
+        cpu_clock: Callable[[], float] = time.thread_time,
         set_threads: Callable[[int], None] = torch.set_num_threads,
         report: Callable[[str], None] = log.info,
     ):
         self.candidates = list(candidates)
-        self.clock, self.set_threads, self.report = clock, set_threads, report
+        self.clock, self.cpu_clock, self.set_threads, self.report = clock, cpu_clock, set_threads, report
         most = max(candidates, default=0)
         self.threads = self.best = self.started = most if start is None else start
         if self.threads != most:
             set_threads(self.threads)
         self.step_time: float | None = None  # with `best` threads, in seconds for each element of a batch
         self.times: list[float] = []  # of the steps since the last change
+        self.shares: list[float] = []  # of these times, in which this thread had a core
         self.direction = -1 if self.threads == most else 1  # of a search through the candidates; 0 between searches
         self.searched = 0.0  # seconds that the last search took
         self.settled = 0.0  # seconds of steps since then
@@ -80,17 +86,17 @@ class ThreadChooser:
 
         Batches of other sizes are compared by the number of elements of their tensors.
         """
-        since = self.clock()
+        since, computed = self.clock(), self.cpu_clock()
         yield
         if len(self.candidates) > 1:
             size = sum(value.numel() for value in batch.values() if isinstance(value, Tensor))
-            self._record(self.clock() - since, size)
+            self._record(self.clock() - since, self.cpu_clock() - computed, size)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values from which a resumed run continues as this one would."""
         if not self.candidates:
             return {}
-        return {name: getattr(self, name) for name in SAVED} | {"times": list(self.times)}
+        return {name: getattr(self, name) for name in SAVED} | {"times": list(self.times), "shares": list(self.shares)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned.
@@ -109,12 +115,13 @@ class ThreadChooser:
             return
         for name in SAVED:
             setattr(self, name, state[name])
-        self.times = list(self.times)
+        self.times, self.shares = list(self.times), list(self.shares)
         self.candidates = sorted({*self.candidates, self.threads, self.best, self.started})
         self.set_threads(self.threads)
 
-    def _record(self, seconds: float, size: int) -> None:
+    def _record(self, seconds: float, computed: float, size: int) -> None:
         self.times.append(seconds / size)
+        self.shares.append(computed / seconds)
         if self.direction:
             self.searched += seconds
             self._search()
@@ -124,19 +131,24 @@ class ThreadChooser:
 
     def _watch(self) -> None:
         """Start a search if steps have become slower and fewer threads may help, or if PATIENCE has run out."""
-        del self.times[:-WINDOW]
-        if len(self.times) < WINDOW:
-            return
-        now = statistics.median(self.times)
+        del self.times[:-WINDOW], self.shares[:-WINDOW]
         assert self.step_time is not None, "a search has come before"
-        slowed_down = now > SLOWER * self.step_time and self.best > self.candidates[0]
-        overdue = self.settled > self.patience * self.searched
-        if slowed_down or overdue:
-            self.started, self.step_time, self.searched = self.best, now, 0.0
-            self.direction = -1 if slowed_down else 1
-            self._try_next()
-        else:
-            self.step_time = min(self.step_time, now)
+        fewer = self.best > self.candidates[0]
+        last_two = min(self.times[-2:])
+        if fewer and len(self.times) > 1 and last_two > HOPELESS * self.step_time:
+            self._start_search(-1, last_two)
+        elif len(self.times) == WINDOW:
+            now = statistics.median(self.times)
+            if fewer and now > SLOWER * self.step_time:
+                self._start_search(-1, now)
+            elif self.settled > self.patience * self.searched and (fewer or self._may_use_more()):
+                self._start_search(1, now)
+            else:
+                self.step_time = min(self.step_time, now)
+
+    def _start_search(self, direction: int, step_time: float) -> None:
+        self.started, self.step_time, self.searched, self.direction = self.best, step_time, 0.0, direction
+        self._try_next()
 
     def _search(self) -> None:
         """Compare the number of threads on trial with the best one, once it has been timed."""
@@ -153,11 +165,14 @@ class ThreadChooser:
 
     def _try_next(self) -> None:
         """Try the next candidate after the best one."""
-        index = self.candidates.index(self.best) + self.direction
-        if 0 <= index < len(self.candidates):
-            self._use(self.candidates[index])
+        if self._may_use_more() if self.direction > 0 else self.best > self.candidates[0]:
+            self._use(self.candidates[self.candidates.index(self.best) + self.direction])
         else:
             self._turn()
+
+    def _may_use_more(self) -> bool:
+        """Whether there are candidates above the best one, which the last steps used, and idle cores for them."""
+        return self.best < self.candidates[-1] and statistics.median(self.shares) > FREE
 
     def _turn(self) -> None:
         """Search downward if more threads were not faster, else end the search."""
@@ -174,7 +189,7 @@ class ThreadChooser:
         self._use(self.best)
 
     def _use(self, threads: int) -> None:
-        self.times = []
+        self.times, self.shares = [], []
         if threads != self.threads:
             self.threads = threads
             self.set_threads(threads)
