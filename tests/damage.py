@@ -186,7 +186,7 @@ def outcome(damaged: Damaged) -> str:
 
 
 def main(count: int, seed: int) -> None:
-    """Damage and read `count` files. Prints counts by kind and outcome, the longest time and the peak memory."""
+    """Damage and read `count` files. Prints the count of each kind and outcome, the longest time and peak memory."""
     ends: Counter[str] = Counter()
     slowest = 0.0
     with tempfile.TemporaryDirectory() as folder:

@@ -9,6 +9,7 @@ from data import create_dataset
 from data.image_folder import DataError, list_images
 from models import create_model
 from options.train_options import TrainOptions
+from tests.helpers import build_training_model
 from util.color import join_lab, lab_to_rgb, rgb_to_lab, split_lab
 
 # sRGB -> CIE Lab for D65, 2 degrees
@@ -80,9 +81,7 @@ def test_lab_has_its_own_direction_and_channels(tiny_data, flags, message):
 
 def test_colorization_shows_rgb_and_learns_ab(paired_data):
     opt = options(paired_data, "--model", "colorization")
-    torch.manual_seed(0)
-    model = create_model(opt)
-    model.prepare_training(opt)
+    model = build_training_model(opt)
     batch = next(iter(create_dataset(opt)))
     assert {label: image.shape[1] for label, image in model(batch).items()} == {
         "real_A": 1, "fake_B_rgb": 3, "real_B_rgb": 3,

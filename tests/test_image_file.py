@@ -155,8 +155,8 @@ def test_values_outside_the_range_are_clipped(tmp_path):
         ([-0.5, 1], "float64", r"holds float64 values from -0\.5 to 1, "),
         ([-1000, 3000], "int16", r"holds int16 values from -1000 to 3000, "),
         ([0, 1], "int64", r"holds int64 values from 0 to 1, "),
-        ([0, np.nan], "float32", r"holds .* non-finite"),
-        ([0, np.inf], "float16", r"holds .* non-finite"),
+        ([0, np.nan], "float32", r"holds non-finite values"),
+        ([0, np.inf], "float16", r"holds non-finite values"),
     ],
 )
 def test_an_unknown_range_is_an_error(numbers, dtype, message, tmp_path):

@@ -87,7 +87,7 @@ def test_jpegs_have_high_quality_and_color_in_full_resolution(fmt, tmp_path):
     save_image(image, tmp_path / "a.jpg", fmt)
     with Image.open(tmp_path / "a.jpg") as made:
         assert get_sampling(made) == 0  # 4:4:4
-        assert (Transform(preprocess="none")(made) - image).abs().mean() < 0.02  # 0.05 with quality 75
+        assert (Transform(preprocess="none")(made) - image).abs().mean() < 0.03  # 0.12 with quality 75, 0.36 with 4:2:0
 
 
 @pytest.mark.parametrize("channels", [1, 3])
