@@ -13,6 +13,7 @@ from PIL import Image, ImageOps
 from data.arrays import array_kind, array_size, read_array, upright
 from data.image_file import image_size, read_image
 from data.image_folder import DataError
+from tests.test_architecture import run_python
 
 
 def values(*shape, dtype="uint16"):
@@ -40,6 +41,12 @@ def write_png(
 
 def write_tiff(path: Path, array: np.ndarray, **keywords) -> None:
     tifffile.imwrite(path, array, **{"photometric": "minisblack", "metadata": None} | keywords)
+
+
+def test_libraries_that_are_slow_to_import_wait_for_a_file():
+    modules = run_python("import sys, train, datasets.combine_A_and_B, scripts.translate; print(*sys.modules)").split()
+    assert "data.arrays" in modules and "training.checkpoints" in modules
+    assert not {"tifffile", "filelock", "torchvision.transforms", "imagecodecs", "torchcodec"} & set(modules)
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])

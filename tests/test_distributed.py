@@ -297,9 +297,9 @@ def test_a_step_of_all_processes_has_the_pictures_of_one_process(size, processes
         return [order[i : i + sampler.batch_size] for i in range(0, len(order), sampler.batch_size)]
 
     whole = steps(batch_size=batch_size * processes)
-    parts = [steps(batch_size=batch_size, process=rank, processes=processes) for rank in range(processes)]
+    parts = [steps(batch_size=batch_size, rank=rank, world_size=processes) for rank in range(processes)]
     samplers = [
-        EpochSampler(dataset, shuffle=True, seed=1, batch_size=batch_size, process=rank, processes=processes)
+        EpochSampler(dataset, shuffle=True, seed=1, batch_size=batch_size, rank=rank, world_size=processes)
         for rank in range(processes)
     ]
     seen = skip
