@@ -97,3 +97,14 @@ def test_colorization_shows_rgb_and_learns_ab(paired_data):
 def test_colorization_needs_lab(tiny_data):
     with pytest.raises(ValueError, match="--dataset_mode colorization, which sets both"):
         create_model(options(tiny_data, "--model", "colorization", "--dataset_mode", "unaligned"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_conversions_compute_in_float32_under_autocast(dtype):
+    generator = torch.Generator().manual_seed(0)
+    rgb = (torch.rand(2, 3, 8, 8, generator=generator) * 2 - 1).to(dtype)
+    L, ab = split_lab(rgb.float())
+    expected = join_lab(L.to(dtype).float(), ab.to(dtype).float())
+    with torch.autocast("cpu", torch.bfloat16):
+        made = split_lab(rgb), join_lab(L.to(dtype), ab.to(dtype))
+    torch.testing.assert_close(made, ((L, ab), expected))
