@@ -1,6 +1,7 @@
 """Losses that are nan or infinite: the run stops, or goes back with a lower learning rate, and nothing bad is saved."""
 
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -33,6 +34,37 @@ def test_a_gpu_is_not_waited_for():
     with pytest.raises(NotFiniteError, match=r"^G is nan in the step on a.png$"):
         guard.check({"G": torch.ones((), device="cuda")}, ["b.png"])
     guard.settle()
+
+
+class OnGPU(torch.Tensor):
+    """A tensor that says it is on the second GPU."""
+
+    is_cuda = True
+    device = torch.device("cuda", 1)
+
+
+def test_the_copy_of_losses_is_awaited_on_their_own_device(monkeypatch):
+    """Also where another device is the current one, whose stream says nothing about the copy."""
+    calls = []
+
+    class Event:
+        def record(self, stream=None):
+            calls.append(f"recorded on {stream or 'cuda:0'}")
+            return self
+
+        def synchronize(self):
+            calls.append("waited")
+
+    def current_stream(device="cuda:0"):
+        return SimpleNamespace(record_event=lambda: Event().record(str(device)))
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", current_stream)
+    guard = LossGuard()
+    guard.check({"G": torch.tensor(1.0).as_subclass(OnGPU)}, ["a.png"])
+    assert calls == ["recorded on cuda:1"], "a GPU is not waited for"
+    guard.settle()
+    assert calls == ["recorded on cuda:1", "waited"]
 
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path):
