@@ -10,6 +10,9 @@ from PIL import Image
 from torch import nn
 from torch._dynamo.backends.common import aot_autograd
 from torch._functorch.compilers import nop
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import test
 import train
@@ -30,8 +33,8 @@ def attention_inputs() -> list[torch.Tensor]:
     return [torch.randn(size, generator=generator, dtype=torch.float64).requires_grad_() for size in sizes]
 
 
-def with_gradients(inputs: list[torch.Tensor]) -> list[torch.Tensor]:
-    out = attention.attend(*inputs)
+def with_gradients(inputs: list[torch.Tensor], attend=attention.attend) -> list[torch.Tensor]:
+    out = attend(*inputs)
     return [out, *torch.autograd.grad(out.sin().sum(), inputs)]
 
 
@@ -57,6 +60,56 @@ def test_attention_in_many_chunks_adds_up_in_float32(monkeypatch):
 def test_attention_in_chunks_can_be_differentiated_twice(monkeypatch):
     monkeypatch.setattr(attention, "LARGEST_MAP", 1)
     assert torch.autograd.gradgradcheck(attention.attend, [x[:1, :3] for x in attention_inputs()])
+
+
+class LargeTensors(TorchDispatchMode):
+    """Records the shapes of tensors that operations make, forward and backward, from so many elements on."""
+
+    def __init__(self, elements: int):
+        super().__init__()
+        self.elements = elements
+        self.shapes: list[tuple[int, ...]] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        made = [leaf for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor)]
+        self.shapes += [tuple(tensor.shape) for tensor in made if tensor.numel() >= self.elements]
+        return out
+
+
+@pytest.mark.parametrize(("way", "builds"), [("plain", True), ("chunks", False), ("fused", False)])
+def test_only_the_plain_way_builds_the_attention_map(way, builds, monkeypatch):
+    """The others take memory that grows with the number of positions, not with its square."""
+    if way == "fused":
+        monkeypatch.setattr(attention, "attend", attention.attend_fused)
+    if way == "chunks":
+        monkeypatch.setattr(attention, "LARGEST_MAP", 1)
+        monkeypatch.setattr(attention, "CHUNK", 2**12)
+    block, x = attention.SelfAttention2d(16), torch.randn(1, 16, 16, 16, requires_grad=True)
+    torch.nn.init.ones_(block.gamma)
+    positions = 16 * 16
+    with LargeTensors(positions**2) as large:
+        block(x).sum().backward()
+    assert x.grad is not None
+    assert bool(large.shapes) == builds, large.shapes
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_fused_attention_is_attention(dtype, tolerance):
+    """The branch of GPUs, whose kernels have counterparts on CPUs."""
+    inputs = [x.detach().to(dtype).requires_grad_() for x in attention_inputs()]
+    exact = [x.detach().double().requires_grad_() for x in inputs]
+    fused, plain = with_gradients(inputs, attention.attend_fused), with_gradients(inputs, attention.attend_plain)
+    for made, other, expected in zip(fused, plain, with_gradients(exact, attention.attend_plain), strict=True):
+        assert made.dtype == other.dtype == dtype and made.shape == other.shape
+        scale = expected.abs().max()
+        assert (made.double() - expected).abs().max() < tolerance * scale
+        assert (other.double() - expected).abs().max() < tolerance * scale
+
+
+def test_fused_attention_can_be_differentiated_twice_by_its_plain_kernel():
+    with sdpa_kernel(SDPBackend.MATH):
+        assert torch.autograd.gradgradcheck(attention.attend_fused, [x[:1, :3] for x in attention_inputs()])
 
 
 def test_attention_in_chunks_keeps_no_map():
