@@ -1,6 +1,10 @@
 """Figures against values computed by scikit-image 0.25, and on pictures where they are known."""
 
+import itertools
+import math
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -9,8 +13,8 @@ from PIL import Image
 from data.image_file import image_size
 from scripts.score_earth import load, score
 from scripts.score_earth import main as score_earth
-from training.metrics import mean_absolute_error, ssim
-from util.paths import BUNDLED
+from training.metrics import mean_absolute_error, psnr, ssim
+from util.paths import BUNDLED, ROOT
 
 
 def earth(folder: str) -> torch.Tensor:
@@ -28,6 +32,38 @@ def test_a_picture_equals_itself():
     assert mean_absolute_error(pictures, pictures).tolist() == [0, 0]
     assert mean_absolute_error(pictures, pictures - 1 / 127.5).tolist() == pytest.approx([1, 1], abs=1e-3)
     assert ssim(pictures[..., :6], pictures[..., :6]).tolist() == pytest.approx([1, 1])
+
+
+@pytest.mark.parametrize(
+    ("side", "window", "sigma"), [(11, 11, 1.5), (8, 7, 0.9), (7, 7, 0.9), (2, 1, 1.0), (1, 1, 1.0)]
+)
+def test_ssim_by_its_definition(side, window, sigma):
+    """Weighted means and variances in every window, written out."""
+    x, y = torch.rand(2, 1, 1, side, side, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 2 - 1
+    distance = torch.arange(window, dtype=torch.float64) - window // 2
+    weights = torch.exp(-(distance[:, None] ** 2 + distance**2) / (2 * sigma**2))
+    weights /= weights.sum()
+    values = []
+    for top, left in itertools.product(range(side - window + 1), repeat=2):
+        a, b = (z[0, 0, top : top + window, left : left + window] + 1 for z in (x, y))  # in 0..2
+        mean_a, mean_b = (weights * a).sum(), (weights * b).sum()
+        var_a, var_b = (weights * (a - mean_a) ** 2).sum(), (weights * (b - mean_b) ** 2).sum()
+        covariance = (weights * (a - mean_a) * (b - mean_b)).sum()
+        c1, c2 = (0.01 * 2) ** 2, (0.03 * 2) ** 2
+        above = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
+        values.append(above / ((mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2)))
+    assert ssim(x, y).item() == pytest.approx(torch.stack(values).mean().item(), abs=1e-9)
+
+
+def test_psnr_by_its_definition():
+    truth = torch.zeros(2, 3, 4, 4)
+    images = torch.stack([truth[0] + 2 / 255, truth[1]])
+    assert psnr(images, truth).tolist() == [pytest.approx(20 * math.log10(255), abs=1e-3), math.inf]
+
+
+def test_scripts_do_without_torchmetrics_until_they_score():
+    code = "import sys, train, test; sys.exit('torchmetrics' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
 def test_results_that_are_none_of_the_bundled_pictures_are_named(tmp_path):

@@ -9,7 +9,6 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from models.base_model import BaseModel
 from tests.helpers import random_batch, training_model
 from training.optimization import update_average
 from training.schedules import make_scheduler
@@ -73,16 +72,10 @@ def test_ema_ramps_up_averages_statistics_and_takes_counters_over():
     torch.testing.assert_close(average.weight.data, torch.full((2,), 0.5 * 2.8 + 0.5 * 3))
 
 
-def scaled_model(*flags: str, **scale: float) -> BaseModel:
-    """A model whose losses are scaled, as fp16 does on GPUs."""
-    model = training_model(*flags)
-    model.optimization.scaler = torch.amp.GradScaler("cpu", **scale)
-    return model
-
-
 def test_several_steps_of_a_discriminator_update_the_scale_in_between():
     """GradScaler refuses to step an optimizer twice without an update of the scale."""
-    model = scaled_model("--model", "sagan", "--netG", "sagan", "--netD", "sagan", "--d_steps", "3", growth_interval=1)
+    model = training_model("--model", "sagan", "--netG", "sagan", "--netD", "sagan", "--d_steps", "3")
+    model.optimization.scaler = torch.amp.GradScaler("cpu", growth_interval=1)
     scales = []
     update = model.optimization.scaler.update
     model.optimization.scaler.update = lambda: update() or scales.append(model.optimization.scaler.get_scale())
