@@ -331,6 +331,23 @@ def test_every_process_has_a_gpu(gpu_ids, device, message, monkeypatch):
         assert select_device("auto", gpu_ids) == torch.device(device)
 
 
+SHUTDOWN = """
+import torch
+import torch.distributed as dist
+
+from util import distributed
+
+for _ in range(100):
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    dist.all_reduce(torch.ones(1000))  # the last to refer to the tensor may be a thread of gloo
+    distributed.shutdown()
+"""
+
+
+def test_shutdown_does_not_wait_for_a_thread_that_waits_for_it():
+    subprocess.run([sys.executable, "-c", SHUTDOWN], cwd=ROOT, env=ONE_THREAD, timeout=120, check=True)
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     what, *words = sys.argv[1:]

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.torch_version import TorchVersion
 
 # The others notice at once when a process is killed, since its connections close. The timeout is for a process that
 # hangs or a machine that is gone. It has to be longer than rank 0 takes to write a checkpoint to a slow disk.
@@ -75,8 +76,17 @@ def setup_alone() -> None:
 
 def shutdown() -> None:
     """Leave the process group."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    if not dist.is_initialized():
+        return
+    backend = None
+    if TorchVersion(torch.__version__) < "2.8":
+        # destroy_process_group holds the GIL while it joins gloo's threads, and these may wait for the GIL to free a
+        # tensor: a deadlock (https://github.com/pytorch/pytorch/pull/154976). Deleting the backend, which ends the
+        # threads, releases the GIL.
+        assert dist.group.WORLD is not None
+        backend = dist.group.WORLD._get_backend(torch.device("cpu"))
+    dist.destroy_process_group()
+    del backend
 
 
 def broadcast(model: nn.Module) -> None:
