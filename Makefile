@@ -4,7 +4,7 @@ VENV ?= .venv
 VENV_OLDEST ?= .venv-oldest
 
 python := $(VENV)/bin/python
-oldest := networks models losses optimization weights init_from infer sagan continue decoders cli
+oldest := networks models losses optimization weights init_from infer sagan continue distributed decoders cli
 # Building visdom 0.2.4, the last version for Python 3.11, needs pkg_resources, which newer setuptools lack. Old and
 # new pip disagree on how to limit setuptools in an isolated build, so the build uses the version installed here.
 setuptools := "setuptools>=77,<81"
@@ -36,14 +36,14 @@ test: $(VENV)/installed-dev
 	$(python) -m ruff check
 	$(python) -m ruff format --check
 	$(python) -m mypy
-	$(python) -m pytest
+	$(python) -m pytest -n auto --dist loadfile
 
 # By hand, not in CI: it downloads gigabytes.
 test-oldest: $(VENV_OLDEST)/installed
 	$(VENV_OLDEST)/bin/python -m pytest $(oldest:%=tests/test_%.py)
 
 faults: $(VENV)/installed-dev
-	$(python) -m pytest -m faults
+	$(python) -m pytest -m faults -n auto --dist loadfile
 
 benchmarks: $(VENV)/installed
 	$(python) -m benchmarks
