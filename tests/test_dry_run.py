@@ -44,7 +44,7 @@ def test_a_run_that_can_start_is_ready_and_nothing_is_written(tiny_data, tmp_pat
         "  trainA/  5 images\n",
         "trainA: 5 of 5 images can be used: 3 PNG RGB, 2 JPEG RGB; 40x36 pixels\n",
         "netG_A: ",
-        "One step of 1 pictures: ",
+        "One step of 1 images: ",
         "An epoch of 5 steps: ",
         f"in {Path('checkpoints') / 'x'}, where ",
     ):
@@ -52,7 +52,7 @@ def test_a_run_that_can_start_is_ready_and_nothing_is_written(tiny_data, tmp_pat
     assert "--lr_G" not in done.stdout, "follows from --lr"
 
 
-def test_bad_flat_and_double_pictures_are_found(tiny_data, tmp_path, capsys):
+def test_bad_flat_and_double_images_are_found(tiny_data, tmp_path, capsys):
     shutil.copytree(tiny_data, tmp_path / "data")
     data = tmp_path / "data"
     Image.new("RGB", (40, 36), "red").save(data / "trainA" / "flat.png")
@@ -60,7 +60,7 @@ def test_bad_flat_and_double_pictures_are_found(tiny_data, tmp_path, capsys):
     shutil.copy(data / "trainA" / "0.png", data / "testA" / "copy.png")
     Image.open(data / "trainB" / "1.png").save(data / "testB" / "again.bmp")
     output = dry_run(capsys, "--dataroot", data, status=2)
-    assert "Look at 1 pictures of one colour:\n" in output and "flat.png" in output
+    assert "Look at 1 images of a single color:\n" in output and "flat.png" in output
     assert f"{data}/testA/copy.png has the bytes of {data}/trainA/0.png" in output
     assert f"{data}/testB/again.bmp has the pixels of {data}/trainB/1.png" in output
     assert "trainB: 5 of 6 images can be used" in output
@@ -216,7 +216,7 @@ def test_a_command_is_parsed_once_until_it_is_corrected():
     assert run.problems == ["too little", "too little still", "no 9 here"]
 
 
-def test_pictures_in_several_folders_are_named_by_what_they_share(tmp_path, capsys):
+def test_images_in_several_folders_are_named_by_what_they_share(tmp_path, capsys):
     for folder in ("trainA/x", "trainA/y", "trainB"):
         (tmp_path / folder).mkdir(parents=True)
         draw_shapes(folder, (40, 36)).save(tmp_path / folder / "0.png")
@@ -237,7 +237,7 @@ def test_of_several_processes_the_first_looks(flags, tiny_data, tmp_path):
         assert "  torchrun --nproc_per_node=2 train.py --dataroot" in output
     else:
         assert process.returncode == 0
-        assert output.count("One step of 2 pictures") == output.splitlines().count("ready") == 1
+        assert output.count("One step of 2 images") == output.splitlines().count("ready") == 1
     assert list(tmp_path.iterdir()) == []
 
 

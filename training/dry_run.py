@@ -1,4 +1,4 @@
-"""What train.py --dry_run does: look at all that a run needs, measure a step, write nothing."""
+"""The dry run of train.py --dry_run: check everything that a run needs, measure a step, write nothing."""
 
 import logging
 import math
@@ -40,12 +40,11 @@ STRIDES = (4, 8, 16, 32, 64, 128, 256, 512)
 def dry_run(argv: Sequence[str], parse: Parse, resume: Resume) -> int:
     """Check what `argv` asks train.py for, and print what is found, ending with "ready" or with a corrected command.
 
-    Of several processes the first does so. Its step leaves out what it takes to add up over all.
+    Of several processes, only rank 0 does so. Its step has no communication.
 
     Args:
-        parse: makes options of a command line.
-        resume: loads into a model, for so many pictures, what it starts from, and returns that position; raises
-            ValueError.
+        parse: parses a command line.
+        resume: `training.resume.resume` with its last arguments bound.
 
     Returns:
         The exit status: 0 if training would start, 2 if not.
@@ -63,7 +62,7 @@ def dry_run(argv: Sequence[str], parse: Parse, resume: Resume) -> int:
     loader = run.attempt(run.load)
     if loader is not None:
         log.info("Folders:\n%s", tree(Path(run.opt.dataroot)))
-        run.attempt(lambda opt: report_pictures(run, loader))
+        run.attempt(lambda opt: report_images(run, loader))
         measured = run.attempt(lambda opt: measure(opt, run.load(opt), resume))
         if measured is not None:
             run.attempt(lambda opt: report_disk(opt, *measured))
@@ -77,7 +76,7 @@ class DryRun:
 
     Args:
         argv: the words of the command line.
-        parse: makes options of a command line.
+        parse: parses a command line.
 
     Attributes:
         opt: the options of the command as corrected so far.
@@ -99,7 +98,7 @@ class DryRun:
                 raise
 
     def load(self, opt: Options) -> EpochLoader:
-        """The data that the command names, looked through once."""
+        """The data of the command, read once."""
         if self.loader is None:
             self.loader = create_dataset(opt)
         return self.loader
@@ -162,10 +161,10 @@ def replaced(command: Sequence[str], flags: Sequence[str]) -> list[str]:
 
 
 def measure(opt: Options, loader: EpochLoader, resume: Resume) -> tuple[BaseModel, Optimization]:
-    """Build the model as train.py does, run two steps on the next batch, print what the second takes.
+    """Build the model as train.py does, take two steps on the next batch, print the time and memory of the second.
 
     Raises:
-        ValueError: the networks do not take the pictures, memory does not suffice, or a loss is not finite.
+        ValueError: the networks do not accept the images, memory is not sufficient, or a loss is not finite.
     """
     torch.manual_seed(opt.seed)
     device = select_device(opt.device, opt.gpu_ids)
@@ -200,7 +199,7 @@ def measure(opt: Options, loader: EpochLoader, resume: Resume) -> tuple[BaseMode
     steps = math.ceil(len(loader.dataset) / loader.sampler.step_size(0))
     left = epochs * steps - start.epoch_images // loader.sampler.step_size(0)
     report(
-        f"{model.summary()}\nOne step of {len(batch['A'])} pictures: {seconds:.2f} s, {memory_taken(device)}. "
+        f"{model.summary()}\nOne step of {len(batch['A'])} images: {seconds:.2f} s, {memory_taken(device)}. "
         f"An epoch of {steps} steps: {duration(steps * seconds)}; all {epochs} to do: {duration(left * seconds)}."
     )
     return model, optimization
@@ -252,8 +251,8 @@ def duration(seconds: float) -> str:
     return f"{seconds:.1f} seconds"
 
 
-def report_pictures(run: DryRun, loader: EpochLoader) -> None:
-    """Read all pictures of training and testing; print counts, kinds, sizes, and what may be wrong with them."""
+def report_images(run: DryRun, loader: EpochLoader) -> None:
+    """Read all images for training and testing; print counts, kinds, sizes and possible problems."""
     train: list[Inspection] = []
     test: list[Inspection] = []
     root, phase = Path(run.opt.dataroot), run.opt.phase
@@ -266,13 +265,13 @@ def report_pictures(run: DryRun, loader: EpochLoader) -> None:
         if phase != "test" and folder.startswith(phase):
             test_folder = root / f"test{folder.removeprefix(phase)}"
             test += inspect_files(list_images(test_folder), check) if test_folder.is_dir() else []
-    errors = [picture.error for picture in train if picture.error]
+    errors = [image.error for image in train if image.error]
     if errors and not run.opt.skip_bad_images:
-        run.add(f"{len(errors)} pictures cannot be used:\n{listing(list(map(str, errors)))}", ["--skip_bad_images"])
+        run.add(f"{len(errors)} images cannot be used:\n{listing(list(map(str, errors)))}", ["--skip_bad_images"])
     notes = {
-        "pictures for testing that cannot be used": [str(picture.error) for picture in test if picture.error],
-        "pictures of one colour": [str(picture.path) for picture in train if picture.flat],
-        "pictures for testing that are for training too": duplicates(train, test),
+        "test images that cannot be used": [str(image.error) for image in test if image.error],
+        "images of a single color": [str(image.path) for image in train if image.flat],
+        "test images that are training images too": duplicates(train, test),
     }
     for title, entries in notes.items():
         if entries:
@@ -290,9 +289,9 @@ def report_disk(opt: Options, model: BaseModel, optimization: Optimization) -> N
     tensors = [*model.state_dict().values(), *(value for values in states for value in values.values())]
     size = sum(tensor.nbytes for tensor in tensors if isinstance(tensor, torch.Tensor))
     free = shutil.disk_usage(place).free
-    report(f"A save takes {size / 2**20:.0f} MiB in {run_dir}, where {free / 2**30:.1f} GiB are free.")
+    report(f"A checkpoint takes {size / 2**20:.0f} MiB in {run_dir}, where {free / 2**30:.1f} GiB are free.")
     if free < 2 * size:  # the old one stays until the new one is complete
-        raise OSError(f"--checkpoints_dir {opt.checkpoints_dir}: two saves do not fit there")
+        raise OSError(f"--checkpoints_dir {opt.checkpoints_dir}: two checkpoints do not fit there")
 
 
 def report_visdom(opt: Options) -> None:
