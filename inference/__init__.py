@@ -1,4 +1,4 @@
-"""Trained models at work: `Translator` turns images into images."""
+"""Inference with trained models. `Translator` is the public class."""
 
 from inference.translator import Translator
 

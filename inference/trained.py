@@ -21,7 +21,7 @@ from options.base_options import Options, read_saved
 from options.test_options import TestOptions
 from util.checkpoint_files import WEIGHTS, checkpoint_label
 
-NOT_TRANSLATING = ("colorization", "sagan")  # models whose generators do not turn images into images
+NOT_TRANSLATING = ("colorization", "sagan")  # models whose generator does not translate images
 
 
 @dataclass(frozen=True)
@@ -47,13 +47,18 @@ class Source:
         return self.file is None and direction != self.flags.get("direction", direction)
 
     def check_translates(self) -> None:
-        """Raise ValueError if the model does not turn images into images."""
+        """Raise ValueError if the generator of the model does not translate images."""
         if (model := self.flags.get("model")) in NOT_TRANSLATING:
             raise ValueError(f"a run of {model} does not translate images into images")
 
 
 def find_source(run_dir: Path, label: str, *, file: Path | None = None) -> Source:
-    """Find the options of a run in `run_dir`, or infer them from the weights of a checkpoint, or from one `file`.
+    """Find the options of a run, or infer them from the weights if none were saved.
+
+    Args:
+        run_dir: the folder of the run.
+        label: of the checkpoint: latest, the number of an epoch, or iter_N.
+        file: weights of a generator in `run_dir`, to use instead of the checkpoint.
 
     Raises:
         ValueError: `file` is not a generator, or the saved options are damaged.
@@ -70,7 +75,7 @@ def find_source(run_dir: Path, label: str, *, file: Path | None = None) -> Sourc
         if found := next((path for path in bare if path.is_file()), None):
             inferred = infer_network(read_weights(found))
             if found == bare[1]:
-                trained = {}  # a lone G was trained in the direction that is asked for
+                trained = {}  # without options, a lone G is assumed to be of the requested direction
     return Source(run_dir, label, file, trained | saved | inferred, inferred)
 
 
@@ -82,7 +87,7 @@ class Trained:
         opt: all options of test.py.
         run_dir, label, file: see Source.
         reverse: the requested direction is not the one the model was trained in.
-        inferred: a message about inferred flags; empty if there are none.
+        inferred: a message about the inferred flags; empty if there are none.
     """
 
     opt: Options
@@ -135,7 +140,7 @@ def find_trained(argv: Sequence[str] | None = None) -> Trained:
         opt = TestOptions().parse(argv, swap_channels(source.flags))
     text = f"inferred from the weights: {as_text(source.inferred)}" if source.inferred else ""
     if source.inferred and "no_dropout" not in source.inferred:
-        text += f"; dropout leaves no trace in them, they are used {'without' if opt.no_dropout else 'with'} it"
+        text += f"; weights do not show whether dropout was used: running {'without' if opt.no_dropout else 'with'} it"
     return Trained(opt, source.run_dir, source.label, file, reverse, text)
 
 

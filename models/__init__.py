@@ -9,5 +9,9 @@ if TYPE_CHECKING:
 
 
 def create_model(opt: Any) -> "BaseModel":
-    """Build the model that --model names, ready for inference, on the CPU, with fresh weights."""
+    """Create the model --model for inference, on the CPU, with random weights.
+
+    Raises:
+        ValueError: a flag does not suit the model.
+    """
     return find_class("models", opt.model)(opt)

@@ -1,4 +1,4 @@
-"""Differentiable augmentation of what a discriminator sees, for small sets of pictures."""
+"""Differentiable augmentation of the images that a discriminator sees, for small datasets."""
 
 from collections.abc import Iterable
 
@@ -8,16 +8,18 @@ from torch.nn import functional as F
 
 
 class DiffAugment:
-    """Random changes of images (B, C, H, W) in [-1, 1], to apply to real and fake ones alike before D judges them.
+    """Differentiable random augmentation, to apply to real and fake images alike before the discriminator.
 
-    Zhao et al. 2020, Differentiable Augmentation for Data-Efficient GAN Training, https://arxiv.org/abs/2006.10738.
-    Gradients pass through; the random numbers are torch's global ones.
+    Random numbers come from torch's global generator.
 
     Args:
-        policy: any of color, translation, cutout, which act in the order given; none = images stay as they are.
+        policy: any of color, translation and cutout, applied in this order; empty for no augmentation.
 
     Raises:
-        ValueError: another name.
+        ValueError: a name is unknown.
+
+    Reference: Zhao et al. 2020, Differentiable Augmentation for Data-Efficient GAN Training,
+    https://arxiv.org/abs/2006.10738.
     """
 
     def __init__(self, policy: Iterable[str]):
@@ -26,14 +28,14 @@ class DiffAugment:
             raise ValueError(f"policy={unknown[0]!r}: choose from {', '.join(AUGMENTATIONS)}")
 
     def __call__(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W), every image changed in its own way."""
+        """Augment images (B, C, H, W) in [-1, 1], each with random numbers of its own; the shape stays."""
         for name in self.policy:
             images = AUGMENTATIONS[name](images)
         return images
 
 
 def color(images: Tensor) -> Tensor:
-    """Brightness by up to +-0.5, saturation by a factor of 0 to 2, contrast of 0.5 to 1.5; may leave [-1, 1]."""
+    """Shift brightness by -0.5 to 0.5, scale saturation by 0 to 2 and contrast by 0.5 to 1.5; may leave [-1, 1]."""
     brightness, saturation, contrast = torch.rand(3, len(images), 1, 1, 1, device=images.device)
     images = images + (brightness - 0.5)
     images = torch.lerp(images.mean(1, keepdim=True), images, saturation * 2)
@@ -41,11 +43,11 @@ def color(images: Tensor) -> Tensor:
 
 
 def translation(images: Tensor) -> Tensor:
-    """Shift by up to an eighth of each side; what comes in is 0."""
+    """Shift by up to an eighth of each side; uncovered pixels become 0."""
     batch, _, height, width = images.shape
-    most = (round(height / 8), round(width / 8))
-    padded = F.pad(images, (most[1], most[1], most[0], most[0]))
-    shifts = [torch.randint(2 * limit + 1, (batch, 1), device=images.device) for limit in most]
+    limits = (round(height / 8), round(width / 8))
+    padded = F.pad(images, (limits[1], limits[1], limits[0], limits[0]))
+    shifts = [torch.randint(2 * limit + 1, (batch, 1), device=images.device) for limit in limits]
     rows, columns = (
         shift + torch.arange(side, device=images.device) for shift, side in zip(shifts, (height, width), strict=True)
     )
@@ -54,7 +56,7 @@ def translation(images: Tensor) -> Tensor:
 
 
 def cutout(images: Tensor) -> Tensor:
-    """Make a rectangle of half of each side 0, which may lie partly outside."""
+    """Set a rectangle of half of each side to 0; it may extend beyond the image."""
     inside = torch.ones((), dtype=torch.bool, device=images.device)
     for axis, side in ((2, images.shape[2]), (3, images.shape[3])):
         size = round(side / 2)

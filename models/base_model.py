@@ -1,4 +1,4 @@
-"""What all models share: their networks, what a training step is given, and what pages show."""
+"""The base class of models, and the interfaces between models, their optimization and the pages."""
 
 import copy
 from argparse import ArgumentParser
@@ -13,40 +13,42 @@ from torch import Tensor, nn
 from data.base_dataset import BaseDataset
 from models.image_pool import ImagePool
 from models.networks.attention import attention_blocks
+from util.errors import RemediedError
 
 Images = dict[str, Tensor]
 Losses = dict[str, Tensor]
 
 
 class Optimization(Protocol):
-    """What a model needs of a `training.optimization.Optimization`."""
+    """The part of `training.optimization.Optimization` that models call."""
 
     def add(self, name: str, nets: Iterable[nn.Module], *, lr: float) -> None:
-        """Create the optimizer `name` for the weights of `nets`."""
+        """Create the optimizer `name` for the weights of `nets`, with the initial learning rate `lr`."""
 
     def add_averages(self, model: nn.Module, *names: str) -> None:
-        """Keep moving averages of the named networks as children `{name}_ema`, if the run asks for them."""
+        """Keep moving averages of the named networks as children `{name}_ema`, if ema_decay is not 0."""
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """The context of a forward pass."""
+        """A context for forward passes in the precision of the run."""
 
     def backward(self, name: str, *losses: Tensor) -> None:
-        """Accumulate the gradients of losses for the weights of one optimizer alone."""
+        """Accumulate the gradients of losses (scalars) for the weights of one optimizer only."""
 
     def update(self, name: str) -> None:
-        """Step the optimizer `name`."""
+        """Step the optimizer `name` with the accumulated gradients."""
 
     def end_step(self) -> None:
-        """Update the averages; to call at the end of each training step."""
+        """Update the averages. A model calls it at the end of each training step."""
 
 
 @dataclass(frozen=True)
 class AttentionView:
-    """A network whose attention pages show.
+    """A network whose attention maps appear on pages.
 
-    net: with attention blocks or without.
-    over: label of the image to show its attention maps over.
-    inputs: from the images that `preview` returned, or `forward`, to the input of the network.
+    Attributes:
+        net: the network, with or without attention blocks.
+        over: label of the image under its attention maps.
+        inputs: returns the input of the network, given the images that `preview` or `forward` returned.
     """
 
     net: nn.Module
@@ -55,22 +57,30 @@ class AttentionView:
 
     @classmethod
     def on(cls, net: nn.Module, *labels: str) -> "AttentionView":
-        """The view of a network that takes the images `labels`, joined along the channels; shown over the last one."""
+        """The view of a network whose input is the images `labels`, concatenated by channel; the last one is shown."""
         return cls(net, labels[-1], lambda images: torch.cat([images[label] for label in labels], 1))
 
 
 class BaseModel(nn.Module):
-    """A set of networks, and how one training step is computed.
+    """A set of networks with a training step.
 
-    Every child module is a network, saved under its own name: netG_A is latest_net_G_A.pth. `__init__(opt)` builds what
-    inference needs and `prepare_training(opt, optimization)` the rest. A subclass writes these two, `forward` and
-    `step`.
+    Each child module is a network, and its name is the name of its file: netG_A is saved as latest_net_G_A.pth. A
+    subclass defines four methods. `__init__(opt)` builds the networks for inference, `prepare_training(opt,
+    optimization)` builds the rest, `forward` runs inference and `step` a training step.
+
+    Attributes:
+        results_title: title of the results page, a format string of the names of domains A and B.
+        test_dataset_mode: the default --dataset_mode of test.py, if it is not the one of training.
+        unused_flags: shared flags that the model does not read. The parser refuses them.
+        optimization: set by `prepare_training`.
+        pools: the image pools, by name. Checkpoints contain them.
+        mixes_images: training mixes pixels of different images (wgangp), so all images need one size.
     """
 
-    results_title = "{A} → {B}"  # of the results page, with the names of the domains filled in
-    test_dataset_mode = ""  # for test.py, where it is not the one of training
-    unused_flags: tuple[str, ...] = ()  # shared flags that this model does not read; the parser refuses them
-    mixes_images = False  # training mixes pixels of different images (wgangp), so they need one size
+    results_title = "{A} → {B}"
+    test_dataset_mode = ""
+    unused_flags: tuple[str, ...] = ()
+    mixes_images = False
 
     optimization: Optimization
 
@@ -80,22 +90,30 @@ class BaseModel(nn.Module):
 
     @staticmethod
     def modify_commandline_options(parser: ArgumentParser, is_train: bool) -> ArgumentParser:
-        """Add the model's own flags and defaults to the parser and return it."""
+        """Add the flags and defaults of the model to the parser and return it."""
         return parser
 
     def add_discriminators(self, opt: Any) -> None:
-        """Build the discriminators, if the model has any, on its device; testing shows their attention."""
+        """Build the discriminators, if the model has any, on its device. test.py shows their attention."""
 
     def prepare_training(self, opt: Any, optimization: Optimization) -> None:
-        """Build discriminators and losses, and add optimizers; subclasses call this first, on the training device."""
+        """Build discriminators and losses and add optimizers. The model is on its device; subclasses call super first.
+
+        Raises:
+            ValueError: flags do not suit the model.
+        """
         self.optimization = optimization
 
     def step(self, batch: dict) -> tuple[Losses, Images]:
-        """One training step on a batch of the loader. Returns losses (scalars) and images (B, C, H, W) in [-1, 1]."""
+        """Run a training step on a batch of the data loader.
+
+        Returns:
+            The losses (scalars) and the images (B, C, H, W) in [-1, 1] to show, by label.
+        """
         raise TypeError(f"{type(self).__name__} cannot be trained")
 
     def gammas(self) -> Losses:
-        """The gamma of each attention block, to log beside the losses: gamma_G_A_block5 and so on."""
+        """The gamma of each attention block, to log with the losses, by names such as gamma_G_A_block5."""
         return {
             f"gamma_{name.removeprefix('net')}_{stage}": block.gamma.detach()[0]
             for name, net in self.named_children()
@@ -104,14 +122,14 @@ class BaseModel(nn.Module):
         }
 
     def preview(self, images: Images) -> Images:
-        """The images (N, C, H, W) in [-1, 1] to show for a step that returned `images`.
+        """Turn the images that `step` returned into those to show: (N, C, H, W) in [-1, 1], by label.
 
-        Draws no random numbers. Of several processes only rank 0 calls it.
+        Only rank 0 calls it, so it must not draw random numbers.
         """
         return images
 
     def overview(self, dataset: BaseDataset) -> Images:
-        """Figures (C, H, W) in [-1, 1] of a whole dataset for the top of the results page: caption -> figure."""
+        """Figures of a whole dataset for the top of the results page: caption -> (C, H, W) in [-1, 1]."""
         return {}
 
     @property
@@ -120,15 +138,19 @@ class BaseModel(nn.Module):
         return next(self.parameters()).device
 
     def inputs(self, batch: dict, *names: str) -> list[Tensor]:
-        """The named images of a batch, (B, C, H, W) in [-1, 1], on the model's device."""
+        """The named tensors of a batch, such as images (B, C, H, W) in [-1, 1], on the device of the model.
+
+        Raises:
+            ValueError: the batch lacks one of them.
+        """
         if missing := [name for name in names if name not in batch]:
             raise ValueError(
-                f"{type(self).__name__} needs {', '.join(missing)} from its data: choose another --dataset_mode"
+                f"{type(self).__name__} needs {', '.join(missing)} in each sample: choose another --dataset_mode"
             )
         return [batch[name].to(self.device, non_blocking=True) for name in names]
 
     def summary(self, *, verbose: bool = False) -> str:
-        """A line for each network with its number of weights; with `verbose`, its layers."""
+        """A text with the number of weights of each network and, with `verbose`, its layers."""
         lines = []
         for name, net in self.named_children():
             weights = sum(parameter.numel() for parameter in net.parameters())
@@ -136,32 +158,36 @@ class BaseModel(nn.Module):
         return "\n".join([*lines, f"computing on {self.device}"])
 
     def example_input(self, name: str, size: tuple[int, int], *, batch_size: int = 1) -> Tensor:
-        """A blank input for the network `name`: (batch_size, C, height, width) for images of `size` (width, height)."""
+        """A blank input for the network `name`: (batch_size, C, height, width), where `size` is (width, height)."""
         channels = next(weight for weight in self.get_submodule(name).parameters() if weight.dim() == 4).shape[1]
         return torch.zeros(batch_size, channels, size[1], size[0])
 
     def check_sizes(self, sizes: Iterable[tuple[int, int]]) -> None:
-        """Raise ValueError if a network cannot take images of these (width, height).
+        """Check that the networks accept images of these sizes (width, height).
 
-        Only shapes are computed, and only for the sizes that `representatives` chooses.
+        The networks run on the meta device, which computes shapes only, and only on `representative_sizes`.
+
+        Raises:
+            ValueError: a network does not accept a size, or training needs images of one size.
         """
         sizes = sorted(set(sizes))
         if self.mixes_images and len(sizes) > 1:
             shown = ", ".join(f"{width}x{height}" for width, height in sizes[:3])
-            raise ValueError(
-                f"--gan_mode wgangp mixes real and fake images, but these have {len(sizes)} sizes: {shown}"
-                f"{', ...' if len(sizes) > 3 else ''}. Use --preprocess resize_and_crop or another --gan_mode"
+            raise RemediedError(
+                f"gan_mode='wgangp' mixes real and fake images, which have {len(sizes)} sizes here: {shown}"
+                f"{', ...' if len(sizes) > 3 else ''}. It needs images of one size; other modes do not.",
+                remedy={"preprocess": "resize_and_crop"},
             )
         for name, net in self.named_children():
-            shapes_only = copy.deepcopy(net).to("meta")
+            meta_net = copy.deepcopy(net).to("meta")
             advice = (
                 "use --preprocess resize_and_crop; --crop_size: multiples of 4 for ResNets, of 128 or 256 for U-Nets"
             )
             if name.startswith("netD"):
                 advice = "use larger ones, or fewer layers: --netD n_layers --n_layers_D 1"
-            for width, height in representatives(sizes, getattr(net, "stride", 1)):
+            for width, height in representative_sizes(sizes, getattr(net, "stride", 1)):
                 try:
-                    made = shapes_only(self.example_input(name, (width, height)).to("meta")).shape[2:]
+                    made = meta_net(self.example_input(name, (width, height)).to("meta")).shape[2:]
                 except (RuntimeError, ValueError) as error:
                     raise ValueError(
                         f"{name} cannot take images of {width}x{height} pixels: {advice} ({error})"
@@ -170,25 +196,30 @@ class BaseModel(nn.Module):
                     raise ValueError(f"{name} makes {made[1]}x{made[0]} pixels of {width}x{height}: {advice}")
 
     def sources(self, name: str, *, reverse: bool) -> list[str]:
-        """Labels of the files that may hold the weights of network `name`, best first.
+        """Labels of the files that may contain the weights of network `name`, best first.
 
-        `reverse` asks for the other direction than the run was trained in; ValueError if there is none.
+        Args:
+            name: of a child module, such as netG_A.
+            reverse: the requested direction is not the one of training.
+
+        Raises:
+            ValueError: the model has one direction only.
         """
         if reverse:
-            raise ValueError(f"{type(self).__name__} translates in one direction: leave out --direction")
+            raise ValueError(f"{type(self).__name__} translates in one direction only: omit --direction")
         return [name.removeprefix("net")]
 
     def attention_views(self) -> dict[str, AttentionView]:
-        """The networks, as far as they are built, whose attention pages show: name there -> view."""
+        """Views of the networks built so far whose attention maps appear on pages, by the name shown there."""
         return {}
 
 
-def representatives(sizes: Iterable[tuple[int, int]], stride: int) -> list[tuple[int, int]]:
-    """The sizes (width, height) that a network has to take so that it takes all of `sizes`.
+def representative_sizes(sizes: Iterable[tuple[int, int]], stride: int) -> list[tuple[int, int]]:
+    """Choose the sizes (width, height) that a network has to accept so that it accepts all of `sizes`.
 
-    What a network makes of a side depends on its remainder by the network's `stride`, and otherwise a longer side is
-    never worse. So it is enough to try the smallest of each remainder: by width, by height, and by the longer side,
-    which matters to instance norm, as it needs more than one position.
+    Whether a network accepts a size depends on the remainders of the sides modulo its stride. Among equal remainders, a
+    network that accepts a size accepts larger ones. So the smallest size of each class decides: by width, by height,
+    and by the longer side, since instance norm fails for a feature map of a single position.
     """
     alike: dict[tuple[int, int], list[tuple[int, int]]] = {}
     for width, height in sorted(sizes):

@@ -1,4 +1,4 @@
-"""Colours for grey pictures: pix2pix from lightness to colour, in Lab."""
+"""Colorization of gray images: pix2pix from lightness to color, in CIE Lab."""
 
 from argparse import ArgumentParser
 from typing import Any
@@ -9,14 +9,14 @@ from util.color import join_lab
 
 
 class ColorizationModel(Pix2PixModel):
-    """pix2pix from L (one channel) to ab (two channels) of CIE Lab; its pictures are shown as RGB.
+    """pix2pix from L (one channel) to ab (two channels) of CIE Lab, shown as RGB.
 
-    Isola et al. 2017, https://arxiv.org/abs/1611.07004.
+    Reference: Isola et al. 2017, https://arxiv.org/abs/1611.07004.
     """
 
     @staticmethod
     def modify_commandline_options(parser: ArgumentParser, is_train: bool) -> ArgumentParser:
-        """The flags of pix2pix, for the data set that splits pictures into L and ab."""
+        """Add the flags of pix2pix, by default with the dataset that splits images into L and ab."""
         parser = Pix2PixModel.modify_commandline_options(parser, is_train)
         parser.set_defaults(dataset_mode="colorization")
         return parser
@@ -24,13 +24,13 @@ class ColorizationModel(Pix2PixModel):
     def __init__(self, opt: Any) -> None:
         if (opt.input_nc, opt.output_nc) != (1, 2):
             raise ValueError(
-                f"--model colorization translates 1 channel, L, into 2, a and b, not --input_nc {opt.input_nc} into "
+                f"--model colorization translates 1 channel (L) to 2 (ab), but --input_nc is {opt.input_nc} and "
                 f"--output_nc {opt.output_nc}: use --dataset_mode colorization, which sets both"
             )
         super().__init__(opt)
 
     def preview(self, images: Images) -> Images:
-        """L as a grey picture, and L with the colours made and with the true ones, (B, 3, H, W) in [-1, 1]."""
+        """Return L as a gray image (B, 1, H, W), and L with fake and real ab as RGB (B, 3, H, W), all in [-1, 1]."""
         L = images["real_A"]
         return {
             "real_A": L,
@@ -39,5 +39,5 @@ class ColorizationModel(Pix2PixModel):
         }
 
     def attention_views(self) -> dict[str, AttentionView]:
-        """The generator alone: D takes L and ab, which no image shows."""
+        """Show the generator only: no image shows the input of the discriminator, L and ab."""
         return {"G": AttentionView.on(self.netG, "real_A")}

@@ -1,4 +1,4 @@
-"""CycleGAN: translation between two sets of pictures that need no pairs."""
+"""CycleGAN: translation between two domains, learned from unpaired images."""
 
 from argparse import ArgumentParser
 from typing import Any, NamedTuple
@@ -16,9 +16,9 @@ from util.paths import BUNDLED
 
 
 class Cycle(NamedTuple):
-    """One direction of a training step, without graph: images (B, C, H, W) in [-1, 1] and losses (scalars).
+    """One direction of a training step, detached: images (B, C, H, W) in [-1, 1] and losses (scalars).
 
-    `idt` and `loss_idt` are None when there is no identity loss.
+    `idt` and `loss_idt` are None without identity loss.
     """
 
     fake: Tensor
@@ -30,14 +30,17 @@ class Cycle(NamedTuple):
 
 
 class CycleGANModel(BaseModel):
-    """Unpaired A <-> B, Zhu et al. 2017, https://arxiv.org/abs/1703.10593.
+    """Unpaired translation between domains A and B.
 
-    G_A: A -> B (paper: G), G_B: B -> A (F); D_A judges B (D_Y), D_B judges A (D_X).
+    netG_A translates A to B (G in the paper), netG_B translates B to A (F). netD_A discriminates images of B (D_Y),
+    netD_B images of A (D_X).
+
+    Reference: Zhu et al. 2017, https://arxiv.org/abs/1703.10593.
     """
 
     @staticmethod
     def modify_commandline_options(parser: ArgumentParser, is_train: bool) -> ArgumentParser:
-        """No dropout, the earth pictures, and the weights of the cycle and identity losses."""
+        """Add the weights of the cycle and identity losses; by default no dropout and the bundled earth images."""
         parser.set_defaults(no_dropout=True, dataroot=str(BUNDLED / "earth"))
         if is_train:
             add_gan_flags(parser)
@@ -54,16 +57,20 @@ class CycleGANModel(BaseModel):
         self.netG_B = networks.define_G(opt, opt.output_nc, opt.input_nc)
 
     def add_discriminators(self, opt: Any) -> None:
-        """D_A, which judges B, and D_B, which judges A."""
+        """Build netD_A for images of B and netD_B for images of A."""
         self.netD_A = networks.define_D(opt, opt.output_nc).to(self.device)
         self.netD_B = networks.define_D(opt, opt.input_nc).to(self.device)
 
     def prepare_training(self, opt: Any, optimization: Optimization) -> None:
-        """Discriminators, losses, pools and optimizers."""
+        """Build discriminators, losses and image pools, and add optimizers.
+
+        Raises:
+            ValueError: the identity loss would compare images of different channels.
+        """
         super().prepare_training(opt, optimization)
         if opt.lambda_identity and opt.input_nc != opt.output_nc:
             raise ValueError(
-                f"the identity loss compares pictures of A and B, but --input_nc {opt.input_nc} and --output_nc "
+                f"the identity loss compares images of A and B, but --input_nc {opt.input_nc} and --output_nc "
                 f"{opt.output_nc} differ: add --lambda_identity 0"
             )
         self.lambda_A, self.lambda_B, self.lambda_identity = opt.lambda_A, opt.lambda_B, opt.lambda_identity
@@ -77,7 +84,7 @@ class CycleGANModel(BaseModel):
         optimization.add_averages(self, "netG_A", "netG_B")
 
     def forward(self, batch: dict) -> Images:
-        """Translate a batch in both directions and back: images (B, C, H, W) in [-1, 1]."""
+        """Translate a batch in both directions and back. Returns images (B, C, H, W) in [-1, 1] by label."""
         real_A, real_B = self.inputs(batch, "A", "B")
         fake_B, fake_A = self.netG_A(real_A), self.netG_B(real_B)
         return {
@@ -86,7 +93,7 @@ class CycleGANModel(BaseModel):
         }  # fmt: skip
 
     def step(self, batch: dict) -> tuple[Losses, Images]:
-        """The generators first, then the discriminators, which see fakes from the pools."""
+        """Update the generators, then the discriminators on fake images from the pools; see BaseModel."""
         real_A, real_B = self.inputs(batch, "A", "B")
         A = self.backward_cycle(real_A, self.netG_A, self.netG_B, self.netD_A, self.lambda_A)
         B = self.backward_cycle(real_B, self.netG_B, self.netG_A, self.netD_B, self.lambda_B)
@@ -108,11 +115,13 @@ class CycleGANModel(BaseModel):
         return without_none(losses) | self.gammas(), without_none(images)
 
     def backward_cycle(self, real: Tensor, net: nn.Module, back: nn.Module, netD: nn.Module, weight: float) -> "Cycle":
-        """Translate `real` (B, C, H, W) with `net`, and back; accumulate the gradients of the generators' losses.
+        """Translate images with `net` and back, and accumulate the gradients of the losses of both generators.
 
-        Called for one direction after the other, so that the graph of the first is freed before the second is built.
+        The two directions run one after the other, so that only one autograd graph is in memory.
 
         Args:
+            real: images (B, C, H, W) in [-1, 1].
+            net: the generator of this direction.
             back: the generator of the other direction.
             netD: the discriminator of the translations.
             weight: of the cycle loss and, times lambda_identity, of the identity loss.
@@ -130,14 +139,14 @@ class CycleGANModel(BaseModel):
         return Cycle(*images, loss_G, loss_cycle, loss_idt[0] if loss_idt else None)
 
     def backward_D(self, netD: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
-        """The loss of a discriminator, detached; its gradients are accumulated."""
+        """Accumulate the gradients of a discriminator. Returns its loss, detached."""
         with self.optimization.autocast():
             loss = self.gan_loss.discriminator(netD, real, fake)
         self.optimization.backward("D", loss)
         return loss.detach()
 
     def attention_views(self) -> dict[str, AttentionView]:
-        """The generators on real images, the discriminators on translations."""
+        """Show the generators on real images and the discriminators on translations."""
         views = {"G_A": AttentionView.on(self.netG_A, "real_A"), "G_B": AttentionView.on(self.netG_B, "real_B")}
         if hasattr(self, "netD_A"):
             views["D_A"] = AttentionView.on(self.netD_A, "fake_B")
@@ -145,11 +154,11 @@ class CycleGANModel(BaseModel):
         return views
 
     def sources(self, name: str, *, reverse: bool) -> list[str]:
-        """In the other direction, the two generators change places."""
+        """See BaseModel. In the other direction, A and B are swapped."""
         label = name.removeprefix("net")
         return [label.translate(str.maketrans("AB", "BA")) if reverse else label]
 
 
 def without_none(tensors: dict[str, Tensor | None]) -> dict[str, Tensor]:
-    """The entries that are there: without identity loss, some are not."""
+    """The entries that are not None."""
     return {name: tensor for name, tensor in tensors.items() if tensor is not None}

@@ -1,14 +1,16 @@
-"""A history of generated images for the discriminator."""
+"""A buffer of generated images for the discriminator."""
 
 import torch
 from torch import Tensor
 
 
 class ImagePool:
-    """Shows the discriminator older fakes half of the time, to steady it; Shrivastava et al. 2017, arXiv:1612.07828.
+    """A buffer of generated images, from which the discriminator gets older ones half of the time.
 
     Args:
-        size: images kept; 0 = none, every query returns the images it was given.
+        size: number of images; with 0, a query returns its images.
+
+    Reference: Shrivastava et al. 2017, arXiv:1612.07828.
     """
 
     def __init__(self, size: int = 50):
@@ -16,7 +18,7 @@ class ImagePool:
         self.images: list[Tensor] = []
 
     def query(self, images: Tensor) -> Tensor:
-        """Each of (B, C, H, W), or, with probability 1/2 once the pool is full, a stored one that it replaces."""
+        """Return images (B, C, H, W). Once the pool is full, each is swapped for a stored one with probability 1/2."""
         if self.size == 0:
             return images
         chosen = []

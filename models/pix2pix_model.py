@@ -1,4 +1,4 @@
-"""pix2pix: translation learned from pairs of pictures."""
+"""pix2pix: translation learned from paired images."""
 
 from argparse import ArgumentParser
 from typing import Any
@@ -14,14 +14,16 @@ from options import values
 
 
 class Pix2PixModel(BaseModel):
-    """Paired A -> B, Isola et al. 2017, https://arxiv.org/abs/1611.07004.
+    """Paired translation from A to B.
 
-    G: A -> B, close to the true B by the L1 distance; D judges A and B together, as one picture of all their channels.
+    netG translates A to B, with an L1 loss to the true B. netD discriminates pairs of A and B, concatenated by channel.
+
+    Reference: Isola et al. 2017, https://arxiv.org/abs/1611.07004.
     """
 
     @staticmethod
     def modify_commandline_options(parser: ArgumentParser, is_train: bool) -> ArgumentParser:
-        """U-Net, batch norm, pairs side by side; in training, the cross-entropy GAN and the weight of L1."""
+        """Add the weight of L1; by default a U-Net, batch norm, aligned data and the cross-entropy loss."""
         parser.set_defaults(norm="batch", netG="unet_256", dataset_mode="aligned")
         if is_train:
             add_gan_flags(parser)
@@ -35,11 +37,11 @@ class Pix2PixModel(BaseModel):
         self.netG = networks.define_G(opt, opt.input_nc, opt.output_nc)
 
     def add_discriminators(self, opt: Any) -> None:
-        """D, which judges A and B together."""
+        """Build netD for pairs of A and B."""
         self.netD = networks.define_D(opt, opt.input_nc + opt.output_nc).to(self.device)
 
     def prepare_training(self, opt: Any, optimization: Optimization) -> None:
-        """Discriminator, losses, pool and optimizers."""
+        """Build discriminator, losses and image pool, and add optimizers."""
         super().prepare_training(opt, optimization)
         self.lambda_L1 = opt.lambda_L1
         self.add_discriminators(opt)
@@ -51,16 +53,16 @@ class Pix2PixModel(BaseModel):
         optimization.add_averages(self, "netG")
 
     def forward(self, batch: dict) -> Images:
-        """Translate a batch: images (B, C, H, W) in [-1, 1], as they are shown."""
+        """Translate a batch. Returns the images to show, (B, C, H, W) in [-1, 1], by label."""
         return self.preview(self.translate(batch))
 
     def translate(self, batch: dict) -> Images:
-        """The two real pictures and the translation, (B, C, H, W) in [-1, 1], as the networks see them."""
+        """Translate a batch. Returns the images that the networks see, (B, C, H, W) in [-1, 1], by label."""
         real_A, real_B = self.inputs(batch, "A", "B")
         return {"real_A": real_A, "fake_B": self.netG(real_A), "real_B": real_B}
 
     def step(self, batch: dict) -> tuple[Losses, Images]:
-        """The discriminator first, which sees fakes from the pool, then the generator."""
+        """Update the discriminator on fake images from the pool, then the generator; see BaseModel."""
         with self.optimization.autocast():
             x = self.translate(batch)
             real_AB, fake_AB = (torch.cat([x["real_A"], x[label]], 1) for label in ("real_B", "fake_B"))
@@ -78,7 +80,7 @@ class Pix2PixModel(BaseModel):
         return losses | {f"D_{name}": loss for name, loss in terms.items()} | self.gammas(), x
 
     def attention_views(self) -> dict[str, AttentionView]:
-        """The generator on A; the discriminator on A and its translation."""
+        """Show the generator on A and the discriminator on A and its translation."""
         views = {"G": AttentionView.on(self.netG, "real_A")}
         if hasattr(self, "netD"):
             views["D"] = AttentionView.on(self.netD, "real_A", "fake_B")

@@ -1,4 +1,4 @@
-"""SAGAN: images from noise."""
+"""SAGAN: images generated from noise."""
 
 import itertools
 from argparse import ArgumentParser
@@ -14,18 +14,19 @@ from models.augment import DiffAugment
 from models.base_model import AttentionView, BaseModel, Images, Losses, Optimization
 from models.losses import add_gan_flags, create_gan_loss
 from options import values
+from util.errors import RemediedError
 from util.images import grid
 from util.paths import BUNDLED
 
-SAMPLES = 64  # in a grid
-FRAMES = 8  # from one sample to the next
+SAMPLES = 64  # in a grid, at most
+FRAMES = 8  # of an interpolation between two samples
 
 
 class SAGANModel(BaseModel):
-    """Self-attention GAN, Zhang et al. 2019, https://arxiv.org/abs/1805.08318, without classes.
+    """Self-attention GAN without classes: hinge loss, spectral normalization in both networks, two learning rates.
 
-    Hinge loss, spectral normalisation in both networks, and a faster discriminator (two time-scale update rule, Heusel
-    et al. 2017, arXiv:1706.08500).
+    Reference: Zhang et al. 2019, https://arxiv.org/abs/1805.08318; Heusel et al. 2017 (two time-scale update rule),
+    arXiv:1706.08500.
     """
 
     results_title = "samples"
@@ -34,24 +35,22 @@ class SAGANModel(BaseModel):
 
     @staticmethod
     def modify_commandline_options(parser: ArgumentParser, is_train: bool) -> ArgumentParser:
-        """The networks, rates and sizes of SAGAN at 64 px, on the bundled faces."""
+        """Add the flags of noise and discriminator steps; by default SAGAN at 64 pixels on the bundled faces."""
         parser.set_defaults(
             dataroot=str(BUNDLED / "peeps"), dataset_mode="single", load_size=None, crop_size=64,
             center_crop="max", netG="sagan", netD="sagan", attn_G="default", attn_D="default", spectral_norm_G=True,
             spectral_norm_D=True, init_type="orthogonal", init_gain=1.0,
         )  # fmt: skip
         add = parser.add_argument_group("sagan").add_argument
-        add(
-            "--z_dim", type=values.positive_int, default=128, help="length of the noise vectors that images are made of"
-        )
+        add("--z_dim", type=values.positive_int, default=128, help="length of the noise vectors")
         if is_train:
             add_gan_flags(parser)
             parser.set_defaults(
                 gan_mode="hinge", lr_G=1e-4, lr_D=4e-4, beta1=0.0, beta2=0.9, batch_size=64, ema_decay=0.999,
                 print_freq=1000, display_freq=5000, update_html_freq=5000, display_winsize=512,
             )  # fmt: skip
-            add("--d_steps", type=values.positive_int, default=1, help="updates of D a step, each with fresh fakes")
-            text = "random changes of all that D sees, for small sets: color,translation,cutout, or some of them"
+            add("--d_steps", type=values.positive_int, default=1, help="updates of D per step, each with new fakes")
+            text = "augment all images that D sees, for small datasets: color,translation,cutout or some of them"
             add("--diffaugment", default="none", help=text)
         else:
             parser.set_defaults(eval=True)
@@ -63,11 +62,11 @@ class SAGANModel(BaseModel):
         self.netG = networks.define_noise_G(opt, opt.input_nc)
 
     def add_discriminators(self, opt: Any) -> None:
-        """D, which gives an image one score."""
+        """Build netD, which gives each image one score."""
         self.netD = networks.define_image_D(opt, opt.input_nc).to(self.device)
 
     def prepare_training(self, opt: Any, optimization: Optimization) -> None:
-        """The discriminator, its loss and augmentation, the optimizers, and the noise behind the grid of samples."""
+        """Build discriminator, loss, augmentation and the fixed noise of `preview`, and add optimizers."""
         super().prepare_training(opt, optimization)
         self.batch_size, self.d_steps = opt.batch_size, opt.d_steps
         self.add_discriminators(opt)
@@ -81,32 +80,32 @@ class SAGANModel(BaseModel):
         self.fixed_noise = torch.randn(SAMPLES, self.netG.z_dim, generator=generator).to(self.device)
 
     def noise(self) -> Tensor:
-        """A fresh batch of z, (batch_size, z_dim)."""
+        """Draw noise z ~ N(0, 1): (batch_size, z_dim)."""
         return torch.randn(self.batch_size, self.netG.z_dim, device=self.device)
 
-    def judge(self, images: Tensor) -> Tensor:
-        """The scores (B,) of augmented images."""
+    def augmented_scores(self, images: Tensor) -> Tensor:
+        """Augment images (B, C, S, S) and return the scores (B,) of the discriminator."""
         return self.netD(self.augment(images))
 
     def forward(self, batch: dict) -> Images:
-        """The batch's noise z, (B, z_dim), to images (B, C, S, S) in [-1, 1]."""
+        """Generate images (B, C, S, S) in [-1, 1] from the noise "z" of a batch, (B, z_dim)."""
         (z,) = self.inputs(batch, "z")
         return {"sample": self.netG(z)}
 
     def step(self, batch: dict) -> tuple[Losses, Images]:
-        """The discriminator first, d_steps times on the same real images, then the generator, with fresh noise."""
+        """Update the discriminator d_steps times on the same real images, then the generator, always with new noise."""
         (real,) = self.inputs(batch, "A")
         for _ in range(self.d_steps):
             with self.optimization.autocast():
                 with torch.no_grad():
                     fake = self.netG(self.noise())
-                # the last batch of an epoch may be smaller; the generator's batch statistics want a whole one
-                loss_D = self.gan_loss.discriminator(self.judge, real, fake[: len(real)])
+                # Batch norm in G needs a whole batch, but the last batch of an epoch may have fewer real images.
+                loss_D = self.gan_loss.discriminator(self.augmented_scores, real, fake[: len(real)])
             self.optimization.backward("D", loss_D)
             self.optimization.update("D")
         with self.optimization.autocast():
             fake = self.netG(self.noise())
-            loss_G = self.gan_loss.generator(self.judge, fake)
+            loss_G = self.gan_loss.generator(self.augmented_scores, fake)
         self.optimization.backward("G", loss_G)
         self.optimization.update("G")
         self.optimization.end_step()
@@ -119,17 +118,18 @@ class SAGANModel(BaseModel):
         return super().example_input(name, size, batch_size=batch_size)
 
     def check_sizes(self, sizes: Iterable[tuple[int, int]]) -> None:
-        """Raise ValueError if pictures come in another size than the networks are built for."""
+        """Raise ValueError if images have another size than the networks were built for."""
         wanted = self.image_size, self.image_size
         for size in set(sizes) - {wanted}:
-            raise ValueError(
-                f"pictures come out as {size[0]}x{size[1]} pixels, but sagan takes squares of --crop_size "
-                f"{self.image_size}: use --preprocess resize_and_crop"
+            raise RemediedError(
+                f"images have {size[0]}x{size[1]} pixels after preprocessing, but sagan was built for "
+                f"{self.image_size}x{self.image_size}.",
+                remedy={"preprocess": "resize_and_crop", "crop_size": self.image_size},
             )
 
     @torch.no_grad()
     def preview(self, images: Images) -> Images:
-        """A grid of samples, always from the same noise, the first of them, and the real images."""
+        """Return a grid of samples from the fixed noise, the first sample, and a grid of real images."""
         net = self.sampler()
         training = net.training
         with self.optimization.autocast():
@@ -139,22 +139,22 @@ class SAGANModel(BaseModel):
         return {label: figure[None] for label, figure in figures.items()}
 
     def sampler(self) -> nn.Module:
-        """The generator that samples are shown of: in training its average, if there is one."""
+        """The generator for samples: the averaged one, if there is one."""
         return getattr(self, "netG_ema", self.netG)
 
     @torch.no_grad()
     def overview(self, dataset: BaseDataset) -> Images:
-        """All samples, 64 at most, in a grid, and the way from each of the first few to the next."""
+        """Return a grid of up to 64 samples, and one of interpolations between successive samples."""
         first = [dataset[0, index] for index in range(min(SAMPLES, len(dataset)))]
         noise = torch.stack([z for sample in first for z in self.inputs(sample, "z")])
-        pictures = {"samples": grid(self.netG(noise))}
+        figures = {"samples": grid(self.netG(noise))}
         if len(noise) > 1:
             strips = [interpolate(start, end, FRAMES) for start, end in itertools.pairwise(noise[:5])]
-            pictures["interpolation"] = grid(self.netG(torch.cat(strips)), FRAMES)
-        return pictures
+            figures["interpolation"] = grid(self.netG(torch.cat(strips)), FRAMES)
+        return figures
 
     def attention_views(self) -> dict[str, AttentionView]:
-        """The generator, on the noise of the sample that `preview` shows, and the discriminator, on that sample."""
+        """Show the generator on the noise of the sample of `preview`, and the discriminator on that sample."""
         views = {"G": AttentionView(self.sampler(), "sample", lambda _: self.fixed_noise[:1])}
         if hasattr(self, "netD"):
             views["D"] = AttentionView.on(self.netD, "sample")
@@ -162,14 +162,15 @@ class SAGANModel(BaseModel):
 
 
 def interpolate(start: Tensor, end: Tensor, steps: int) -> Tensor:
-    """`steps` noise vectors on the way from `start` to `end`, both (z_dim,), ends included: (steps, z_dim).
+    """Interpolate between noise vectors `start` and `end`, both (z_dim,), on a sphere: (steps, z_dim), ends included.
 
-    Spherical (White 2016, arXiv:1609.04468): a straight line would lead through vectors much shorter than those that
-    the generator has been trained on.
+    A straight line would contain much shorter vectors than the generator was trained on.
+
+    Reference: White 2016, Sampling Generative Networks, arXiv:1609.04468.
     """
     cosine = torch.cosine_similarity(start, end, dim=0)
     angle = torch.acos(cosine.clamp(-1, 1))
     t = torch.linspace(0, 1, steps, device=start.device)[:, None]
-    if angle.sin() < 1e-4:  # the same direction, or no well-defined way between opposite ones
+    if angle.sin() < 1e-4:  # equal directions; between opposite ones there is no unique arc
         return torch.lerp(start, end, t)
     return (torch.sin((1 - t) * angle) * start + torch.sin(t * angle) * end) / angle.sin()

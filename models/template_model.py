@@ -1,6 +1,6 @@
-"""A model to start your own from: copy this file to models/NAME_model.py, name the class NAMEModel.
+"""A template for models: copy this file to models/NAME_model.py and name the class NAMEModel.
 
-Then `--model NAME` finds it. This one is plain regression from A to B; with the template data set it learns to sharpen:
+Then --model NAME finds it. This model is plain regression from A to B; with the template dataset it learns to sharpen:
 python train.py --model template --name sharpen.
 """
 
@@ -16,14 +16,14 @@ from util.paths import BUNDLED
 
 
 class TemplateModel(BaseModel):
-    """One generator A -> B, trained on pairs by the mean absolute difference alone."""
+    """A generator from A to B, trained on pairs with an L1 loss."""
 
-    # Shared flags that this model does not read: the parser refuses them.
+    # The parser refuses these shared flags, which this model does not read.
     unused_flags = ("attn_D", "spectral_norm_D", "lr_D")
 
     @staticmethod
     def modify_commandline_options(parser: ArgumentParser, is_train: bool) -> ArgumentParser:
-        """Other defaults for the shared flags, and flags of your own: those of training only where is_train."""
+        """Change defaults of shared flags and add flags of the model. Add training flags only if is_train."""
         parser.set_defaults(dataset_mode="template", dataroot=str(BUNDLED / "earth"))
         if is_train:
             add = parser.add_argument_group("template").add_argument
@@ -31,24 +31,24 @@ class TemplateModel(BaseModel):
         return parser
 
     def __init__(self, opt: Any) -> None:
-        """What inference needs. Every child module is a network: it is saved as latest_net_G.pth, loaded, tested."""
+        """Build the networks for inference. Each child module is a network: netG is saved as latest_net_G.pth."""
         super().__init__()
         self.netG = networks.define_G(opt, opt.input_nc, opt.output_nc)
 
     def prepare_training(self, opt: Any, optimization: Optimization) -> None:
-        """What training needs beside: here, only an optimizer."""
+        """Build the rest for training: here, only an optimizer."""
         super().prepare_training(opt, optimization)
         self.lambda_regression = opt.lambda_regression
         optimization.add("G", [self.netG], lr=opt.lr_G)
         optimization.add_averages(self, "netG")
 
     def forward(self, batch: dict) -> Images:
-        """Images (B, C, H, W) in [-1, 1] under the labels that pages and files show."""
+        """Run inference. Returns images (B, C, H, W) in [-1, 1] by the labels that pages and files show."""
         real_A, real_B = self.inputs(batch, "A", "B")
         return {"real_A": real_A, "fake_B": self.netG(real_A), "real_B": real_B}
 
     def step(self, batch: dict) -> tuple[Losses, Images]:
-        """Forward, losses, update. You choose the names of losses and images: they show up in the log and on pages."""
+        """Run forward and backward passes and an update. The names of losses and images appear in logs and on pages."""
         with self.optimization.autocast():
             x = self(batch)
             losses = {"regression": F.l1_loss(x["fake_B"], x["real_B"]) * self.lambda_regression}
@@ -58,5 +58,5 @@ class TemplateModel(BaseModel):
         return losses | self.gammas(), x
 
     def attention_views(self) -> dict[str, AttentionView]:
-        """The generator, shown over its input."""
+        """Show the generator over its input."""
         return {"G": AttentionView.on(self.netG, "real_A")}

@@ -1,4 +1,4 @@
-"""One generator, one direction: for testing where only one set of pictures is at hand."""
+"""A single generator, for test.py with images of one domain."""
 
 from argparse import ArgumentParser
 from typing import Any
@@ -9,24 +9,24 @@ from util.paths import BUNDLED
 
 
 class TestModel(BaseModel):
-    """A generator alone, from any run: G_A of a cycle_gan run, G_B in the other --direction, or G of a pix2pix run."""
+    """The generator of any run: G_A of cycle_gan, or G_B for the other --direction, or G of pix2pix."""
 
-    __test__ = False  # not a test, whatever pytest makes of the name
+    __test__ = False  # pytest would collect the class for its name
 
     @staticmethod
     def modify_commandline_options(parser: ArgumentParser, is_train: bool) -> ArgumentParser:
-        """One folder of pictures, and which file the generator is in."""
+        """Add the flags that choose the file of the generator; by default a single folder of images."""
         if is_train:
-            parser.error("--model test translates with a trained generator: call test.py, not train.py")
+            parser.error("--model test is for trained generators: call test.py, not train.py")
         parser.set_defaults(dataset_mode="single", no_dropout=True, dataroot=str(BUNDLED / "earth"))
         group = parser.add_argument_group("test model")
         group.add_argument(
             "--weights", default="",
-            help="one .pth file of a generator instead of a run: its flags are inferred, and its stem is the name",
+            help="a .pth file of a generator instead of a run; its flags are inferred, and its stem is the --name",
         )  # fmt: skip
         group.add_argument(
             "--model_suffix", default="",
-            help="which generator: _A loads EPOCH_net_G_A.pth; '' = the one for --direction",
+            help="_A loads EPOCH_net_G_A.pth, and so on; if empty, --direction decides",
         )  # fmt: skip
         return parser
 
@@ -36,22 +36,23 @@ class TestModel(BaseModel):
         self.model_suffix = opt.model_suffix
 
     def forward(self, batch: dict) -> Images:
-        """Translate the batch's A: images (B, C, H, W) in [-1, 1]."""
+        """Translate the images A of a batch. Returns images (B, C, H, W) in [-1, 1] by label."""
         (real,) = self.inputs(batch, "A")
         return {"real": real, "fake": self.netG(real)}
 
     def attention_views(self) -> dict[str, AttentionView]:
-        """The generator, shown over its input."""
+        """Show the generator over its input."""
         return {"G": AttentionView.on(self.netG, "real")}
 
     def sources(self, name: str, *, reverse: bool) -> list[str]:
-        """See `generator_labels`; --model_suffix names one label."""
+        """See BaseModel. --model_suffix overrides the direction."""
         return [f"G{self.model_suffix}"] if self.model_suffix else generator_labels(reverse=reverse)
 
 
 def generator_labels(*, reverse: bool) -> list[str]:
-    """Labels of the files that may hold the generator of a run, best first; `reverse`: of the other direction.
+    """Labels of the files that may contain the generator of a run, best first.
 
-    A lone G knows only the direction it was trained in.
+    Args:
+        reverse: the requested direction is not the one of training, which a run with one generator G does not support.
     """
     return ["G_B"] if reverse else ["G_A", "G"]

@@ -1,4 +1,4 @@
-"""Weights: reading files of our own and of upstream, loading them into networks, and saying what is wrong with them."""
+"""Read files of weights, our own and upstream's, and load them into networks."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -13,18 +13,19 @@ log = logging.getLogger(__name__)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a network's file by name, without what other versions and wrappers have added.
+    """Read the weights of a network: name -> tensor. No code in the file is executed.
 
-    These are the prefixes `module.` of DataParallel and `_orig_mod.` of torch.compile, and the statistics that PyTorch
-    before 0.4 kept for instance norm, which has no weights. Nothing in the file is executed.
+    The prefixes `module.` of DataParallel and `_orig_mod.` of torch.compile are removed from names, and so are the
+    running statistics that PyTorch before 0.4 saved for instance norm without weights.
 
     Raises:
-        ValueError: the file is missing, damaged, or holds anything but named tensors.
+        ValueError: the file is missing, damaged, or does not consist of named tensors.
     """
     content = read_tensors(path)
     for key, value in content.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
-            raise ValueError(f"{path} holds no network: {key!r} is a {type(value).__name__}, not a tensor")
+            kind = type(value).__name__
+            raise ValueError(f"{path} is not a network: it maps {key!r} to {kind}, not names to tensors")
     wrappers = ("module", "_orig_mod")
     weights = {".".join(part for part in key.split(".") if part not in wrappers): content[key] for key in content}
     statistics = ("running_mean", "running_var", "num_batches_tracked")
@@ -36,13 +37,14 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def load_weights(net: nn.Module, path: Path) -> bool:
-    """Load a file of plain tensors into `net`; returns whether it fills all of it.
+    """Load a file of weights into `net`. Attention blocks that are not in the file keep their weights.
 
-    Attention blocks that the file does not know keep their weights: they change nothing as long as gamma is 0.
+    Returns:
+        Whether the file has all weights of `net`.
 
     Raises:
-        ValueError: the file is missing, damaged, or made for another network; the message names the file, the flags
-            that differ and the first differences.
+        ValueError: the file is missing or damaged, or belongs to another network. The message names the flags and the
+            first weights that differ.
     """
     weights, expected = read_weights(path), net.state_dict()
     new = [key for key in expected if key not in weights]
@@ -55,12 +57,12 @@ def load_weights(net: nn.Module, path: Path) -> bool:
     net.load_state_dict(weights, strict=False)
     if new:
         places = ", ".join(dict.fromkeys(key.split(".")[1] for key in new))
-        log.info("%s has no attention at %s: new blocks start with gamma 0, which changes no pixel", path.name, places)
+        log.info("%s has no attention at %s: new blocks start with gamma 0 and change no pixel", path.name, places)
     return not new
 
 
 def differences(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
-    """What keeps `weights` from filling a network that has `expected`; attention may be missing."""
+    """A line for each weight in which `weights` and `expected` differ, unless it is missing attention."""
     missing = [key for key in expected if key not in weights and not key.startswith("attention.")]
     return [
         *(f"{key} is missing" for key in missing),
@@ -74,30 +76,35 @@ def differences(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -
 
 
 def find_weights(run_dir: Path, label: str, networks: Sequence[str]) -> Path:
-    """The first of `{label}_net_{network}.pth` that is in run_dir. ValueError, listing the files there, if none is."""
+    """The path of the first file `{label}_net_{network}.pth` in run_dir. ValueError if there is none of them."""
     paths = [run_dir / WEIGHTS.format(label=label, network=network) for network in networks]
-    # Of a save that was cut off while its files were renamed, none else count: others are of the save before.
-    cut_off = complete_checkpoint(run_dir, label) if temporary(run_dir / STATE.format(label=label)).is_file() else {}
+    # A process may have been killed while it renamed the files of a checkpoint. Then only these files belong together.
+    interrupted = temporary(run_dir / STATE.format(label=label)).is_file()
+    files = complete_checkpoint(run_dir, label) if interrupted else {}
     for path in paths:
-        if path.name in cut_off or (not cut_off and path.is_file()):
-            return cut_off.get(path.name, path)
+        if path.name in files or (not files and path.is_file()):
+            return files.get(path.name, path)
     raise no_weights(run_dir, " or ".join(path.name for path in paths))
 
 
 def no_weights(run_dir: Path, wanted: str) -> ValueError:
-    """The error for weights that are not in run_dir, with what there is instead."""
+    """The error for `wanted` weights that are not in run_dir. It lists the runs or weights there."""
     if not run_dir.is_dir():
         runs = sorted(path.name for path in run_dir.parent.glob("*/") if path.is_dir())
         there = f"--checkpoints_dir {run_dir.parent} holds {', '.join(runs) or 'no runs'}"
         return ValueError(f"no run {run_dir.name!r}: {there}; choose one by --name")
     found = ", ".join(sorted(path.name for path in run_dir.glob("*_net_*.pth"))) or "no weights"
-    return ValueError(f"{wanted} is not in {run_dir}, which holds {found}: look at --name and --epoch")
+    return ValueError(f"{wanted} is not in {run_dir}, which holds {found}: choose others by --name or --epoch")
 
 
 def load_networks(model: nn.Module, run_dir: Path, label: str) -> bool:
-    """Load every network of `model` from run_dir; returns whether that fills them, or they have gained attention.
+    """Load all networks of `model` from run_dir. An averaged network without a file gets the plain weights.
 
-    An averaged network that was not kept so far starts from the plain one.
+    Returns:
+        Whether the files have all weights; False if networks gained attention.
+
+    Raises:
+        ValueError: a file is missing or damaged, or belongs to another network.
     """
     filled = True
     for name, net in model.named_children():

@@ -1,7 +1,7 @@
-"""Print what training computes, to the last bit: python -m tests.fingerprint > before.txt.
+"""Print exact results of training, to compare two versions of the code: python -m tests.fingerprint > before.txt.
 
-Four steps of every model on tiny networks, in fp32 and bf16 and with each kind of normalization. A refactoring prints
-the same text as the commit before it, on the same machine: `git worktree add ../before HEAD^` and compare.
+It trains tiny networks of each model for four steps, in fp32 and bf16 and with each kind of normalization. A
+refactoring prints the same text as the commit before it, on the same machine: git worktree add ../before HEAD^.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ NORMS = {
     "batch": ("--norm=batch",),
     "spectral": ("--norm=none", "--spectral_norm_G", "--spectral_norm_D"),
 }
-SAGAN = {  # has no --norm
+SAGAN = {  # it does not read --norm
     "spectral": (),
     "plain": ("--no-spectral_norm_G", "--no-spectral_norm_D"),
     "resnet": ("--netG=sagan_resnet", "--netD=sagan_resnet"),
@@ -36,7 +36,7 @@ SAGAN = {  # has no --norm
 
 
 def main() -> int:
-    """Print a block of lines for each combination. Returns the exit status."""
+    """Print a block of lines for each combination of model, normalization and precision. Returns the exit status."""
     torch.set_num_threads(1)
     untrained = {"test"}
     for name in choices("models"):
@@ -51,17 +51,17 @@ def main() -> int:
 
 
 def fingerprint(name: str, flags: Sequence[str]) -> Iterator[str]:
-    """Lines with the losses of each step and, at the end, digests of weights, training state and random state."""
+    """Yield a line with the losses of each step, then digests of weights, training state and random state."""
     argv = [f"--model={name}", *TINY, *flags]
     side = 32
     if name == "sagan":
         argv.remove("--pool_size=2")
     elif name == "pix2pix_attn":
-        side = 128  # the least that a U-Net takes
+        side = 128  # the smallest for a U-Net
         argv += ["--netG=unet_128", f"--crop_size={side}", f"--load_size={side}"]
     else:
         argv.append("--netG=resnet_6blocks")
-    if name == "template":  # has no discriminator
+    if name == "template":  # it has no discriminator
         argv = [word for word in argv if word != "--spectral_norm_D"]
     opt = TrainOptions().parse(argv)
     torch.manual_seed(opt.seed)

@@ -1,4 +1,4 @@
-"""What several test files share: models in training, batches for them, and how exact a step is."""
+"""Shared by several test files: models in training, batches, and the comparison of steps."""
 
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,14 +16,14 @@ from training.optimization import create_optimization
 
 TINY = ["--netG", "resnet_6blocks", "--ngf", "8", "--ndf", "8", "--crop_size", "32", "--load_size", "32"]
 
-PATIENCE = 300.0  # seconds to wait for what would otherwise hang for ever; no test passes or fails by its speed
+PATIENCE = 300.0  # seconds until a process that hangs fails a test; no test depends on speed
 
-# Where a test asks for workers, a machine may have fewer cores than that.
+# The machine may have fewer cores than a test has workers.
 more_workers_than_cores = pytest.mark.filterwarnings("ignore:This DataLoader will create .* worker processes")
 
 
 def build_training_model(opt: Any) -> BaseModel:
-    """The model of parsed options, ready for its first step; its weights follow from --seed."""
+    """A model prepared for training from parsed options, with weights from --seed."""
     torch.manual_seed(opt.seed)
     model = create_model(opt)
     model.prepare_training(opt, create_optimization(opt, model.device))
@@ -31,19 +31,19 @@ def build_training_model(opt: Any) -> BaseModel:
 
 
 def training_model(*flags: str) -> BaseModel:
-    """A model of tiny networks for 32x32 pixels, with these flags, ready for its first step."""
+    """A model prepared for training with tiny networks for 32x32 pixels and these flags."""
     return build_training_model(TrainOptions().parse([*TINY, *flags]))
 
 
 def random_batch(size: int = 1) -> dict[str, Tensor]:
-    """Images A and B, (size, 3, 32, 32) in [-1, 1], always the same."""
+    """Images A and B, (size, 3, 32, 32) in [-1, 1], the same in each call."""
     generator = torch.Generator().manual_seed(7)
     return {side: torch.rand(size, 3, 32, 32, generator=generator) * 2 - 1 for side in "AB"}
 
 
 @contextmanager
 def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """What is made inside has this dtype: weights, noise and random numbers."""
+    """Create floating-point tensors, such as weights and noise, in `dtype` inside this context."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -53,7 +53,7 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 
 def gradients(nets: Mapping[str, nn.Module]) -> dict[str, Tensor]:
-    """The gradients of each network, all of whose weights need one, as a float64 vector."""
+    """The gradients of each network as a float64 vector. All weights need to have one."""
     vectors = {}
     for name, net in nets.items():
         grads = [weight.grad for weight in net.parameters()]
@@ -66,11 +66,10 @@ Step = tuple[Mapping[str, Tensor], Mapping[str, Tensor]]  # losses, and gradient
 
 
 def assert_as_exact(made: Sequence[Step], plain: Sequence[Step], exact: Sequence[Step]) -> None:
-    """Check that float32 steps `made` are as close to the same steps in float64, `exact`, as `plain` float32 steps are.
+    """Assert that float32 steps `made` are as close to float64 steps `exact` as `plain` float32 steps are.
 
-    The tolerance is 10 times the error of `plain`, so it adapts to the processor, whose kernels decide how float32
-    rounds. For gradients the median of the steps counts: where rounding moves an activation across 0, the whole
-    gradient changes.
+    The tolerance is 10 times the error of `plain`, which depends on the kernels of the processor. For gradients the
+    median of the steps counts, since a gradient changes as a whole if rounding moves an activation across 0.
     """
     for kind, distance, summary in (("losses", loss_error, max), ("gradients", gradient_error, statistics.median)):
         by_made, by_plain = (

@@ -1,6 +1,6 @@
-"""Training of CycleGAN and pix2pix written out in plain PyTorch, in the order of upstream's code.
+"""Training of CycleGAN and pix2pix in plain PyTorch, in the order of upstream's code.
 
-Shares nothing with `models` but the networks it is given, which have golden values of their own.
+It shares only networks with `models`, which are tested against golden values.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -14,9 +14,10 @@ Losses = dict[str, Tensor]
 
 
 def cycle_gan(nets: Mapping[str, nn.Module], batches: Iterable[Batch]) -> Iterator[Losses]:
-    """Train netG_A, netG_B, netD_A and netD_B with the default flags, and an image pool that is never full.
+    """Train netG_A, netG_B, netD_A and netD_B with the default flags and an image pool that is never full.
 
-    Yields the losses of each step, after it. The gradients of the step are still on the weights then.
+    Yields:
+        The losses of each step. The weights still have the gradients of the step.
     """
     G_A, G_B, D_A, D_B = (nets[name] for name in ("netG_A", "netG_B", "netD_A", "netD_B"))
     optimizer_G, optimizer_D = adam(G_A, G_B), adam(D_A, D_B)
@@ -49,7 +50,7 @@ def cycle_gan(nets: Mapping[str, nn.Module], batches: Iterable[Batch]) -> Iterat
 
 
 def pix2pix(nets: Mapping[str, nn.Module], batches: Iterable[Batch]) -> Iterator[Losses]:
-    """Train netG and netD with the default flags. Yields as `cycle_gan` does."""
+    """Train netG and netD with the default flags; see `cycle_gan`."""
     G, D = nets["netG"], nets["netD"]
     optimizer_G, optimizer_D = adam(G), adam(D)
     for batch in batches:
@@ -74,25 +75,25 @@ def pix2pix(nets: Mapping[str, nn.Module], batches: Iterable[Batch]) -> Iterator
 
 
 def adam(*nets: nn.Module) -> torch.optim.Adam:
-    """Adam in its plain form, a loop over the weights."""
+    """Adam as a loop over weights."""
     weights = [weight for net in nets for weight in net.parameters()]
     return torch.optim.Adam(weights, lr=2e-4, betas=(0.5, 0.999), foreach=False, fused=False)
 
 
 def require_grad(required: bool, *nets: nn.Module) -> None:
-    """Freeze the weights of networks, or train them again."""
+    """Set whether the weights of networks require a gradient."""
     for net in nets:
         for weight in net.parameters():
             weight.requires_grad = required
 
 
 def least_squares(score: Tensor, target: float) -> Tensor:
-    """Mean squared difference of scores from 1 (real) or 0 (fake)."""
+    """Mean squared difference of scores from the target, 1 (real) or 0 (fake)."""
     return (score - target).square().mean()
 
 
 def cross_entropy(score: Tensor, target: float) -> Tensor:
-    """Mean of -log p(target) where p(real) = sigmoid(score)."""
+    """Mean of -log p(target), where p(real) = sigmoid(score)."""
     return F.softplus(-score if target else score).mean()
 
 

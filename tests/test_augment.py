@@ -1,4 +1,4 @@
-"""Differentiable augmentation against numbers computed by hand."""
+"""Differentiable augmentation against values computed by hand."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ def test_color_by_hand(monkeypatch):
     torch.testing.assert_close(augment.color(x), expected)
 
 
-def test_color_leaves_the_saturation_of_grey_pictures_alone():
+def test_saturation_does_not_change_gray_images():
     torch.manual_seed(0)
     x = images(channels=1)
     changed = augment.color(x)
@@ -45,7 +45,7 @@ def test_translation_shifts_by_whole_pixels_up_to_an_eighth():
 
 
 def shifted(x: torch.Tensor, down: int, right: int) -> torch.Tensor:
-    """x (C, H, W) moved, with zeros coming in."""
+    """x (C, H, W) shifted, with zeros in uncovered pixels."""
     out = torch.zeros_like(x)
     height, width = x.shape[1:]
     out[:, max(down, 0) : height + min(down, 0), max(right, 0) : width + min(right, 0)] = x[
@@ -54,11 +54,11 @@ def shifted(x: torch.Tensor, down: int, right: int) -> torch.Tensor:
     return out
 
 
-def test_cutout_makes_one_rectangle_zero():
+def test_cutout_sets_one_rectangle_to_0():
     x = images(batch=64)
     torch.manual_seed(0)
     holes = augment.cutout(x) == 0
-    assert torch.equal(augment_kept(x, holes), x * ~holes)
+    assert torch.equal(cutout_again(x, holes), x * ~holes)
     sizes = set()
     for hole in holes[:, 0]:
         rows, columns = hole.any(1), hole.any(0)
@@ -68,7 +68,7 @@ def test_cutout_makes_one_rectangle_zero():
     assert all(4 <= rows <= 8 and 2 <= columns <= 4 for rows, columns in sizes)
 
 
-def augment_kept(x: torch.Tensor, holes: torch.Tensor) -> torch.Tensor:
+def cutout_again(x: torch.Tensor, holes: torch.Tensor) -> torch.Tensor:
     torch.manual_seed(0)
     out = augment.cutout(x)
     assert (out[holes] == 0).all()
@@ -86,7 +86,7 @@ def test_gradients_pass_and_images_differ(name):
     assert x.grad.abs().sum() > 0
 
 
-def test_policies_are_checked():
+def test_unknown_augmentations_are_refused():
     assert torch.equal(DiffAugment([])(images()), images())
-    with pytest.raises(ValueError, match="--diffaugment rotation: choose from color, translation, cutout"):
+    with pytest.raises(ValueError, match="policy='rotation': choose from color, translation, cutout"):
         DiffAugment(["color", "rotation"])

@@ -1,4 +1,4 @@
-"""Losses that are nan or infinite: the run stops, or goes back with a lower learning rate, and nothing bad is saved."""
+"""Losses that are not finite: the run stops or rolls back with a lower learning rate, and no such weights are saved."""
 
 import re
 from types import SimpleNamespace
@@ -14,7 +14,7 @@ from training.checkpoints import read_state, save_checkpoint
 from training.finite import LossGuard, NotFiniteError
 
 
-def test_the_losses_and_files_of_a_step_are_named():
+def test_the_error_names_losses_and_files():
     guard = LossGuard()
     guard.check({"G": torch.tensor(1.0), "D": torch.tensor(2.0)}, ["a.png"])
     losses = {"G": torch.tensor(torch.inf), "D": torch.tensor(1.0), "idt": torch.tensor(torch.nan)}
@@ -24,7 +24,7 @@ def test_the_losses_and_files_of_a_step_are_named():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_a_gpu_is_not_waited_for():
+def test_a_step_does_not_wait_for_the_gpu():
     guard = LossGuard()
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -44,7 +44,7 @@ class OnGPU(torch.Tensor):
 
 
 def test_the_copy_of_losses_is_awaited_on_their_own_device(monkeypatch):
-    """Also where another device is the current one, whose stream says nothing about the copy."""
+    """Also if another device is current, whose stream does not contain the copy."""
     calls = []
 
     class Event:
@@ -62,7 +62,7 @@ def test_the_copy_of_losses_is_awaited_on_their_own_device(monkeypatch):
     monkeypatch.setattr(torch.cuda, "current_stream", current_stream)
     guard = LossGuard()
     guard.check({"G": torch.tensor(1.0).as_subclass(OnGPU)}, ["a.png"])
-    assert calls == ["recorded on cuda:1"], "a GPU is not waited for"
+    assert calls == ["recorded on cuda:1"], "a step does not wait for the copy"
     guard.settle()
     assert calls == ["recorded on cuda:1", "waited"]
 
@@ -77,10 +77,18 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path):
     assert state and state["good"]
 
 
-EXPLODE = ["--lr", "1e30", "--save_latest_freq", "1", "--serial_batches", "--no_html"]  # the second step cannot do well
+# The second step has a loss of NaN.
+EXPLODE = [
+    "--lr",
+    "1e30",
+    "--save_latest_freq",
+    "1",
+    "--serial_batches",
+    "--no_html",
+]
 
 
-def test_a_run_stops_at_a_loss_that_is_not_finite(tiny_data, tmp_path):
+def test_a_run_stops_at_a_non_finite_loss(tiny_data, tmp_path):
     done = script("train.py", "--dataroot", tiny_data, *TINY, *EXPLODE, "--name", "run", cwd=tmp_path)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     files = f"{tiny_data}/trainA/1.png, {tiny_data}/trainB/1.png"
@@ -91,7 +99,7 @@ def test_a_run_stops_at_a_loss_that_is_not_finite(tiny_data, tmp_path):
     assert len(logged_losses(run_dir)) == 1
 
 
-def test_a_run_goes_back_three_times(tiny_data, tmp_path, capsys):
+def test_a_run_rolls_back_three_times(tiny_data, tmp_path, capsys):
     with pytest.raises(NotFiniteError, match=r"G_A is nan.*1\.png.* halving the learning rate 3 times was not enough"):
         train(tmp_path, "--dataroot", tiny_data, *EXPLODE, "--on_nan", "rollback", "--num_threads", "1")
     shown = capsys.readouterr().out
@@ -101,22 +109,24 @@ def test_a_run_goes_back_three_times(tiny_data, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("policy", ["step", "plateau"])
-def test_a_run_that_went_back_goes_on_with_half_the_learning_rate(policy, tiny_data, tmp_path, monkeypatch, capsys):
-    """One step of a run goes wrong, once; the run is stopped later, and continued."""
+def test_a_run_that_rolled_back_has_half_the_learning_rate_after_resuming(
+    policy, tiny_data, tmp_path, monkeypatch, capsys
+):
+    """One step has a non-finite loss, once. The run ends and is resumed."""
     step, seen = CycleGANModel.step, []
 
-    def go_wrong(model, batch):
+    def fail_once(model, batch):
         losses, images = step(model, batch)
         seen.append(batch["A_paths"])
         return (losses | {"G_A": losses["G_A"] * torch.nan} if len(seen) == 3 else losses), images
 
-    monkeypatch.setattr(CycleGANModel, "step", go_wrong)
+    monkeypatch.setattr(CycleGANModel, "step", fail_once)
     flags = ["--dataroot", tiny_data, "--save_latest_freq", "1", "--lr_policy", policy, "--on_nan", "rollback"]
     run_dir = train(tmp_path, *flags, "--n_epochs", "0")
     places = ["--checkpoints_dir", str(tmp_path), "--name", "run", "--continue_train", "--n_epochs", "1"]
     assert training.main(places) == 0
-    assert seen[2] == seen[3], "the step is done again"
+    assert seen[2] == seen[3], "the step is repeated"
     assert len(seen) == 11 and "with half the learning rates (1 of 3)" in capsys.readouterr().out
     state = torch.load(run_dir / "latest_state.pth")["model"]
-    rates = {group["lr"] for optimizer in state["optimizers"].values() for group in optimizer["param_groups"]}
-    assert rates == {0.0001}
+    learning_rates = {group["lr"] for optimizer in state["optimizers"].values() for group in optimizer["param_groups"]}
+    assert learning_rates == {0.0001}

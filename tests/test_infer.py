@@ -1,4 +1,4 @@
-"""Flags inferred from weights, for every generator and discriminator there is."""
+"""Flags inferred from weights, for all generators and discriminators."""
 
 import itertools
 import random
@@ -6,7 +6,7 @@ import random
 import pytest
 import torch
 
-from models.networks import DISCRIMINATORS, GENERATORS
+from models.networks import DISCRIMINATORS, GENERATORS, build_generator
 from models.networks.infer import differing_flags, infer_discriminator, infer_generator, infer_network
 from models.networks.layers import spectral_normalize
 from models.networks.resnet import UPSAMPLINGS
@@ -15,16 +15,10 @@ from tests.test_networks import GOLDEN, build_golden, golden_networks
 
 
 def generator(flags: dict):
-    net = GENERATORS[flags["netG"]](
-        flags["input_nc"],
-        flags["output_nc"],
-        ngf=flags["ngf"],
-        norm=flags["norm"],
-        dropout=not flags.get("no_dropout", True),
-        upsample=flags["upsample"],
-        attention=[] if flags["attn_G"] == "none" else flags["attn_G"].split(","),
-    )
-    return spectral_normalize(net) if flags["spectral_norm_G"] else net
+    arguments = {"no_dropout": True} | flags
+    spectral = arguments.pop("spectral_norm_G")
+    net = build_generator(**arguments)
+    return spectral_normalize(net) if spectral else net
 
 
 @pytest.mark.parametrize("ngf", [8, 16])
@@ -42,7 +36,7 @@ def test_every_generator_is_inferred_and_loads(netG, ngf, tmp_path):
         weights = torch.load(tmp_path / "net.pth", weights_only=True)
         inferred = infer_generator(weights)
         if netG.startswith("unet"):
-            del flags["no_dropout"]  # leaves no trace
+            del flags["no_dropout"]  # the weights are the same
         assert inferred == flags
         generator(inferred).load_state_dict(weights)
 
@@ -68,7 +62,7 @@ def test_every_discriminator_is_inferred(netD, norm):
     assert infer_discriminator(net.state_dict()) == flags | {"attn_D": "none", "spectral_norm_D": True}
 
 
-def test_the_order_of_the_file_does_not_matter():
+def test_the_order_of_weights_in_a_file_does_not_matter():
     weights = GENERATORS["resnet_9blocks"](2, 1, ngf=8).state_dict()
     assert infer_generator(dict(sorted(weights.items()))) == infer_generator(weights)
 
@@ -77,14 +71,14 @@ def test_the_order_of_the_file_does_not_matter():
     "weights", [{}, {"a": torch.zeros(1)}, {"w": torch.zeros(4, 3, 3, 3), "b.bias": torch.zeros(2)}]
 )
 def test_other_weights_are_refused(weights):
-    with pytest.raises(ValueError, match="--netG knows resnet_9blocks"):
+    with pytest.raises(ValueError, match="not the weights of a generator: it is none of resnet_9blocks"):
         infer_generator(weights)
-    with pytest.raises(ValueError, match="--netD knows basic"):
+    with pytest.raises(ValueError, match="not the weights of a discriminator: it is none of basic"):
         infer_discriminator(weights)
     assert infer_network(weights) == {}
 
 
-def test_differences_are_told_in_flags():
+def test_differences_are_listed_as_flags():
     def resnet(**keywords):
         return GENERATORS["resnet_6blocks"](3, 3, **{"ngf": 8, **keywords}).state_dict()
 
@@ -96,4 +90,4 @@ def test_differences_are_told_in_flags():
     assert "--attn_G block2; the flags say --attn_G none" in differing_flags(resnet(attention=["block2"]), resnet())
     patchgan = DISCRIMINATORS["basic"](3, ndf=8).state_dict()
     assert differing_flags(patchgan, resnet()).startswith("The file looks like --netD basic")
-    assert "No network" in differing_flags({"x": torch.zeros(1)}, resnet())
+    assert "does not fit any network" in differing_flags({"x": torch.zeros(1)}, resnet())

@@ -1,4 +1,4 @@
-"""--init_from: new models from the weights of old ones."""
+"""--init_from: models that start from earlier weights."""
 
 import shutil
 
@@ -14,7 +14,7 @@ from training.init_from import init_from
 
 @pytest.fixture
 def old_run(tmp_path):
-    """A CycleGAN whose four networks are those of no other, and the folder it is saved in."""
+    """A CycleGAN with weights of its own, and the folder it is saved in."""
     model = training_model("--model", "cycle_gan", "--seed", "9")
     (tmp_path / "old").mkdir()
     save_checkpoint(model, tmp_path / "old", "latest", {})
@@ -22,12 +22,12 @@ def old_run(tmp_path):
 
 
 def equal(a: torch.nn.Module, b: torch.nn.Module) -> bool:
-    """Whether b holds all weights of a."""
+    """Whether b has all weights of a."""
     weights = b.state_dict()
     return all(key in weights and torch.equal(value, weights[key]) for key, value in a.state_dict().items())
 
 
-def test_all_four_networks_gain_attention_and_no_pixel_changes(old_run):
+def test_all_networks_gain_attention_and_images_stay_identical(old_run):
     old, folder = old_run
     new = training_model("--model", "cycle_gan_attn", "--ema_decay", "0.9")
     report = init_from(new, folder, "latest")
@@ -41,17 +41,17 @@ def test_all_four_networks_gain_attention_and_no_pixel_changes(old_run):
     assert "is missing" not in report
 
 
-def test_generators_alone(old_run):
+def test_a_run_without_discriminators(old_run):
     old, folder = old_run
     for path in folder.glob("*_D_*.pth"):
         path.unlink()
     new = training_model("--model", "cycle_gan_attn")
     report = init_from(new, folder, "latest")
     assert equal(old.netG_B, new.netG_B) and not equal(old.netD_A, new.netD_A)
-    assert "netD_A starts anew" in report and "netG_A takes 36 of 43 tensors" in report
+    assert "netD_A keeps its random weights" in report and "netG_A takes 36 of 43 tensors" in report
 
 
-def test_networks_change_places_with_the_direction(old_run):
+def test_the_other_direction_swaps_networks(old_run):
     old, folder = old_run
     new = training_model("--model", "cycle_gan")
     init_from(new, folder, "latest", reverse=True)
@@ -68,17 +68,17 @@ def test_a_file_goes_to_the_network_of_its_name_or_the_first_it_fits(old_run, tm
     new = training_model("--model", "cycle_gan")
     report = init_from(new, tmp_path / name, "latest")
     assert [key for key, net in new.named_children() if equal(old.netG_A, net)] == [network]
-    assert report.count("starts anew") == 3
+    assert report.count("keeps its random weights") == 3
 
 
-def test_a_file_of_a_discriminator_goes_to_one(old_run, tmp_path):
+def test_a_file_of_a_discriminator_goes_to_a_discriminator(old_run, tmp_path):
     old, folder = old_run
     new = training_model("--model", "cycle_gan")
     init_from(new, shutil.copy(folder / "latest_net_D_B.pth", tmp_path / "any.pth"), "latest")
     assert equal(old.netD_B, new.netD_A)
 
 
-def test_what_does_not_fit_is_listed(old_run):
+def test_weights_that_do_not_fit_are_listed(old_run):
     _, folder = old_run
     new = training_model("--model", "cycle_gan", "--output_nc", "1", "--lambda_identity", "0")
     report = init_from(new, folder, "latest")
@@ -87,16 +87,16 @@ def test_what_does_not_fit_is_listed(old_run):
     assert "The file looks like --output_nc 3; the flags say --output_nc 1" in report
 
 
-def test_nothing_that_fits_is_an_error(old_run, tmp_path):
+def test_no_weights_that_fit_are_an_error(old_run, tmp_path):
     _, folder = old_run
     (tmp_path / "empty").mkdir()
     model = training_model("--model", "cycle_gan")
     with pytest.raises(ValueError, match="holds no weights, nothing for netG_A, netG_B"):
         init_from(model, tmp_path / "empty", "latest")
-    with pytest.raises(ValueError, match=r"latest_net_D_A.pth.* look at --epoch"):
+    with pytest.raises(ValueError, match=r"latest_net_D_A.pth.* choose an --epoch"):
         init_from(model, folder, "5")
     torch.save({"w": torch.zeros(2)}, tmp_path / "other.pth")
-    with pytest.raises(ValueError, match="has nothing that fits:\n"):
+    with pytest.raises(ValueError, match="has no weights that fit:\n"):
         init_from(model, tmp_path / "other.pth", "latest")
 
 
@@ -110,7 +110,7 @@ def test_train_starts_from_a_run_by_its_name(tiny_data, tmp_path, capsys):
     assert after.keys() - before.keys()
     assert "netG_A takes 36 of 43 tensors from" in capsys.readouterr().out
     training.main(["--checkpoints_dir", str(tmp_path), "--name", "run", "--continue_train", "--n_epochs", "2"])
-    assert "takes" not in capsys.readouterr().out, "a continued run does not start again"
+    assert "takes" not in capsys.readouterr().out, "a resumed run does not load them again"
 
 
 def test_mistakes(tiny_data, tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""The adversarial losses, from both sides."""
+"""Adversarial losses of generators and discriminators."""
 
 import pytest
 import torch
@@ -10,13 +10,13 @@ from tests.test_networks import GOLDEN
 
 
 @pytest.mark.parametrize("mode", ["lsgan", "vanilla", "wgangp"])
-@pytest.mark.parametrize("verdict", ["real", "fake"])
-def test_reference_values(mode, verdict):
+@pytest.mark.parametrize("target", ["real", "fake"])
+def test_losses_equal_the_reference(mode, target):
     entry = GOLDEN["gan_loss"]
-    torch.testing.assert_close(GANLoss(mode).distance(entry["prediction"], verdict == "real"), entry[mode][verdict])
+    torch.testing.assert_close(GANLoss(mode).distance(entry["prediction"], target == "real"), entry[mode][target])
 
 
-def test_hinge():
+def test_hinge_loss():
     score = torch.tensor([-2.0, 0.5, 3.0])
     assert GANLoss("hinge").distance(score, True).item() == pytest.approx((3 + 0.5 + 0) / 3)
     assert GANLoss("hinge").distance(score, False).item() == pytest.approx((0 + 1.5 + 4) / 3)
@@ -24,7 +24,7 @@ def test_hinge():
 
 
 @pytest.mark.parametrize("mode", GAN_MODES)
-def test_the_discriminator_never_teaches_the_generator(mode):
+def test_discriminator_loss_has_no_gradient_for_the_generator(mode):
     net = NLayerDiscriminator(3, ndf=8, n_layers=1, attention=["bottleneck"])
     real = torch.randn(2, 3, 16, 16)
     fake = torch.randn(2, 3, 16, 16, requires_grad=True)
@@ -41,7 +41,7 @@ def test_gradient_penalty_is_exact_for_a_linear_discriminator():
     assert penalty.item() == pytest.approx((weight.norm().item() - 1) ** 2, rel=1e-5)
 
 
-def test_wgangp_trains_through_the_penalty():
+def test_the_gradient_penalty_has_a_gradient():
     torch.manual_seed(0)
     real, fake = torch.randn(2, 2, 3, 16, 16)
     net = NLayerDiscriminator(3, ndf=8, n_layers=1, norm="none", attention=["bottleneck"])
@@ -52,9 +52,9 @@ def test_wgangp_trains_through_the_penalty():
     assert not torch.allclose(*gradients)
 
 
-def test_wgangp_refuses_to_mix_images_of_two_sizes():
+def test_wgangp_refuses_images_of_two_sizes():
     net, real, fake = NLayerDiscriminator(3, ndf=8, n_layers=1), torch.zeros(1, 3, 16, 20), torch.zeros(1, 3, 24, 16)
-    with pytest.raises(ValueError, match=r"mode='wgangp' mixes .* of one size, not of 20x16 and 16x24 pixels.*--gan_m"):
+    with pytest.raises(ValueError, match=r"gan_mode='wgangp' mixes .* 20x16 and 16x24 pixels here.*one size"):
         GANLoss("wgangp").discriminator(net, real, fake)
     GANLoss("lsgan").discriminator(net, real, fake)
 
@@ -65,7 +65,7 @@ def test_unknown_mode_lists_the_choices():
 
 
 def test_wgangp_trains_a_compiled_discriminator():
-    """Compiled code has no second derivative, so the penalty runs the network itself."""
+    """Compiled code has no second derivative, so the penalty runs the network eagerly."""
     torch.manual_seed(0)
     real, fake = torch.randn(2, 2, 3, 16, 16)
     net = NLayerDiscriminator(3, ndf=8, n_layers=1, attention=["bottleneck"])

@@ -1,4 +1,4 @@
-"""Figures against values computed by scikit-image 0.25, and on pictures where they are known."""
+"""Metrics against values of scikit-image 0.25, their definitions, and images where they are known."""
 
 import itertools
 import math
@@ -26,19 +26,19 @@ def test_the_photo_left_as_it_is():
     assert score(earth("testA"), earth("testB"))[1] == pytest.approx(0.26659, abs=1e-4)  # scikit-image's value
 
 
-def test_a_picture_equals_itself():
-    pictures = torch.rand(2, 3, 16, 16) * 2 - 1
-    assert ssim(pictures, pictures).tolist() == pytest.approx([1, 1])
-    assert mean_absolute_error(pictures, pictures).tolist() == [0, 0]
-    assert mean_absolute_error(pictures, pictures - 1 / 127.5).tolist() == pytest.approx([1, 1], abs=1e-3)
-    assert ssim(pictures[..., :6], pictures[..., :6]).tolist() == pytest.approx([1, 1])
+def test_metrics_of_equal_images():
+    images = torch.rand(2, 3, 16, 16) * 2 - 1
+    assert ssim(images, images).tolist() == pytest.approx([1, 1])
+    assert mean_absolute_error(images, images).tolist() == [0, 0]
+    assert mean_absolute_error(images, images - 1 / 127.5).tolist() == pytest.approx([1, 1], abs=1e-3)
+    assert ssim(images[..., :6], images[..., :6]).tolist() == pytest.approx([1, 1])
 
 
 @pytest.mark.parametrize(
     ("side", "window", "sigma"), [(11, 11, 1.5), (8, 7, 0.9), (7, 7, 0.9), (2, 1, 1.0), (1, 1, 1.0)]
 )
 def test_ssim_by_its_definition(side, window, sigma):
-    """Weighted means and variances in every window, written out."""
+    """The mean over all windows, from weighted means and variances."""
     x, y = torch.rand(2, 1, 1, side, side, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 2 - 1
     distance = torch.arange(window, dtype=torch.float64) - window // 2
     weights = torch.exp(-(distance[:, None] ** 2 + distance**2) / (2 * sigma**2))
@@ -61,12 +61,12 @@ def test_psnr_by_its_definition():
     assert psnr(images, truth).tolist() == [pytest.approx(20 * math.log10(255), abs=1e-3), math.inf]
 
 
-def test_scripts_do_without_torchmetrics_until_they_score():
+def test_scripts_import_torchmetrics_only_to_compute_metrics():
     code = "import sys, train, test; sys.exit('torchmetrics' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
-def test_results_that_are_none_of_the_bundled_pictures_are_named(tmp_path):
+def test_missing_results_and_other_sizes_are_named(tmp_path):
     folder = tmp_path / "images"
     folder.mkdir()
     first, *others = sorted((BUNDLED / "earth" / "testB").glob("*.jpg"))
@@ -76,5 +76,5 @@ def test_results_that_are_none_of_the_bundled_pictures_are_named(tmp_path):
         score_earth([str(tmp_path)])
     Image.new("RGB", (7, 9)).save(folder / f"{first.stem}_fake_B.png")
     size = "x".join(map(str, image_size(first)))
-    with pytest.raises(ValueError, match=rf"_fake_B\.png has 7x9 pixels and its truth {first} {size}"):
+    with pytest.raises(ValueError, match=rf"_fake_B\.png is 7x9 pixels, but the true map {first} is {size}"):
         score_earth([str(tmp_path)])

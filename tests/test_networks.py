@@ -1,4 +1,4 @@
-"""The networks against reference values, and where attention may be placed."""
+"""Networks against reference values, placement of attention, initialization and spectral norm."""
 
 import copy
 from pathlib import Path
@@ -36,23 +36,23 @@ def golden_networks() -> list[str]:
 
 
 @pytest.mark.parametrize("name", golden_networks())
-def test_reference_values(name):
+def test_outputs_equal_the_reference(name):
     entry = GOLDEN[name]
     net = build_golden(entry["config"]).eval()
     assert {key: list(value.shape) for key, value in net.state_dict().items()} == entry["shapes"]
     assert sum(parameter.numel() for parameter in net.parameters()) == entry["parameters"]
     net.load_state_dict(fill(net.state_dict()))
-    net.double()  # what is left is the rounding of the reference, which ran in float32
+    net.double()  # the reference ran in float32, whose rounding remains
     with torch.no_grad():
         torch.testing.assert_close(net(entry["input"].double()), entry["output"].double(), rtol=1e-5, atol=1e-5)
 
 
-def test_default_networks_have_the_published_number_of_weights():
+def test_default_networks_have_as_many_weights_as_upstream():
     assert sum(p.numel() for p in ResnetGenerator(3, 3).parameters()) == 11_378_179
     assert sum(p.numel() for p in NLayerDiscriminator(3).parameters()) == 2_764_737
 
 
-def test_attention_block_reproduces_the_reference():
+def test_attention_equals_the_reference():
     entry = GOLDEN["self_attn"]
     block = SelfAttention2d(entry["channels"])
     block.load_state_dict(fill(block.state_dict()))
@@ -62,7 +62,7 @@ def test_attention_block_reproduces_the_reference():
     torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_maps_of_single_positions_are_rows_of_the_map():
+def test_maps_of_query_positions_are_rows_of_the_weights():
     net = ResnetGenerator(3, 3, ngf=8, n_blocks=2, attention=["block1"])
     x = torch.randn(2, 3, 16, 24)
     with block_inputs(net) as inputs:
@@ -74,13 +74,13 @@ def test_maps_of_single_positions_are_rows_of_the_map():
     torch.testing.assert_close(rows.flatten(2), maps["block1"][:, [0 * 6 + 5, 3 * 6 + 2]])
 
 
-def test_attention_refuses_widths_it_cannot_split():
+def test_attention_refuses_other_channels_than_multiples_of_8():
     with pytest.raises(ValueError, match="channels=12 is not a multiple of 8"):
         SelfAttention2d(12)
 
 
 @pytest.mark.parametrize("stage", ["down1", "down2", "block1", "bottleneck", "block3", "up1", "up2"])
-def test_new_attention_changes_no_pixel(stage):
+def test_new_attention_does_not_change_the_output(stage):
     plain = ResnetGenerator(3, 3, ngf=8, n_blocks=3)
     attentive = ResnetGenerator(3, 3, ngf=8, n_blocks=3, attention=[stage])
     missing, unexpected = attentive.load_state_dict(plain.state_dict(), strict=False)
@@ -93,7 +93,7 @@ UNET_STAGES = [f"{way}{depth}" for way in ("down", "up") for depth in range(1, 7
 
 
 @pytest.mark.parametrize("stage", UNET_STAGES)
-def test_new_attention_in_a_unet_changes_no_pixel(stage):
+def test_new_attention_does_not_change_the_output_of_a_unet(stage):
     keywords = {"n_downs": 7, "ngf": 8, "norm": "instance"}
     plain, attentive = UnetGenerator(3, 3, **keywords), UnetGenerator(3, 3, **keywords, attention=[stage])
     missing, unexpected = attentive.load_state_dict(plain.state_dict(), strict=False)
@@ -102,7 +102,7 @@ def test_new_attention_in_a_unet_changes_no_pixel(stage):
     assert torch.equal(plain(x), attentive(x))
 
 
-def test_attention_acts_where_its_stage_says():
+def test_attention_of_a_unet_acts_at_its_stage():
     stages = [f"{way}{depth}" for way in ("down", "up") for depth in range(1, 5)]
     net = UnetGenerator(3, 3, n_downs=5, ngf=8, norm="instance", attention=["bottleneck", *stages])
     assert set(net.attention) == set(stages), "bottleneck is down3: 32 x 32 positions at 256 px"
@@ -120,7 +120,7 @@ def test_attention_acts_where_its_stage_says():
         before = after
 
 
-def test_a_copy_of_a_unet_has_attention_of_its_own():
+def test_a_copied_unet_has_attention_of_its_own():
     net = UnetGenerator(3, 3, n_downs=7, ngf=8, norm="instance", attention=["up2"]).requires_grad_(False)
     twin, x = copy.deepcopy(net), torch.randn(1, 3, 128, 128)
     before = net(x)
@@ -129,22 +129,22 @@ def test_a_copy_of_a_unet_has_attention_of_its_own():
     assert not torch.equal(twin(x), before)
 
 
-def test_several_stages_and_their_maps():
+def test_attention_at_several_stages():
     net = ResnetGenerator(3, 3, ngf=8, n_blocks=6, attention=["down2", "bottleneck", "block3"])
-    assert list(net.attention) == ["down2", "block3"], "bottleneck and block3 are one place"
+    assert list(net.attention) == ["down2", "block3"], "bottleneck and block3 are the same stage"
     out, maps = attention_maps(net, torch.randn(1, 3, 16, 24))
     assert out.shape == (1, 3, 16, 24)
     assert {name: tuple(m.shape) for name, m in maps.items()} == {"down2": (1, 24, 24), "block3": (1, 24, 24)}
     torch.testing.assert_close(maps["block3"].sum(-1), torch.ones(1, 24))
 
 
-def test_discriminator_attention_sits_at_stride_8_by_default():
+def test_bottleneck_of_the_discriminator_has_stride_8():
     net = NLayerDiscriminator(3, ndf=8, attention=["bottleneck"])
     _, maps = attention_maps(net, torch.randn(1, 3, 64, 64))
     assert {name: m.shape[1] for name, m in maps.items()} == {"layer3": 8 * 8}
 
 
-def test_wrong_stage_lists_the_right_ones():
+def test_unknown_stages_list_the_choices():
     choices = "down1, down2, block1, block2, up1, up2, bottleneck"
     with pytest.raises(ValueError, match=f"attention='block7': choose from {choices}$"):
         ResnetGenerator(3, 3, ngf=8, n_blocks=2, attention=["block7"])
@@ -156,7 +156,7 @@ def test_wrong_stage_lists_the_right_ones():
         PixelDiscriminator(3, ndf=8, attention=["layer1"])
 
 
-def test_resize_convolution_keeps_the_layout_of_the_chain():
+def test_resize_convolution_keeps_state_dict_keys():
     deconv, nearest = (ResnetGenerator(3, 3, ngf=8, n_blocks=1, upsample=name) for name in ("deconv", "nearest"))
     assert deconv.state_dict().keys() == nearest.state_dict().keys()
     assert nearest(torch.randn(1, 3, 20, 16)).shape == (1, 3, 20, 16)
@@ -164,15 +164,15 @@ def test_resize_convolution_keeps_the_layout_of_the_chain():
         ResnetGenerator(3, 3, ngf=8, upsample="bicubic")
 
 
-def test_resize_convolution_leaves_no_grid():
+def test_resize_convolution_makes_no_checkerboard():
     flat = torch.ones(1, 8, 6, 6)
     nearest, deconv = (upsample_layer(name, 8, 8, bias=True)(flat)[..., 2:-2, 2:-2] for name in ("nearest", "deconv"))
     assert nearest.std((-2, -1)).max() < 1e-6
-    assert deconv.std((-2, -1)).max() > 1e-3, "what a transposed convolution makes of a flat picture"
+    assert deconv.std((-2, -1)).max() > 1e-3, "a transposed convolution makes one of a flat image"
 
 
 @pytest.mark.parametrize("init_type", ["normal", "xavier", "kaiming", "orthogonal"])
-def test_initialisations(init_type):
+def test_initialization(init_type):
     torch.manual_seed(0)
     net = init_weights(nn.Sequential(nn.Conv2d(64, 64, 3), nn.BatchNorm2d(64)), init_type, 0.02)
     weight = net[0].weight.flatten(1)

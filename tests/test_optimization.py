@@ -1,4 +1,4 @@
-"""Learning-rate policies over a whole run, and the running average of weights."""
+"""Learning-rate schedules, averaged weights and loss scaling."""
 
 import copy
 import math
@@ -14,8 +14,8 @@ from training.optimization import update_average
 from training.schedules import make_scheduler
 
 
-def rates(policy: str, *, losses: Sequence[float] = (), epoch: int = 1) -> list[float]:
-    """The rate of each epoch of a run of 4 + 4 epochs that starts at rate 1 in the given epoch."""
+def learning_rates(policy: str, *, losses: Sequence[float] = (), epoch: int = 1) -> list[float]:
+    """The learning rate of each epoch in a run of 4 + 4 epochs with lr=1 that starts in `epoch`."""
     weight = nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.Adam([weight], lr=1.0)
     scheduler = make_scheduler(optimizer, policy, n_epochs=4, n_epochs_decay=4, lr_decay_iters=3, epoch=epoch)
@@ -31,34 +31,34 @@ def rates(policy: str, *, losses: Sequence[float] = (), epoch: int = 1) -> list[
     return result
 
 
-def test_linear_is_full_then_falls_and_still_learns_in_the_last_epoch():
-    assert rates("linear") == pytest.approx([1, 1, 1, 1, 0.8, 0.6, 0.4, 0.2])
+def test_linear_is_constant_then_falls_and_is_above_0_in_the_last_epoch():
+    assert learning_rates("linear") == pytest.approx([1, 1, 1, 1, 0.8, 0.6, 0.4, 0.2])
 
 
-def test_step_divides_by_ten():
-    assert rates("step") == pytest.approx([1, 1, 1, 0.1, 0.1, 0.1, 0.01, 0.01])
+def test_step_divides_by_10():
+    assert learning_rates("step") == pytest.approx([1, 1, 1, 0.1, 0.1, 0.1, 0.01, 0.01])
 
 
-def test_cosine_never_climbs_back():
-    assert rates("cosine") == pytest.approx([(1 + math.cos(math.pi * k / 8)) / 2 for k in range(8)])
+def test_cosine_falls_all_the_time():
+    assert learning_rates("cosine") == pytest.approx([(1 + math.cos(math.pi * k / 8)) / 2 for k in range(8)])
 
 
-def test_plateau_watches_the_loss():
-    assert rates("plateau", losses=[8, 7, 6, 5, 4, 3, 2, 1]) == pytest.approx([1] * 8)
-    assert rates("plateau", losses=[1] * 8) == pytest.approx([1] * 7 + [0.2])
+def test_plateau_depends_on_the_loss():
+    assert learning_rates("plateau", losses=[8, 7, 6, 5, 4, 3, 2, 1]) == pytest.approx([1] * 8)
+    assert learning_rates("plateau", losses=[1] * 8) == pytest.approx([1] * 7 + [0.2])
 
 
 @pytest.mark.parametrize("policy", ["linear", "step", "cosine"])
-def test_a_run_that_starts_late_has_the_rates_of_its_epochs(policy):
-    assert rates(policy, epoch=4) == pytest.approx(rates(policy)[3:])
+def test_a_run_that_starts_in_a_later_epoch_has_its_learning_rate(policy):
+    assert learning_rates(policy, epoch=4) == pytest.approx(learning_rates(policy)[3:])
 
 
 def test_unknown_policy_lists_the_choices():
     with pytest.raises(ValueError, match="policy='poly': choose from linear, step, plateau, cosine"):
-        rates("poly")
+        learning_rates("poly")
 
 
-def test_ema_ramps_up_averages_statistics_and_takes_counters_over():
+def test_ema_averages_weights_and_statistics_and_copies_counters():
     net = nn.BatchNorm2d(2)
     average = copy.deepcopy(net)
     net.weight.data.fill_(3.0)

@@ -1,4 +1,4 @@
-"""SAGAN's networks against the reference, its step, and what it shows."""
+"""SAGAN: networks against the reference, the training step, images on pages, and noise."""
 
 import copy
 
@@ -55,7 +55,7 @@ def test_networks_equal_the_reference(name):
         key: list(shape) for key, shape in entry["shapes"].items()
     }
     net.load_state_dict(fill(net.state_dict()))
-    net.double()  # what is left is the rounding of the reference, which ran in float32
+    net.double()  # the reference ran in float32, whose rounding remains
     out, maps = attention_maps(net, entry["input"].double())
     torch.testing.assert_close(out, entry["output"].double(), rtol=1e-5, atol=1e-5)
     for number in (1, 2):
@@ -72,7 +72,7 @@ def test_networks_equal_the_reference(name):
 @pytest.mark.parametrize(
     ("make_G", "make_D"), [(SAGANGenerator, SAGANDiscriminator), (SAGANResnetGenerator, SAGANResnetDiscriminator)]
 )
-def test_every_size_makes_images_and_one_score_each(size, channels, make_G, make_D):
+def test_generators_and_discriminators_of_every_size(size, channels, make_G, make_D):
     G, D = make_G(channels, image_size=size, ngf=8, z_dim=5), make_D(channels, image_size=size, ndf=8)
     images = G(torch.randn(2, 5))
     assert images.shape == (2, channels, size, size)
@@ -82,14 +82,14 @@ def test_every_size_makes_images_and_one_score_each(size, channels, make_G, make
     assert any(isinstance(layer, SelfAttention2d) for layer in D)
 
 
-def test_sizes_and_stages_that_there_are_not_are_refused():
-    with pytest.raises(ValueError, match="image_size=48: SAGAN makes images of 32, 64, 128, 256 pixels"):
+def test_unknown_sizes_and_stages_are_refused():
+    with pytest.raises(ValueError, match="image_size=48: choose from 32, 64, 128, 256"):
         SAGANGenerator(image_size=48)
     with pytest.raises(ValueError, match=r"attention='l9': choose from l1, l2, l3, l4, default$"):
         SAGANDiscriminator(attention=["l9"])
 
 
-def test_the_papers_blocks_pool_keys_and_values():
+def test_pooled_attention_by_its_definition():
     block = SelfAttention2d(16, pooled=True)
     block.gamma.data.fill_(0.5)
     x = torch.randn(2, 16, 6, 4)
@@ -99,50 +99,50 @@ def test_the_papers_blocks_pool_keys_and_values():
     key = torch.nn.functional.max_pool2d(torch.einsum("oc,bchw->bohw", weights["key_conv.weight"], x), 2).flatten(2)
     value = torch.nn.functional.max_pool2d(torch.einsum("oc,bchw->bohw", weights["value_conv.weight"], x), 2).flatten(2)
     query = torch.einsum("oc,bchw->bohw", weights["query_conv.weight"], x).flatten(2)
-    seen = torch.einsum("bij,bcj->bci", torch.softmax(torch.einsum("bci,bcj->bij", query, key), -1), value)
-    expected = x + 0.5 * torch.einsum("oc,bci->boi", weights["out_conv.weight"], seen).view_as(x)
+    attended = torch.einsum("bij,bcj->bci", torch.softmax(torch.einsum("bci,bcj->bij", query, key), -1), value)
+    expected = x + 0.5 * torch.einsum("oc,bci->boi", weights["out_conv.weight"], attended).view_as(x)
     torch.testing.assert_close(out, expected)
-    looks = block.maps(x, [(0, 0), (3, 1)])
-    torch.testing.assert_close(looks.sum((2, 3)), torch.ones(2, 2))
-    torch.testing.assert_close(looks[:, 1, ::2, ::2].flatten(1) * 4, attention[:, 3 * 4 + 1])
+    maps = block.maps(x, [(0, 0), (3, 1)])
+    torch.testing.assert_close(maps.sum((2, 3)), torch.ones(2, 2))
+    torch.testing.assert_close(maps[:, 1, ::2, ::2].flatten(1) * 4, attention[:, 3 * 4 + 1])
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("normalise", [False, True])
-def test_networks_are_known_by_their_weights(size, normalise):
+@pytest.mark.parametrize("normalize", [False, True])
+def test_flags_are_inferred_from_weights(size, normalize):
     for name, make in NOISE_GENERATORS.items():
         net = make(1, image_size=size, z_dim=5, ngf=8)
-        weights = (spectral_normalize(net) if normalise else net).state_dict()
+        weights = (spectral_normalize(net) if normalize else net).state_dict()
         assert infer_network(weights) == {"netG": name, "crop_size": size, "input_nc": 1, "z_dim": 5, "ngf": 8}
     for name, make in IMAGE_DISCRIMINATORS.items():
         net = make(3, image_size=size, ndf=16)
-        weights = (spectral_normalize(net) if normalise else net).state_dict()
+        weights = (spectral_normalize(net) if normalize else net).state_dict()
         assert infer_network(weights) == {"netD": name, "crop_size": size, "input_nc": 3, "ndf": 16}
 
 
 # ---- spectral norm
 
 
-def test_spectral_norm_is_where_the_reference_has_it():
+def test_spectral_norm_is_in_the_layers_of_the_reference():
     for net in (training_model().netG, training_model().netD):
-        normalised = {name for name, layer in net.named_modules() if is_parametrized(layer)}
-        assert normalised == {"l1.0", "l2.0", "l3.0"}
+        normalized = {name for name, layer in net.named_modules() if is_parametrized(layer)}
+        assert normalized == {"l1.0", "l2.0", "l3.0"}
     model = training_model("--netG", "sagan_resnet", "--netD", "sagan_resnet", "--no-spectral_norm_D")
     weighted = [layer for layer in model.netG.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
     assert weighted and all(is_parametrized(layer) for layer in weighted)
     assert not any(is_parametrized(layer) for layer in model.netD.modules())
 
 
-def test_spectral_norm_divides_by_the_largest_singular_value_of_the_right_matrix():
+def test_spectral_norm_of_transposed_convolutions():
     net = spectral_normalize(init_weights(SAGANGenerator(ngf=8, z_dim=16), "normal", 0.5), ("attn", "last"))
     for _ in range(200):
-        net(torch.randn(1, 16))  # every pass is one power iteration
+        net(torch.randn(1, 16))  # each pass is one power iteration
     weight = net.l2[0].weight  # (in, out, 4, 4): a transposed convolution
     largest = torch.linalg.matrix_norm(weight.transpose(0, 1).flatten(1), 2)
     assert largest.item() == pytest.approx(1, abs=1e-3)
 
 
-def test_networks_are_constant_in_eval_mode_and_survive_copies():
+def test_networks_do_not_change_in_eval_mode_and_copies_are_equal():
     model = training_model("--ema_decay", "0.9")
     model.step(batch())
     net = model.netG.eval()
@@ -160,22 +160,22 @@ def test_networks_are_constant_in_eval_mode_and_survive_copies():
 # ---- step
 
 
-def test_each_update_reaches_its_own_network_alone():
+def test_each_loss_has_gradients_for_its_own_network_only():
     model = training_model("--lr_G", "0.001", "--lr_D", "0.002")
     assert [model.optimization.optimizers[name].param_groups[0]["lr"] for name in ("G", "D")] == [0.001, 0.002]
     assert model.optimization.optimizers["G"].param_groups[0]["betas"] == (0.0, 0.9)
-    loss = model.gan_loss.generator(model.judge, model.netG(model.noise()))
+    loss = model.gan_loss.generator(model.augmented_scores, model.netG(model.noise()))
     model.optimization.backward("G", loss)
     assert all(weight.grad is None for weight in model.netD.parameters())
     assert all(weight.grad is not None for weight in model.netG.parameters())
     model = training_model()
     fake = model.netG(model.noise())
-    model.optimization.backward("D", model.gan_loss.discriminator(model.judge, batch()["A"], fake))
+    model.optimization.backward("D", model.gan_loss.discriminator(model.augmented_scores, batch()["A"], fake))
     assert all(weight.grad is None for weight in model.netG.parameters())
 
 
 @pytest.mark.parametrize("gan_mode", ["hinge", "lsgan", "vanilla", "wgangp"])
-def test_every_gan_mode_trains_also_on_less_than_a_batch(gan_mode):
+def test_every_gan_mode_trains_on_whole_and_partial_batches(gan_mode):
     model = training_model("--gan_mode", gan_mode, "--d_steps", "2", "--diffaugment", "color,translation,cutout")
     for size in (4, 1):
         losses, images = model.step(batch(size))
@@ -192,7 +192,7 @@ def test_d_steps_update_the_discriminator_more_often():
     assert steps == {"G": 1, "D": 3}
 
 
-def test_the_step_is_the_reference_step():
+def test_a_step_equals_plain_pytorch():
     with default_dtype(torch.float64):
         model = training_model("--diffaugment", "none", "--ema_decay", "0")
         reference = copy.deepcopy(model)
@@ -223,45 +223,45 @@ def test_the_step_is_the_reference_step():
 
 
 @pytest.mark.parametrize("flags", [["--norm", "batch"], ["--upsample", "nearest"], ["--pool_size", "5"]])
-def test_flags_that_mean_nothing_here_are_refused(flags, capsys):
+def test_flags_that_sagan_does_not_read_are_refused(flags, capsys):
     with pytest.raises(SystemExit):
         training_model(*flags)
     assert f"{flags[0]} is not an option of --model sagan: leave it out" in capsys.readouterr().err
 
 
-def test_networks_for_translation_are_refused():
+def test_networks_of_other_models_are_refused():
     opt = TrainOptions().parse([*TINY, "--netG", "unet_128", "--netD", "pixel"])
-    choices = "is not for this --model: choose from sagan, sagan_resnet"
+    choices = "does not suit this model: choose from sagan, sagan_resnet"
     with pytest.raises(ValueError, match=f"--netG unet_128 .*: 'unet_128' {choices}"):
         define_noise_G(opt, 3)
     with pytest.raises(ValueError, match=f"--netD pixel .*: 'pixel' {choices}"):
         define_image_D(opt, 3)
 
 
-def test_pictures_of_another_size_are_refused():
-    with pytest.raises(ValueError, match="come out as 40x32 pixels, but sagan takes squares of --crop_size 32"):
+def test_images_of_another_size_are_refused():
+    with pytest.raises(ValueError, match="have 40x32 pixels after preprocessing, but sagan was built for 32x32"):
         training_model().check_sizes([(32, 32), (40, 32)])
 
 
-# ---- looking
+# ---- images on pages
 
 
-def test_preview_shows_the_averaged_generator_and_leaves_no_trace():
+def test_preview_shows_the_averaged_generator_and_changes_no_state():
     model = training_model("--ema_decay", "0.5")
     _, images = model.step(batch())
     state, random = copy.deepcopy(model.state_dict()), torch.get_rng_state()
-    pictures = model.preview(images)
-    assert list(pictures) == ["samples", "sample", "real"]
-    assert pictures["samples"].shape == (1, 3, 8 * 34 + 2, 8 * 34 + 2)
-    first = pictures["samples"][0, :, 2:34, 2:34]
+    shown = model.preview(images)
+    assert list(shown) == ["samples", "sample", "real"]
+    assert shown["samples"].shape == (1, 3, 8 * 34 + 2, 8 * 34 + 2)
+    first = shown["samples"][0, :, 2:34, 2:34]
     torch.testing.assert_close(first, model.netG_ema(model.fixed_noise)[0])
     assert torch.equal(torch.get_rng_state(), random)
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
     assert model.netG.training
-    assert torch.equal(model.preview(images)["samples"], pictures["samples"])
+    assert torch.equal(model.preview(images)["samples"], shown["samples"])
 
 
-def test_interpolation_keeps_length_and_ends():
+def test_interpolation_keeps_norms_and_ends():
     start, end = torch.randn(2, 128, generator=torch.Generator().manual_seed(1))
     path = interpolate(start, end, 5)
     torch.testing.assert_close(path[0], start)
@@ -273,7 +273,7 @@ def test_interpolation_keeps_length_and_ends():
 # ---- noise
 
 
-def test_truncation_keeps_ranks_and_limits():
+def test_truncation_keeps_the_order_and_limits_values():
     z = torch.randn(10_000, generator=torch.Generator().manual_seed(0))
     cut = truncate(z, 0.7)
     assert cut.abs().max() <= 0.7
@@ -283,7 +283,7 @@ def test_truncation_keeps_ranks_and_limits():
     assert torch.equal(truncate(z, 0), z)
 
 
-def test_a_seed_is_an_image_whatever_else_is_made(capsys):
+def test_a_seed_gives_the_same_image_in_any_set(capsys):
     def noise(*flags: str) -> dict:
         loader = create_dataset(TestOptions().parse(["--model", "sagan", "--dataset_mode", "noise", *flags]))
         return {path: z for b in loader for path, z in zip(b["A_paths"], b["z"], strict=True)}
@@ -309,7 +309,7 @@ def test_seeds_that_are_too_large_or_too_many_are_refused(seeds, message, capsys
     assert message in capsys.readouterr().err
 
 
-def test_odd_pictures_in_nested_folders_are_learned_from(tmp_path, monkeypatch):
+def test_training_and_testing_on_images_of_several_sizes_and_modes(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name, size, mode in (("a/tall", (30, 70), "L"), ("a/b/wide", (80, 33), "RGBA"), ("c", (50, 50), "P")):
         path = tmp_path / "faces" / f"{name}.png"
@@ -327,6 +327,6 @@ def test_odd_pictures_in_nested_folders_are_learned_from(tmp_path, monkeypatch):
     assert "latest_net_G_ema.pth" in (tmp_path / "results/odd/test_latest/index.html").read_text()
 
 
-def test_pictures_are_loaded_in_the_size_of_the_networks():
+def test_images_are_loaded_in_the_size_of_the_networks():
     for flags, size in (("--crop_size 128", 128), ("--crop_size 32", 32), ("--crop_size 32 --load_size 40", 40)):
         assert TrainOptions().parse(["--model", "sagan", *flags.split()]).load_size == size

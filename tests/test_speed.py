@@ -1,4 +1,4 @@
-"""What makes training fast must not change what it computes."""
+"""Optimizations for speed and memory do not change results."""
 
 import copy
 import subprocess
@@ -39,7 +39,7 @@ def with_gradients(inputs: list[torch.Tensor], attend=attention.attend) -> list[
 
 
 @pytest.mark.parametrize("chunk", [1, 40, 2**20])
-def test_attention_in_chunks_is_attention(monkeypatch, chunk):
+def test_attention_in_chunks_equals_attention(monkeypatch, chunk):
     whole = with_gradients(attention_inputs())
     monkeypatch.setattr(attention, "LARGEST_MAP", 1)
     monkeypatch.setattr(attention, "CHUNK", chunk)
@@ -47,7 +47,7 @@ def test_attention_in_chunks_is_attention(monkeypatch, chunk):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
-def test_attention_in_many_chunks_adds_up_in_float32(monkeypatch):
+def test_attention_in_many_chunks_accumulates_in_float32(monkeypatch):
     exact = [torch.randn(1, 2048, size, dtype=torch.float64) for size in (2, 2, 4)]
     expected = with_gradients([x.requires_grad_() for x in exact])
     monkeypatch.setattr(attention, "LARGEST_MAP", 1)
@@ -63,7 +63,7 @@ def test_attention_in_chunks_can_be_differentiated_twice(monkeypatch):
 
 
 class LargeTensors(TorchDispatchMode):
-    """Records the shapes of tensors that operations make, forward and backward, from so many elements on."""
+    """Records the shapes of tensors with at least `elements` elements that forward and backward passes create."""
 
     def __init__(self, elements: int):
         super().__init__()
@@ -77,12 +77,12 @@ class LargeTensors(TorchDispatchMode):
         return out
 
 
-@pytest.mark.parametrize(("way", "builds"), [("plain", True), ("chunks", False), ("fused", False)])
-def test_only_the_plain_way_builds_the_attention_map(way, builds, monkeypatch):
-    """The others take memory that grows with the number of positions, not with its square."""
-    if way == "fused":
+@pytest.mark.parametrize(("path", "builds"), [("plain", True), ("chunks", False), ("fused", False)])
+def test_only_plain_attention_materializes_the_map(path, builds, monkeypatch):
+    """The memory of the others grows with the number of positions, not with its square."""
+    if path == "fused":
         monkeypatch.setattr(attention, "attend", attention.attend_fused)
-    if way == "chunks":
+    if path == "chunks":
         monkeypatch.setattr(attention, "LARGEST_MAP", 1)
         monkeypatch.setattr(attention, "CHUNK", 2**12)
     block, x = attention.SelfAttention2d(16), torch.randn(1, 16, 16, 16, requires_grad=True)
@@ -95,8 +95,8 @@ def test_only_the_plain_way_builds_the_attention_map(way, builds, monkeypatch):
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
-def test_fused_attention_is_attention(dtype, tolerance):
-    """The branch of GPUs, whose kernels have counterparts on CPUs."""
+def test_fused_attention_equals_attention(dtype, tolerance):
+    """GPUs use this branch; scaled_dot_product_attention has kernels for CPUs too."""
     inputs = [x.detach().to(dtype).requires_grad_() for x in attention_inputs()]
     exact = [x.detach().double().requires_grad_() for x in inputs]
     fused, plain = with_gradients(inputs, attention.attend_fused), with_gradients(inputs, attention.attend_plain)
@@ -107,12 +107,12 @@ def test_fused_attention_is_attention(dtype, tolerance):
         assert (other.double() - expected).abs().max() < tolerance * scale
 
 
-def test_fused_attention_can_be_differentiated_twice_by_its_plain_kernel():
+def test_fused_attention_can_be_differentiated_twice_with_the_math_kernel():
     with sdpa_kernel(SDPBackend.MATH):
         assert torch.autograd.gradgradcheck(attention.attend_fused, [x[:1, :3] for x in attention_inputs()])
 
 
-def test_attention_in_chunks_keeps_no_map():
+def test_attention_in_chunks_saves_no_map_for_backward():
     saved = []
     inputs = [torch.randn(1, 4097, size, requires_grad=True) for size in (2, 2, 4)]
     with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x.numel()) or x, lambda x: x):
@@ -120,7 +120,7 @@ def test_attention_in_chunks_keeps_no_map():
     assert max(saved) == 4097 * 4
 
 
-def test_the_softmax_of_attention_is_in_float32_under_autocast():
+def test_the_softmax_of_attention_is_float32_under_autocast():
     block = attention.SelfAttention2d(8)
     with torch.autocast("cpu", torch.bfloat16):
         weights = block.weights(torch.randn(1, 8, 4, 4))
@@ -128,7 +128,7 @@ def test_the_softmax_of_attention_is_in_float32_under_autocast():
 
 
 @pytest.mark.parametrize("kernel", [7, (3, 5)])
-def test_a_narrow_convolution_is_a_convolution(kernel):
+def test_narrow_convolution_equals_convolution(kernel):
     layer, x = NarrowConv2d(4, 3, kernel).double(), torch.randn(2, 4, 9, 12, dtype=torch.float64, requires_grad=True)
     made, expected = layer(x), nn.Conv2d.forward(layer, x)
     torch.testing.assert_close(made, expected, rtol=1e-10, atol=1e-12)
@@ -136,7 +136,7 @@ def test_a_narrow_convolution_is_a_convolution(kernel):
     torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-12)
 
 
-def test_instance_norm_of_channels_last_is_instance_norm():
+def test_instance_norm_of_channels_last_equals_instance_norm():
     norm, x = norm_layer("instance")(4), torch.randn(2, 4, 5, 6, dtype=torch.float64)
     made = norm(x.contiguous(memory_format=torch.channels_last))
     assert made.is_contiguous(memory_format=torch.channels_last)
@@ -156,7 +156,7 @@ def test_padding_keeps_half_precision():
         (spectral_normalize(nn.Conv2d(3, 3, 1)), [2, 1]),
     ],
 )
-def test_pictures_run_together_where_that_makes_no_difference(net, expected):
+def test_batches_run_together_if_results_are_the_same(net, expected):
     batches, runs = [torch.randn(size, 3, 16, 16) for size in (2, 1)], []
     alone = [net.eval()(batch) for batch in batches]
     net.register_forward_pre_hook(lambda _, args: runs.append(len(args[0])))
@@ -166,12 +166,12 @@ def test_pictures_run_together_where_that_makes_no_difference(net, expected):
         torch.testing.assert_close(a, b)
 
 
-def test_pictures_of_several_sizes_run_alone():
+def test_batches_of_several_sizes_run_separately():
     made = run_together(nn.Conv2d(3, 1, 1), torch.randn(1, 3, 8, 8), torch.randn(1, 3, 4, 8))
     assert [tuple(image.shape) for image in made] == [(1, 1, 8, 8), (1, 1, 4, 8)]
 
 
-def test_checkpointed_blocks_change_no_bit():
+def test_checkpointed_blocks_are_bit_identical():
     made = []
     for flags in ([], ["--checkpoint_blocks"]):
         model = training_model("--model", "cycle_gan", *flags)
@@ -182,17 +182,17 @@ def test_checkpointed_blocks_change_no_bit():
 
 @pytest.mark.parametrize("flags", [["--norm", "batch"], ["--spectral_norm_G"], ["--netG", "unet_128"]])
 def test_blocks_that_cannot_be_checkpointed(flags):
-    with pytest.raises(ValueError, match="--checkpoint_blocks is for --netG resnet"):
+    with pytest.raises(ValueError, match="--checkpoint_blocks needs --netG resnet"):
         networks.define_G(TrainOptions().parse(["--checkpoint_blocks", *flags]), 3, 3)
 
 
-def test_half_precision_of_gpus_alone():
+def test_fp16_needs_a_gpu():
     with pytest.raises(ValueError, match="--precision fp16 is for NVIDIA GPUs, not for cpu"):
         training_model("--precision", "fp16")
 
 
-def test_scaled_losses_give_the_same_step():
-    """Adam makes the same step of scaled gradients, but not the same averages. A power of two changes no rounding."""
+def test_scaled_losses_give_the_same_averages_of_gradients():
+    """Adam would take the same step with scaled gradients. Scaling by a power of 2 does not round."""
     averages = []
     for enabled in (False, True):
         model = training_model("--model", "cycle_gan")
@@ -200,12 +200,12 @@ def test_scaled_losses_give_the_same_step():
         model.step(random_batch())
         optimization = model.optimization
         averages.append([optimizer.state_dict()["state"] for optimizer in optimization.optimizers.values()])
-    assert optimization.scaler.get_scale() == 2048  # both optimizers' gradients were finite
+    assert optimization.scaler.get_scale() == 2048  # the gradients of both optimizers were finite
     assert optimization.state_dict()["scaler"]["scale"] == 2048
     torch.testing.assert_close(*averages, rtol=1e-5, atol=1e-12)
 
 
-def test_a_gradient_that_overflows_is_left_out():
+def test_gradients_that_overflow_are_skipped():
     model = training_model("--model", "cycle_gan")
     model.optimization.scaler = torch.amp.GradScaler("cpu", init_scale=1e38)
     before = [weight.clone() for weight in model.netG_A.parameters()]
@@ -258,7 +258,7 @@ def test_compiling_changes_no_state(flags, compile_with):
     assert all(weight.grad is None for weight in model.parameters())
 
 
-def test_training_uses_what_compiling_made(compile_with):
+def test_training_uses_the_code_compiled_before_it(compile_with):
     made = []
 
     def count(graph, inputs):
@@ -271,11 +271,11 @@ def test_training_uses_what_compiling_made(compile_with):
     tried = len(made)
     assert tried == 2
     model.step(random_batch())
-    assert len(made) == tried + 1, "D on real and fake images, a batch of 2"
+    assert len(made) == tried + 1, "D on real and fake images, as one batch of 2"
 
 
 @pytest.mark.parametrize("where", ["forward", "backward"])
-def test_networks_that_do_not_compile_train_without(where, compile_with):
+def test_networks_that_do_not_compile_train_eagerly(where, compile_with):
     def fail(graph, inputs):
         raise NotImplementedError("first line\n\nsecond line\nthird line")
 
@@ -290,7 +290,7 @@ def test_networks_that_do_not_compile_train_without(where, compile_with):
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # by Dynamo itself
-def test_a_fault_after_the_trial_is_not_hidden(compile_with):
+def test_compile_errors_during_training_are_not_hidden(compile_with):
     graphs = []
 
     def fail_later(graph, inputs):
@@ -306,7 +306,7 @@ def test_a_fault_after_the_trial_is_not_hidden(compile_with):
         model.step(random_batch())
 
 
-def test_without_a_compiler_training_runs_without():
+def test_training_without_a_compiler_is_eager():
     script = (
         "from training.compiling import compile_networks; from tests.helpers import random_batch, training_model\n"
         "model = training_model('--model', 'cycle_gan')\n"
@@ -320,9 +320,9 @@ def test_without_a_compiler_training_runs_without():
     assert done.stdout.split()[-1] == "8"
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="of Linux's C library")
-def test_freed_memory_is_used_again():
-    # with tensors of 64 MB: what the C library does with those of less than 32 changes from run to run
+@pytest.mark.skipif(sys.platform != "linux", reason="about the C library of Linux")
+def test_freed_memory_is_reused():
+    # With tensors of 64 MB: below 32 MB, the behavior of the C library changes from run to run.
     script = (
         "import resource, sys, torch; from util.device import keep_freed_memory\n"
         "if sys.argv[1] == 'keep': keep_freed_memory()\n"
@@ -338,31 +338,31 @@ def test_freed_memory_is_used_again():
         int(subprocess.run([*command, how], capture_output=True, text=True, check=True).stdout)
         for how in ("keep", "free")
     )
-    assert kept < freed / 10, (kept, freed)  # pages that the kernel had to map again
+    assert kept < freed / 10, (kept, freed)  # pages that the kernel mapped again
 
 
-def test_tf32_is_for_gpus():
+def test_tf32_needs_a_gpu():
     with pytest.raises(ValueError, match="--tf32 is for NVIDIA GPUs, not for cpu"):
         use_tf32(torch.device("cpu"))
 
 
-def test_the_gradient_penalty_passes_attention_in_chunks(monkeypatch):
+def test_the_gradient_penalty_works_with_attention_in_chunks(monkeypatch):
     monkeypatch.setattr(attention, "LARGEST_MAP", 1)
     model = training_model("--model", "cycle_gan_attn", "--gan_mode", "wgangp")
     losses, _ = model.step(random_batch())
     assert all(torch.isfinite(loss) for loss in losses.values())
 
 
-def test_results_in_half_precision_are_close(tiny_data, tmp_path):
+def test_results_in_bf16_are_close(tiny_data, tmp_path):
     places = ["--checkpoints_dir", str(tmp_path), "--name", "run"]
     flags = ["--dataroot", str(tiny_data), "--crop_size", "32", "--load_size", "32", "--ngf", "8", "--ndf", "8"]
     flags += ["--netG", "resnet_6blocks", "--n_epochs", "1", "--n_epochs_decay", "0", "--display_id", "0"]
     assert train.main([*places, *flags, "--model", "cycle_gan_attn", "--precision", "bf16", "--no_html"]) == 0
-    pictures = []
-    for precision in ([], ["--precision", "bf16"]):  # what was trained in bf16 is tested in fp32, unless asked
+    images = []
+    for precision in ([], ["--precision", "bf16"]):  # a run trained in bf16 is tested in fp32 by default
         results = tmp_path / "_".join(["results", *precision])
         assert test.main([*places, "--results_dir", str(results), "--dataroot", str(tiny_data), *precision]) == 0
         fakes = sorted((results / "run" / "test_latest" / "images").glob("*_fake_B.png"))
-        pictures.append(torch.stack([to_tensor(Image.open(fake)) for fake in fakes]))
-    difference = (pictures[0] - pictures[1]).abs().mean() * 127.5
+        images.append(torch.stack([to_tensor(Image.open(fake)) for fake in fakes]))
+    difference = (images[0] - images[1]).abs().mean() * 127.5
     assert 0 < difference < 2

@@ -1,4 +1,4 @@
-"""Trained models on pictures of any size: Translator, and test.py with it."""
+"""Trained models on images of any size: Translator and test.py."""
 
 import json
 import random
@@ -35,7 +35,7 @@ def generator(name: str = "resnet_6blocks", *channels: int, **keywords) -> torch
 
 @pytest.fixture(scope="module")
 def run(tiny_data, tmp_path_factory):
-    """A run of cycle_gan_attn that keeps averages, and was trained from B to A."""
+    """A run of cycle_gan_attn with averaged weights, trained from B to A."""
     folder = tmp_path_factory.mktemp("runs")
     flags = ["--model", "cycle_gan_attn", "--ema_decay", "0.5", "--direction", "BtoA", "--lr", "0.01"]
     return train(folder, "--dataroot", tiny_data, *flags)
@@ -43,7 +43,7 @@ def run(tiny_data, tmp_path_factory):
 
 @pytest.fixture
 def file(tmp_path):
-    """A file that nothing is known of."""
+    """A file of weights without options."""
     torch.save(generator().state_dict(), tmp_path / "horse2zebra.pth")
     return tmp_path / "horse2zebra.pth"
 
@@ -55,7 +55,7 @@ def test_import_is_cheap():
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("name", ["resnet_6blocks", "unet_128"])
-def test_any_size_comes_back_the_same(name, size):
+def test_any_size_is_kept(name, size):
     net = AnySize(generator(name, 3, 2).eval())
     made = net(torch.rand(2, 3, *size) * 2 - 1)
     assert made.shape == (2, 2, *size) and made.isfinite().all()
@@ -68,19 +68,19 @@ def test_fitting_sizes_are_not_padded():
     assert fitting_size(net, x.shape[2:]) == (16, 20)
     assert torch.equal(AnySize(net)(x), expected)
     odd = AnySize(net)(x[..., :14, :17])
-    assert not torch.equal(odd, expected[..., :14, :17]), "what is cut off is not seen by the network"
+    assert not torch.equal(odd, expected[..., :14, :17]), "the network does not see pixels that were cropped"
     assert fitting_size(generator("unet_256"), (256, 257)) == (256, 512)
 
 
-def test_reflection_goes_to_and_fro():
+def test_small_images_are_reflected_repeatedly():
     x = torch.arange(3.0).view(1, 1, 1, 3)
     assert reflect(x, (2, 8)).tolist() == [[[[0, 1, 2, 1, 0, 1, 2, 1]] * 2]]
     assert reflect(x, (1, 3)) is x
 
 
-def test_every_kind_of_picture_gives_the_same(file):
+def test_all_types_of_images_give_the_same_result(file):
     translator = Translator.load(file, device="cpu")
-    image = draw_shapes("picture", (37, 42))
+    image = draw_shapes("image", (37, 42))
     made = translator(image)
     assert (made.mode, made.size) == ("RGB", image.size)
     assert np.array_equal(translator(np.asarray(image)), np.asarray(made))
@@ -93,34 +93,34 @@ def test_every_kind_of_picture_gives_the_same(file):
     assert several[0].tobytes() == made.tobytes() and several[1].size == (19, 15)
 
 
-def test_transparent_parts_are_white(file):
+def test_transparent_pixels_become_white(file):
     translator = Translator.load(file, device="cpu")
     clear = Image.new("RGBA", (12, 8), (200, 0, 0, 0))
     assert translator(clear).tobytes() == translator(Image.new("RGB", (12, 8), "white")).tobytes()
 
 
-def test_grey_and_other_channels(tmp_path):
-    torch.save(generator("unet_128", 1, 1).state_dict(), tmp_path / "grey.pth")
-    grey = Translator.load(tmp_path / "grey.pth")
-    image = draw_shapes("picture")
-    assert grey(image).mode == "L"
-    assert grey(np.zeros((5, 6), np.uint8)).shape == (5, 6)
-    assert grey(np.zeros((5, 6, 1), np.uint8)).shape == (5, 6, 1)
+def test_other_channels_than_rgb(tmp_path):
+    torch.save(generator("unet_128", 1, 1).state_dict(), tmp_path / "gray.pth")
+    gray = Translator.load(tmp_path / "gray.pth")
+    image = draw_shapes("image")
+    assert gray(image).mode == "L"
+    assert gray(np.zeros((5, 6), np.uint8)).shape == (5, 6)
+    assert gray(np.zeros((5, 6, 1), np.uint8)).shape == (5, 6, 1)
     torch.save(generator("unet_128", 5, 2).state_dict(), tmp_path / "five.pth")
     five = Translator.load(tmp_path / "five.pth")
     assert five(torch.zeros(5, 6, 7)).shape == (2, 6, 7)
     assert five(np.zeros((6, 7, 5), np.uint8)).shape == (6, 7, 2)
-    with pytest.raises(ValueError, match="cannot be 8 bits in 5 channels"):
+    with pytest.raises(ValueError, match="does not convert to 5 channels of 8 bits"):
         five(image)
 
 
 @pytest.mark.parametrize(
-    ("picture", "message"),
+    ("image", "message"),
     [
         ("in.jpg", "not str"),
         (np.zeros((4, 4, 3)), "of float64"),
-        (np.zeros((4, 4), np.uint8), "takes 3 channels, the picture has 1"),
-        (torch.zeros(1, 4, 4), "takes 3 channels, the picture has 1"),
+        (np.zeros((4, 4), np.uint8), "takes 3 channels, but the image has 1"),
+        (torch.zeros(1, 4, 4), "takes 3 channels, but the image has 1"),
         (torch.zeros(3, 4, 4, dtype=torch.uint8), "floating-point"),
         (torch.full((3, 4, 4), 255.0), r"in \[-1, 1\]"),
         (torch.full((3, 4, 4), torch.nan), r"in \[-1, 1\]"),
@@ -128,41 +128,41 @@ def test_grey_and_other_channels(tmp_path):
         (Image.new("I;16", (4, 4)), "pass a tensor"),
     ],
 )
-def test_other_pictures_are_refused(file, picture, message):
+def test_other_inputs_are_refused(file, image, message):
     with pytest.raises(ValueError, match=message):
-        Translator.load(file)(picture)
+        Translator.load(file)(image)
 
 
-def test_attention_is_shown_where_the_picture_is():
+def test_attention_maps_show_no_padding():
     net = AnySize(generator("resnet_6blocks", attention=["block3"]))
     with Watch({"G": AttentionView.on(net, "real")}) as watch:
         net(torch.rand(1, 3, 17, 5))
     maps = watch.maps()
-    assert maps[0].weights.shape == (1, 10, 5, 2), "of 5 x 2 cells, padded to 20 x 8 pixels, that is, all"
+    assert maps[0].weights.shape == (1, 10, 5, 2), "all 5 x 2 cells of the image, which is padded to 20 x 8 pixels"
     net = generator("unet_128")
     assert visible_cells(net, (30, 128), (32, 32)) == (8, 32)
 
 
 @pytest.mark.parametrize("flags", [{}, {"direction": "AtoB"}, {"ema": False}, {"evaluate": True}])
-def test_translator_does_what_test_does(run, tiny_data, tmp_path, flags):
+def test_results_equal_those_of_test_py(run, tiny_data, tmp_path, flags):
     argv = ["--checkpoints_dir", str(run.parent), "--name", "run", "--results_dir", str(tmp_path), "--model", "test"]
     argv += ["--direction", flags["direction"]] if "direction" in flags else []
     argv += (["--no_ema"] if "ema" in flags else []) + (["--eval"] if "evaluate" in flags else [])
     assert testing.main([*argv, "--preprocess", "none", "--num_test", "1", "--device", "cpu"]) == 0
     (path,) = tmp_path.rglob("*_fake.png")
-    picture = tiny_data / ("testA" if "direction" in flags else "testB") / "0.png"
-    with Image.open(picture) as image, Image.open(path) as fake:
+    path_A = tiny_data / ("testA" if "direction" in flags else "testB") / "0.png"
+    with Image.open(path_A) as image, Image.open(path) as fake:
         assert Translator.load(run, device="cpu", **flags)(image).tobytes() == fake.tobytes()
 
 
 def test_directions_and_averages_are_different_networks(run):
-    image = draw_shapes("picture")
+    image = draw_shapes("image")
     made = [Translator.load(run, **flags)(image).tobytes() for flags in ({}, {"direction": "AtoB"}, {"ema": False})]
     assert len(set(made)) == 3
-    assert Translator.load(run, direction="BtoA")(image).tobytes() == made[0], "as trained"
+    assert Translator.load(run, direction="BtoA")(image).tobytes() == made[0], "the direction of training"
 
 
-def test_mistakes_in_loading(run, tmp_path):
+def test_errors_in_loading(run, tmp_path):
     with pytest.raises(ValueError, match="direction 'BtoC': choose AtoB or BtoA"):
         Translator.load(run, direction="BtoC")
     with pytest.raises(ValueError, match="no run 'nothing'"):
@@ -175,23 +175,23 @@ def test_mistakes_in_loading(run, tmp_path):
     with pytest.raises(ValueError, match="source '' is not a plain name"):
         Translator.load("/")
     assert Translator.load(run / ".." / run.name).input_nc == 3
-    with pytest.raises(ValueError, match=r"D_A.pth: no generator has these weights"):
+    with pytest.raises(ValueError, match=r"D_A.pth: these are not the weights of a generator"):
         Translator.load(run / "latest_net_D_A.pth")
 
 
 def test_loading_reads_no_command_line(run, monkeypatch):
-    expected = Translator.load(run, direction="AtoB")(draw_shapes("picture"))
+    expected = Translator.load(run, direction="AtoB")(draw_shapes("image"))
 
     def fail(*_):
         raise AssertionError("parsed a command line")
 
     monkeypatch.setattr(Parser, "parse_known_args", fail)
     monkeypatch.setattr(sys, "argv", ["host", "--epoch", "9"])
-    assert Translator.load(run, direction="AtoB")(draw_shapes("picture")).tobytes() == expected.tobytes()
+    assert Translator.load(run, direction="AtoB")(draw_shapes("image")).tobytes() == expected.tobytes()
 
 
 def test_options_that_were_not_saved_are_inferred(tmp_path):
-    """Those of runs by earlier versions, which had fewer flags."""
+    """Earlier versions had fewer flags."""
     flags = ["--name", "run", "--model", "cycle_gan", "--dataroot", str(tmp_path), "--ngf", "8"]
     TrainOptions().parse([*flags, "--netG", "resnet_6blocks"]).save(tmp_path)
     saved = json.loads((tmp_path / "train_opt.json").read_text())
@@ -218,14 +218,14 @@ def test_threads_share_a_translator(name, tmp_path):
 
 
 @pytest.mark.parametrize("model", ["colorization", "sagan"])
-def test_runs_that_translate_no_pictures_are_refused(model, tmp_path):
+def test_runs_that_do_not_translate_images_are_refused(model, tmp_path):
     flags = ["--name", "run", "--model", model, "--dataroot", str(tmp_path)]
     TrainOptions().parse(flags).save(tmp_path)
     with pytest.raises(ValueError, match=f"a run of {model} does not translate images into images"):
         Translator.load(tmp_path)
 
 
-def test_a_lone_generator_translates_in_no_other_direction(run, tmp_path):
+def test_a_run_with_one_generator_has_one_direction(run, tmp_path):
     (tmp_path / "lone").mkdir()
     shutil.copy(run / "train_opt.json", tmp_path / "lone")
     shutil.copy(run / "latest_net_G_A.pth", tmp_path / "lone" / "latest_net_G.pth")
@@ -234,7 +234,7 @@ def test_a_lone_generator_translates_in_no_other_direction(run, tmp_path):
         Translator.load(tmp_path / "lone", direction="AtoB")
 
 
-def test_weights_of_an_unknown_run_translate_a_folder(tiny_data, tmp_path, file, capsys):
+def test_a_file_without_options_translates_a_folder(tiny_data, tmp_path, file, capsys):
     argv = ["--model", "test", "--weights", str(file), "--dataroot", str(tiny_data / "testB")]
     assert testing.main([*argv, "--results_dir", str(tmp_path / "results"), "--preprocess", "none"]) == 0
     shown = capsys.readouterr().out
@@ -250,7 +250,7 @@ def test_weights_of_an_unknown_run_translate_a_folder(tiny_data, tmp_path, file,
         testing.main([*argv, "--epoch", "5"])
 
 
-def test_a_folder_of_weights_without_options_is_understood(tiny_data, tmp_path, capsys):
+def test_a_run_without_options_is_inferred(tiny_data, tmp_path, capsys):
     run_dir = tmp_path / "upstream"
     run_dir.mkdir()
     for label, channels in (("G_A", (3, 1)), ("G_B", (1, 3))):
@@ -265,11 +265,11 @@ def test_a_folder_of_weights_without_options_is_understood(tiny_data, tmp_path, 
     (run_dir / "latest_net_G_A.pth").rename(run_dir / "latest_net_G.pth")
     (run_dir / "latest_net_G_B.pth").unlink()
     assert testing.main([*argv, "--dataroot", str(tiny_data), "--model", "test", "--direction", "BtoA"]) == 0
-    assert "latest_net_G.pth" in capsys.readouterr().out, "the direction it was trained in is the one asked for"
+    assert "latest_net_G.pth" in capsys.readouterr().out, "the requested direction is assumed to be that of training"
 
 
-def test_results_have_the_size_of_their_pictures(tmp_path, tiny_data, capsys):
-    """Also all six of cycle_gan, where A and B differ, and none fits a U-Net."""
+def test_results_have_the_size_of_their_images(tmp_path, tiny_data, capsys):
+    """All six images of cycle_gan, where A and B differ and neither fits a U-Net."""
     run_dir = tmp_path / "sizes"
     run_dir.mkdir()
     for label in ("G_A", "G_B"):
@@ -279,7 +279,7 @@ def test_results_have_the_size_of_their_pictures(tmp_path, tiny_data, capsys):
         draw_shapes(side, size).save(tmp_path / f"test{side}" / "1.png")
     argv = ["--checkpoints_dir", str(tmp_path), "--name", "sizes", "--results_dir", str(tmp_path / "results")]
     assert testing.main([*argv, "--dataroot", str(tmp_path), "--preprocess", "none"]) == 0
-    assert "dropout leaves no trace in them, they are used without it" in capsys.readouterr().out
+    assert "weights do not show whether dropout was used: running without it" in capsys.readouterr().out
     sizes = {}
     for path in (tmp_path / "results").rglob("1_*.png"):
         with Image.open(path) as image:

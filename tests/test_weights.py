@@ -1,4 +1,4 @@
-"""Checkpoints of old and other versions, of other networks, and of those who mean harm."""
+"""Files of weights: of upstream and earlier versions, of other networks, damaged or malicious."""
 
 import pickle
 from pathlib import Path
@@ -26,13 +26,15 @@ def save(net: nn.Module, path: Path) -> Path:
 
 @pytest.mark.parametrize("name", golden_networks())
 @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
-def test_upstreams_files_load_whatever_wrapped_them(name, prefix, tmp_path):
-    """The names are those of the reference networks, in the format that upstream's files had before PyTorch 1.6."""
+def test_files_of_upstream_load_with_any_wrapper_prefix(name, prefix, tmp_path):
+    """Names and shapes are those of the reference networks, in the file format of PyTorch before 1.6."""
     net = build_golden(GOLDEN[name]["config"])
     weights = fill({key: torch.zeros(shape) for key, shape in GOLDEN[name]["shapes"].items()})
     content = {prefix + key: value for key, value in weights.items()}
     for place, layer in net.named_modules():
-        if isinstance(layer, nn.InstanceNorm2d):  # PyTorch before 0.4 kept statistics here, later ones a counter too
+        if isinstance(
+            layer, nn.InstanceNorm2d
+        ):  # PyTorch before 0.4 saved statistics here, later versions a counter too
             content |= {f"{prefix}{place}.{name}": torch.zeros(8) for name in ("running_mean", "running_var")}
             content |= {f"{prefix}{place}.num_batches_tracked": torch.tensor(0)}
     torch.save(content, tmp_path / "net.pth", _use_new_zipfile_serialization=False)
@@ -40,7 +42,7 @@ def test_upstreams_files_load_whatever_wrapped_them(name, prefix, tmp_path):
     assert all(torch.equal(value, weights[key]) for key, value in net.state_dict().items())
 
 
-def test_prefixes_inside_a_name_are_left_out_too(tmp_path):
+def test_prefixes_inside_a_name_are_removed(tmp_path):
     net = small()
     mixed = {key.replace("model.1.", "model._orig_mod.1."): value for key, value in net.state_dict().items()}
     torch.save(mixed, tmp_path / "net.pth")
@@ -49,7 +51,7 @@ def test_prefixes_inside_a_name_are_left_out_too(tmp_path):
 
 @pytest.mark.parametrize("name", golden_networks())
 def test_files_load_back_into_upstream(name, tmp_path):
-    """They hold plain tensors under the names and in the shapes of the reference networks, in their order."""
+    """They contain plain tensors with the names, shapes and order of the reference networks."""
     model = BaseModel()
     model.netG_A = build_golden(GOLDEN[name]["config"])
     save_checkpoint(model, tmp_path, "latest", {})
@@ -85,8 +87,8 @@ def test_other_kinds_of_network_are_named(tmp_path):
         load_weights(small(), path)
 
 
-class Harmful:
-    """Makes a file when it is unpickled."""
+class Malicious:
+    """Creates a file when it is unpickled."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -99,10 +101,10 @@ class Harmful:
 def test_nothing_in_a_file_is_executed(kind, tmp_path):
     path, proof = tmp_path / "evil.pth", tmp_path / "executed"
     if kind == "pickle":
-        path.write_bytes(pickle.dumps(Harmful(proof)))
+        path.write_bytes(pickle.dumps(Malicious(proof)))
     else:
         weights = small().state_dict() if kind == "inside" else {}
-        torch.save(weights | {"model.1.weight": Harmful(proof)}, path)
+        torch.save(weights | {"model.1.weight": Malicious(proof)}, path)
     with pytest.raises(
         ValueError, match=r"evil.pth is not a readable checkpoint of plain tensors, so nothing in it was"
     ):
@@ -110,10 +112,10 @@ def test_nothing_in_a_file_is_executed(kind, tmp_path):
     assert not proof.exists()
     with path.open("rb") as file:
         (pickle.load(file) if kind == "pickle" else torch.load(path, weights_only=False))
-    assert proof.exists(), "the file would have done harm"
+    assert proof.exists(), "otherwise the file is harmless"
 
 
-def test_a_whole_module_is_refused_without_the_advice_to_load_it_unsafely(tmp_path):
+def test_a_pickled_module_is_refused_without_advice_to_load_it_unsafely(tmp_path):
     torch.save(small(), tmp_path / "module.pth")
     with pytest.raises(ValueError, match="ResnetGenerator") as error:
         read_weights(tmp_path / "module.pth")
@@ -136,7 +138,11 @@ def test_damaged_files_are_named(damage, zipped, tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [([1], "holds a list"), ({"epoch": 3}, "'epoch' is a int"), ({3: torch.zeros(1)}, "holds no network: 3 is a")],
+    [
+        ([1], "holds a list"),
+        ({"epoch": 3}, "maps 'epoch' to int"),
+        ({3: torch.zeros(1)}, "not a network: it maps 3 to"),
+    ],
 )
 def test_other_contents_are_named(content, message, tmp_path):
     torch.save(content, tmp_path / "net.pth")

@@ -1,4 +1,4 @@
-"""Write the checkpoints of a run, so that a complete one is there whenever the process is killed."""
+"""Write the checkpoints of a run such that there is a complete one whenever the process is killed."""
 
 import hashlib
 import io
@@ -29,10 +29,10 @@ LOCK = "train.lock"
 
 @contextmanager
 def run_lock(run_dir: Path) -> Iterator[None]:
-    """Hold the lock of the run in `run_dir`. It may be entered again in the same process; a killed process frees it.
+    """Hold the lock of the run in `run_dir`. The same process may enter it again; a killed process releases it.
 
     Raises:
-        ValueError: another process holds it.
+        ValueError: another process holds the lock.
         OSError: the folder is missing or not writable.
     """
     from filelock import FileLock, Timeout  # slow to import, and --help does without
@@ -67,8 +67,8 @@ def save_checkpoint(model: nn.Module, run_dir: Path, label: str, state: dict[str
     """Write `{label}_net_{network}.pth` for every child of `model`, and `{label}_state.pth`, into `run_dir`.
 
     All files are written under temporary names before the first is renamed, so `complete_checkpoint` finds the old
-    checkpoint or the new one whenever the process ends. Averaged networks of an earlier run of this name are removed:
-    they would be taken for this run's.
+    checkpoint or the new one whenever the process ends. Files of averaged networks from an earlier run of this name are
+    removed.
 
     Raises:
         NotFiniteError: weights are not finite; the previous checkpoint is unchanged.
@@ -96,14 +96,14 @@ def save_checkpoint(model: nn.Module, run_dir: Path, label: str, state: dict[str
 
 
 def _discard(run_dir: Path, label: str) -> None:
-    """Remove the files of a failed checkpoint, which take up space."""
+    """Remove the temporary files of a failed checkpoint."""
     for path in run_dir.glob(f"{label}_*.pth.tmp"):
         path.unlink()
 
 
 def _write(path: Path, content: dict[str, Any]) -> str:
-    """Write the temporary file of `path`, flushed to the disk. Returns the SHA-256 digest of its bytes."""
-    buffer = io.BytesIO()  # torch.save to a full disk raises an error that does not name the cause
+    """Write `content` to the temporary file of `path` and flush it to the disk. Returns its SHA-256 digest."""
+    buffer = io.BytesIO()  # on a full disk, torch.save raises an error that does not name the cause
     torch.save(content, buffer)
     with temporary(path).open("wb") as file:
         file.write(buffer.getbuffer())
@@ -113,16 +113,16 @@ def _write(path: Path, content: dict[str, Any]) -> str:
 
 
 def finish_checkpoint(run_dir: Path, label: str) -> None:
-    """Rename the files of the newest complete checkpoint whose process was killed before it did so."""
+    """Rename the files of the newest complete checkpoint, if its process was killed before that."""
     if temporary(run_dir / STATE.format(label=label)).is_file():
         _rename(run_dir, label, complete_checkpoint(run_dir, label))
 
 
 def replaced_checkpoint(run_dir: Path) -> dict[str, Path]:
-    """The files, name -> current path, of the checkpoint that a new run of this name would replace.
+    """The latest checkpoint in `run_dir`, if a new run of this name has to keep it: file name -> current path.
 
-    Empty if it is from before the first step, or if the `old` one has seen more images: whoever starts a run over by
-    mistake may do so twice.
+    Empty if it is from before the first step or has seen fewer images than the one kept as `old`. So a run survives if
+    it is started over twice by mistake.
     """
     images = {}
     for label in ("latest", OLD):
@@ -134,11 +134,11 @@ def replaced_checkpoint(run_dir: Path) -> dict[str, Path]:
 
 
 def keep_as_old(run_dir: Path) -> None:
-    """Keep the latest checkpoint in `run_dir` under the label `old`, before a new run of this name replaces it."""
+    """Keep the `replaced_checkpoint` in `run_dir` under the label `old`, before a new run overwrites it."""
     if files := replaced_checkpoint(run_dir):
         for path in run_dir.glob(f"{OLD}_*.pth*"):
             path.unlink()
-        for name, path in files.items():  # the state last
+        for name, path in files.items():  # the state comes last
             _link(path, run_dir / f"{OLD}{name.removeprefix('latest')}")
 
 
@@ -151,10 +151,10 @@ def _link(path: Path, to: Path) -> None:
 
 
 def read_state(run_dir: Path, label: str) -> dict[str, Any] | None:
-    """The state of the newest complete checkpoint; None if there is no state. Changes no file.
+    """Read the state of the newest complete checkpoint; None if there is no state file. Changes no file.
 
     Raises:
-        ValueError: the state is damaged, or the weights beside it are not the ones it was saved with.
+        ValueError: the state is damaged, or the weights are not those it was saved with.
     """
     path = run_dir / STATE.format(label=label)
     files = complete_checkpoint(run_dir, label)
@@ -175,10 +175,10 @@ def read_state(run_dir: Path, label: str) -> dict[str, Any] | None:
 
 
 def _rename(run_dir: Path, label: str, files: Mapping[str, Path]) -> None:
-    """Give the files of a checkpoint their names, the state last, after removing averages that are not part of it."""
+    """Rename the files of a checkpoint, the state last, and first remove averaged networks that are not part of it."""
     if files:
         for path in run_dir.glob(WEIGHTS.format(label=label, network="*_ema")):
             if path.name not in files:
                 path.unlink()
-    for name, place in files.items():
-        place.replace(run_dir / name)
+    for name, path in files.items():
+        path.replace(run_dir / name)

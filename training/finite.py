@@ -1,4 +1,4 @@
-"""Non-finite losses and weights, found before any of them is saved."""
+"""Detect losses and weights that are not finite, before they are saved."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +16,7 @@ class NotFiniteError(ValueError):
 
 @contextmanager
 def all_or_none() -> Iterator[None]:
-    """If a NotFiniteError leaves this context in one process, it leaves it in all of them."""
+    """Raise a NotFiniteError that one process raises in this context in all processes."""
     here = ""
     try:
         yield
@@ -24,24 +24,32 @@ def all_or_none() -> Iterator[None]:
         here = str(error)
     if distributed.all_reduce_max(bool(here)):
         everywhere = [text for text in distributed.gather(here) if text]  # empty but on rank 0
-        raise NotFiniteError("; ".join(everywhere) or here or "something in another process is not finite")
+        raise NotFiniteError("; ".join(everywhere) or here or "losses or weights in another process are not finite")
 
 
 class LossGuard:
-    """Raises NotFiniteError, in all processes at once, for a step whose losses are not all finite.
+    """Raises NotFiniteError in all processes if a loss is not finite.
 
-    On a CPU it does so at once. A GPU is not waited for: its losses are copied asynchronously and checked in the next
-    step, or by `settle`, which comes before a checkpoint.
+    Losses on a CPU are checked at once. Losses on a GPU are copied asynchronously and checked in the next step, or by
+    `settle` before a checkpoint, so a step does not wait for the GPU.
     """
 
     def __init__(self) -> None:
         self.pending: tuple[list[str], Sequence[str], Tensor, torch.cuda.Event | None] | None = None
 
     def check(self, losses: Mapping[str, Tensor], files: Sequence[str]) -> None:
-        """Call it after every step, with its losses (scalars) and the files of its images."""
+        """Check the losses (scalars) of a step; on a GPU, those of the step before.
+
+        Args:
+            losses: name -> loss.
+            files: the images of the step, for the message.
+
+        Raises:
+            NotFiniteError: a loss is NaN or infinite.
+        """
         values = torch.stack([loss.detach().float() for loss in losses.values()])
         on_cpu = values.to("cpu", non_blocking=values.is_cuda)
-        # on the stream of the losses' device, which need not be the current one
+        # The stream of the losses' device, which may not be the current device.
         copied = torch.cuda.current_stream(values.device).record_event() if values.is_cuda else None
         self.settle()
         self.pending = list(losses), files, on_cpu, copied
@@ -49,7 +57,11 @@ class LossGuard:
             self.settle()
 
     def settle(self) -> None:
-        """Wait for the last losses and check them."""
+        """Wait for the losses of the last step and check them.
+
+        Raises:
+            NotFiniteError: a loss is NaN or infinite.
+        """
         if self.pending is None:
             return
         names, files, values, copied = self.pending

@@ -1,4 +1,4 @@
-"""A new model from old weights: what --init_from does."""
+"""Initialize a model from earlier weights (--init_from)."""
 
 import re
 from pathlib import Path
@@ -11,16 +11,21 @@ from util.checkpoint_files import WEIGHTS, complete_checkpoint
 
 
 def init_from(model: nn.Module, source: Path, label: str, *, reverse: bool = False) -> str:
-    """Load what fits of older weights into the networks of `model`, by name and shape; returns a report on the rest.
+    """Load the weights that fit the networks of `model` by name and shape.
 
     Args:
-        source: the folder of a run, whose files `{label}_net_{network}.pth` go to the networks of these names, where a
-            lone G or D stands for G_A or D_A and the reverse; or one file, which goes to one network: the one that the
-            file is named after, else the one it has most in common with (of several, the first).
-        reverse: the run was trained in the other direction, so that its networks change places.
+        model: its children are the networks. Averaged ones get the weights of the plain ones.
+        source: the folder of a run, or one file. Each file `{label}_net_{network}.pth` of a run goes to the network of
+            this name; G and G_A stand for each other, and so do D and D_A. One file goes to the network that it is
+            named after, or else to the first of those that share the most weights with it.
+        label: of the checkpoint in the folder.
+        reverse: the run was trained in the other direction, so A and B are swapped.
+
+    Returns:
+        A report: the file of each network and the weights that do not fit.
 
     Raises:
-        ValueError: no file is there, one is damaged, or none has anything in common with its network.
+        ValueError: there is no file, a file is damaged, or no weights fit.
     """
     nets = {name: net for name, net in model.named_children() if not name.endswith("_ema")}
     labels = {name: _labels(name, reverse=reverse) for name in nets}
@@ -32,9 +37,9 @@ def init_from(model: nn.Module, source: Path, label: str, *, reverse: bool = Fal
             counts.append(count)
             lines += [f"{name} takes {report[0]}", *(f"  {line}" for line in report[1:])]
         else:
-            lines.append(f"{name} starts anew")
+            lines.append(f"{name} keeps its random weights")
     if not any(counts):
-        raise ValueError("\n".join([f"--init_from {source} has nothing that fits:", *lines]))
+        raise ValueError("\n".join([f"--init_from {source} has no weights that fit:", *lines]))
     for name, average in model.named_children():
         if name not in nets:
             average.load_state_dict(nets[name.removesuffix("_ema")].state_dict())
@@ -42,7 +47,7 @@ def init_from(model: nn.Module, source: Path, label: str, *, reverse: bool = Fal
 
 
 def _labels(name: str, *, reverse: bool) -> list[str]:
-    """Labels of the files that network `name` may start from, best first: netG_A from G_A, or a lone G."""
+    """Labels of the files that network `name` may start from, best first: for netG_A, G_A and G."""
     kind, _, side = name.removeprefix("net").partition("_")
     if reverse:
         side = {"A": "B", "B": "A", "": "B"}.get(side, side)
@@ -51,18 +56,18 @@ def _labels(name: str, *, reverse: bool) -> list[str]:
 
 
 def _files_of_run(run_dir: Path, label: str, labels: dict[str, list[str]]) -> dict[str, Path]:
-    """The file of each network that has one."""
+    """The file of each network that has one: name -> path."""
     files: dict[str, Path] = {}
-    whole = complete_checkpoint(run_dir, label)
+    complete = complete_checkpoint(run_dir, label)
     for name, networks in labels.items():
         for network in networks:
             path = run_dir / WEIGHTS.format(label=label, network=network)
-            path = whole.get(path.name, path)
+            path = complete.get(path.name, path)
             if path.is_file():
                 files.setdefault(name, path)
     if not files:
         there = ", ".join(sorted(path.name for path in run_dir.glob("*.pth"))) or "no weights"
-        raise ValueError(f"--init_from {run_dir} holds {there}, nothing for {', '.join(labels)}: look at --epoch")
+        raise ValueError(f"--init_from {run_dir} holds {there}, nothing for {', '.join(labels)}: choose an --epoch")
     return files
 
 
@@ -77,7 +82,7 @@ def _network_for(path: Path, nets: dict[str, nn.Module], labels: dict[str, list[
 
 
 def _load_fitting(net: nn.Module, path: Path) -> tuple[int, list[str]]:
-    """Load what fits of a file; returns the number of tensors and lines on what became of the rest."""
+    """Load the weights of a file that fit. Returns their number and lines of a report."""
     weights, expected = read_weights(path), net.state_dict()
     fitting = _fitting(weights, expected)
     net.load_state_dict(fitting, strict=False)
@@ -85,10 +90,10 @@ def _load_fitting(net: nn.Module, path: Path) -> tuple[int, list[str]]:
     if rest := differences(weights, expected):
         lines += [differing_flags(weights, expected), *rest]
     if any(key.startswith("attention.") and key not in weights for key in expected):
-        lines.append("new attention blocks start with gamma 0, which changes no pixel")
+        lines.append("new attention blocks start with gamma 0 and change no pixel")
     return len(fitting), lines
 
 
 def _fitting(weights: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Those of `weights` that have the name and shape of one of `expected`."""
+    """The weights whose name and shape are expected."""
     return {key: value for key, value in weights.items() if key in expected and value.shape == expected[key].shape}

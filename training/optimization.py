@@ -1,4 +1,4 @@
-"""How the networks of a model are optimized: Adam, mixed precision, gradient sums, schedules and averaged weights."""
+"""Optimization of the networks of a model: Adam, mixed precision, gradients, schedules and averaged weights."""
 
 import copy
 from collections.abc import Iterable
@@ -16,10 +16,10 @@ from util.device import autocast
 
 
 def create_optimization(opt: Any, device: torch.device) -> "Optimization":
-    """The optimization that the flags ask for, to give to `model.prepare_training`.
+    """Create the optimization that `model.prepare_training` takes, from flags.
 
     Raises:
-        ValueError: the device does not support the precision.
+        ValueError: the device does not support the --precision.
     """
     if opt.precision == "fp16" and device.type != "cuda":
         raise ValueError(f"--precision fp16 is for NVIDIA GPUs, not for {device.type}: use bf16 or fp32")
@@ -37,14 +37,21 @@ def create_optimization(opt: Any, device: torch.device) -> "Optimization":
 
 
 class Optimization:
-    """The optimizers of a model and all they need; a model is given one and calls it in its `step`.
+    """The optimizers of a model, with schedules, loss scaling and averaged weights. A model calls it in its `step`.
 
     Args:
         device: of the networks.
-        precision: of the forward pass: fp32, bf16, or fp16, for which losses are scaled against underflow.
+        precision: of forward passes: fp32, bf16, or fp16, for which losses are scaled against underflow.
         betas: of Adam (Kingma and Ba 2015, arXiv:1412.6980).
-        ema_decay: of the averaged networks; 0 = none are kept.
-        lr_policy, n_epochs, n_epochs_decay, lr_decay_iters, first_epoch: see `training.schedules`.
+        ema_decay: of averaged weights; 0 for none.
+        lr_policy: see `training.schedules.make_scheduler`, as for the next three.
+        n_epochs: epochs at the full learning rate.
+        n_epochs_decay: epochs after these.
+        lr_decay_iters: epochs between steps of the policy step.
+        first_epoch: number of the first epoch, from 1.
+
+    Raises:
+        ValueError: the policy is unknown.
     """
 
     def __init__(
@@ -70,20 +77,20 @@ class Optimization:
         self.averages: list[tuple[nn.Module, nn.Module]] = []  # (average, network)
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self.updates = 0
-        self.lr_halvings = 0  # applied on top of the schedules
-        self.share = 1.0  # of this process in the loss of a step over all processes
+        self.lr_halvings = 0  # after non-finite losses, in addition to the schedules
+        self.share = 1.0  # of this process in the images of a step over all processes
         self.step_losses: dict[str, Tensor] = {}  # since the last update
-        self.stepped: set[str] = set()  # optimizers, since the last update of the scale
+        self.stepped: set[str] = set()  # optimizers, since the last update of the loss scale
         self.epoch_losses: dict[str, Tensor] = {}
 
     def add(self, name: str, nets: Iterable[nn.Module], *, lr: float) -> None:
-        """Let `backward(name, loss)` and `update(name)` train the weights of `nets`, with the initial rate `lr`."""
+        """Create the optimizer `name` for the weights of `nets`, with the initial learning rate `lr`."""
         parameters = [parameter for net in nets for parameter in net.parameters()]
         self.optimizers[name] = Adam(parameters, lr=lr, betas=self.betas, fused=True)
         self.schedulers[name] = self.schedule(self.optimizers[name])
 
     def add_averages(self, model: nn.Module, *names: str) -> None:
-        """Keep an exponential moving average of the named networks as children `{name}_ema` of the model."""
+        """Keep an exponential moving average of each named network as the child `{name}_ema`, if ema_decay is not 0."""
         if self.ema_decay:
             for name in names:
                 net = model.get_submodule(name)
@@ -92,22 +99,22 @@ class Optimization:
                 self.averages.append((average, net))
 
     def begin_step(self, *, share: float) -> None:
-        """Say which share of the images of the next step over all processes is this process's."""
+        """Set the share of this process in the images of the next step over all processes."""
         self.share = share
 
     def autocast(self) -> torch.autocast:
-        """The context of a forward pass, in the precision of this run. Leave it before `backward`."""
+        """A context for forward passes in the precision of the run. Leave it before `backward`."""
         return autocast(self.device, self.precision)
 
     def parameters(self, name: str) -> list[nn.Parameter]:
-        """The weights that the optimizer `name` trains."""
+        """The weights of the optimizer `name`."""
         return [parameter for group in self.optimizers[name].param_groups for parameter in group["params"]]
 
     def backward(self, name: str, *losses: Tensor) -> None:
-        """Accumulate the gradients of the sum of `losses` (scalars) for the weights of one optimizer alone.
+        """Accumulate the gradients of the sum of `losses` (scalars) for the weights of one optimizer only.
 
-        Each process passes the mean over its own images. The graph is freed, so a loss of several independent terms
-        takes less memory in several calls.
+        Each process passes the mean loss over its own images. Autograd graphs are freed, so several calls for
+        independent losses take less memory than one.
         """
         if name not in self.step_losses:
             self.optimizers[name].zero_grad()
@@ -117,8 +124,8 @@ class Optimization:
         self.step_losses[name] = self.step_losses.get(name, 0) + loss.detach() * self.share
 
     def update(self, name: str) -> None:
-        """Step the optimizer `name` with the gradients since its last update, summed over all processes."""
-        if name in self.stepped:  # the scaler allows one step of an optimizer between two updates of the scale
+        """Step the optimizer `name` with the gradients since its last step, summed over all processes."""
+        if name in self.stepped:  # GradScaler allows one step of an optimizer per update of the scale
             self._update_scale()
         optimizer, loss = self.optimizers[name], self.step_losses.pop(name)
         gradients = [parameter.grad for parameter in self.parameters(name) if parameter.grad is not None]
@@ -128,7 +135,7 @@ class Optimization:
         self.epoch_losses[name] = self.epoch_losses[name] + loss if name in self.epoch_losses else loss
 
     def end_step(self) -> None:
-        """Update the averages and the scale of losses; a model calls it at the end of each step."""
+        """Update the averages and the loss scale. A model calls it at the end of each training step."""
         self._update_scale()
         for average, net in self.averages:
             update_average(average, net, decay=self.ema_decay, updates=self.updates)
@@ -140,7 +147,7 @@ class Optimization:
         self.stepped.clear()
 
     def end_epoch(self) -> None:
-        """Step the schedules; plateau watches the loss of the first optimizer, summed over the epoch."""
+        """Step the schedules. Plateau uses the loss of the first optimizer, summed over the epoch."""
         for scheduler in self.schedulers.values():
             if isinstance(scheduler, ReduceLROnPlateau):
                 scheduler.step(self.epoch_losses[next(iter(self.optimizers))].item())
@@ -149,21 +156,21 @@ class Optimization:
         self.epoch_losses = {}
 
     def learning_rates(self) -> dict[str, float]:
-        """The learning rates of the next step, to be logged beside the losses: lr_G and so on."""
+        """The learning rates of the next step, to log with the losses, by names such as lr_G."""
         return {f"lr_{name}": optimizer.param_groups[0]["lr"] for name, optimizer in self.optimizers.items()}
 
     def set_lr_halvings(self, halvings: int) -> None:
-        """Multiply the learning rates of flags and schedules by 0.5 ** halvings."""
+        """Multiply the learning rates of flags and schedules by 0.5**halvings."""
         factor = 0.5 ** (halvings - self.lr_halvings)
         for name, optimizer in self.optimizers.items():
             for group in optimizer.param_groups:
                 group["lr"] *= factor
             if isinstance(scheduler := self.schedulers[name], LambdaLR):
-                scheduler.base_lrs = [rate * factor for rate in scheduler.base_lrs]
+                scheduler.base_lrs = [lr * factor for lr in scheduler.base_lrs]
         self.lr_halvings = halvings
 
     def state_dict(self) -> dict[str, Any]:
-        """All that resuming needs beside the weights of the networks; tensors and plain values only."""
+        """The state that resuming needs in addition to weights, as tensors and plain values."""
         return {
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
             "schedulers": {name: scheduler.state_dict() for name, scheduler in self.schedulers.items()},
@@ -174,9 +181,12 @@ class Optimization:
         }
 
     def load_state_dict(self, state: dict[str, Any], *, epoch: int) -> None:
-        """Restore what `state_dict` returned, to resume in `epoch`.
+        """Restore the result of `state_dict`, to resume in `epoch`.
 
-        Learning rate and betas stay those of the flags, except for plateau, whose rate is a result of the run.
+        Learning rates and betas stay those of the flags, except for plateau, whose learning rate depends on the losses.
+
+        Raises:
+            KeyError, ValueError, TypeError, RuntimeError: the state belongs to another model.
         """
         self.set_lr_halvings(state["halvings"])
         for name, optimizer in self.optimizers.items():
@@ -198,13 +208,13 @@ class Optimization:
 
 @torch.no_grad()
 def update_average(average: nn.Module, net: nn.Module, *, decay: float, updates: int) -> None:
-    """Move weights and batch statistics of `average` towards those of `net`; copy other buffers.
+    """Move the weights and batch statistics of `average` towards those of `net`, and copy other buffers.
 
-    The decay rises with the number of updates so far, as (1 + n) / (10 + n), up to `decay`; otherwise the random
-    initialization would stay in the average for long.
+    The decay rises with the number n of updates so far, as (1 + n) / (10 + n) up to `decay`. So the initial random
+    weights do not stay in the average for long.
     """
     decay = min(decay, (1 + updates) / (10 + updates))
     torch._foreach_lerp_(list(average.parameters()), list(net.parameters()), 1 - decay)
     for (name, kept), buffer in zip(average.named_buffers(), net.buffers(), strict=True):
-        # the latest statistics do not suit averaged weights: images come out too dark
+        # The latest batch statistics do not suit averaged weights: images would be too dark.
         kept.lerp_(buffer, 1 - decay) if name.endswith(("running_mean", "running_var")) else kept.copy_(buffer)

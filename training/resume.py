@@ -1,4 +1,4 @@
-"""Where a run is, what its checkpoints hold beside the weights, and how it resumes from one."""
+"""The position and state of a run, and resuming from a checkpoint."""
 
 import glob
 import logging
@@ -28,9 +28,14 @@ SAVED = ("epoch", "epoch_images", "total_images", "steps")  # of a Position
 
 @dataclass
 class Position:
-    """Where a run is: the epoch, from 1; the images seen in this epoch, and in all; the steps.
+    """The position of a run.
 
-    `resumed` says that the run was here before, so its logs are continued.
+    Attributes:
+        epoch: the current epoch, from 1.
+        epoch_images: images seen in this epoch.
+        total_images: images seen in all epochs.
+        steps: training steps.
+        resumed: whether the run was resumed, so that logs are appended to.
     """
 
     epoch: int
@@ -40,7 +45,7 @@ class Position:
     resumed: bool = False
 
     def advance(self, images: int) -> None:
-        """Count a step on so many images."""
+        """Count a step on this many images."""
         self.steps += 1
         self.epoch_images += images
         self.total_images += images
@@ -52,7 +57,7 @@ class Position:
 
 
 def resume_command(opt: Options) -> str:
-    """The command that resumes a run, with as many processes."""
+    """The command that resumes a run, with the same number of processes."""
     return f"{distributed.launcher()} train.py {run_flags(opt)} --continue_train"
 
 
@@ -65,13 +70,13 @@ def random_state() -> dict:
 
 
 def training_state(model: BaseModel, optimization: Optimization) -> dict[str, Any]:
-    """All that resuming needs beside the weights and the random state; tensors and plain values only."""
+    """The state that resuming needs in addition to weights and random state, as tensors and plain values."""
     pools = {name: [image.cpu() for image in pool.images] for name, pool in model.pools.items()}
     return optimization.state_dict() | {"pools": pools}
 
 
 def load_training_state(model: BaseModel, optimization: Optimization, state: dict[str, Any], *, epoch: int) -> None:
-    """Restore what `training_state` returned, to resume in `epoch`."""
+    """Restore the result of `training_state`, to resume in `epoch`."""
     optimization.load_state_dict(state, epoch=epoch)
     for name, pool in model.pools.items():
         pool.images = [image.to(model.device) for image in state["pools"][name]]
@@ -88,7 +93,7 @@ def save_run(
     epoch_size: int,
     threads: dict[str, Any],
 ) -> None:
-    """Save weights and everything that `resume` needs, from rank 0.
+    """Save a checkpoint: weights and the state that `resume` needs. Rank 0 writes it.
 
     Args:
         epoch_size: images in an epoch.
@@ -103,10 +108,10 @@ def save_run(
 
 
 def restore(model: BaseModel, optimization: Optimization, state: dict[str, Any]) -> Position:
-    """Restore the state of a checkpoint, but for the weights, and the random state. Returns where to start.
+    """Restore the state of a checkpoint, including the random state but not the weights. Returns the position.
 
     Raises:
-        KeyError, ValueError, TypeError, RuntimeError: it was saved for another model.
+        KeyError, ValueError, TypeError, RuntimeError: the state belongs to another model.
     """
     start = Position(**{name: state[name] for name in SAVED}, resumed=True)
     saved = [{"pools": state["model"]["pools"], "random": state["random"]}, *state["other_processes"]]
@@ -126,7 +131,7 @@ def restore(model: BaseModel, optimization: Optimization, state: dict[str, Any])
 
 
 def roll_back(model: BaseModel, optimization: Optimization, run_dir: Path) -> Position:
-    """Restore the latest checkpoint of a run, but with half the present learning rates. Returns where to start."""
+    """Restore the latest checkpoint of a run with half the current learning rates. Returns the position."""
     halvings, state = optimization.lr_halvings, read_state(run_dir, "latest")
     if state is None:
         raise ValueError(f"{run_dir} has no checkpoint to roll back to")
@@ -137,7 +142,7 @@ def roll_back(model: BaseModel, optimization: Optimization, run_dir: Path) -> Po
 
 
 def saved_state(run_dir: Path, flags: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The state of the checkpoint to resume; None for weights alone. ValueError if there are neither."""
+    """The state of the checkpoint to resume; None if there are only weights. ValueError if there is no checkpoint."""
     label = checkpoint_label(flags["epoch"], flags["load_iter"])
     state = read_state(run_dir, label)
     if state is None and not any(run_dir.glob(WEIGHTS.format(label=glob.escape(label), network="*"))):
@@ -146,7 +151,11 @@ def saved_state(run_dir: Path, flags: Mapping[str, Any]) -> dict[str, Any] | Non
 
 
 def parse_options(argv: Sequence[str] | None, run_dir: Path, state: dict[str, Any] | None) -> Options:
-    """The options of a resumed run: those of its state, and what the command line may change."""
+    """The options of a resumed run: those of its state, changed by the command line.
+
+    Raises:
+        RemediedError: the command line changes flags that have to stay, without --override.
+    """
     saved = from_portable(state["options"]) if state and "options" in state else read_saved(run_dir)
     opt = TrainOptions().parse(argv, saved)
     if changed := changed_flags(opt, saved):
@@ -166,9 +175,18 @@ def resume(
     run_dir: Path,
     state: dict[str, Any] | None,
 ) -> Position:
-    """Where to start, with `epoch_size` images an epoch.
+    """Prepare the start of training and return the position.
 
-    With --continue_train, the networks, the optimization and the random state are restored from the checkpoint.
+    With --continue_train, weights, optimization and random state are restored from the checkpoint. With --init_from,
+    weights are loaded.
+
+    Args:
+        epoch_size: images in an epoch.
+        run_dir: the folder of the run.
+        state: the result of `saved_state`.
+
+    Raises:
+        ValueError: the checkpoint does not suit the model, the dataset or the flags.
     """
     start = Position(opt.epoch_count)
     label = checkpoint_label(opt.epoch, opt.load_iter)
@@ -210,7 +228,11 @@ def resume(
 
 
 def start_from(opt: Options, model: BaseModel, run_dir: Path) -> None:
-    """Load what fits of the weights that --init_from names, and list the rest."""
+    """Load the weights of --init_from that fit, and log a report.
+
+    Raises:
+        ValueError: there are no such weights, or none fit.
+    """
     source = Path(opt.init_from)
     if not source.exists():
         source = Path(opt.checkpoints_dir) / opt.init_from

@@ -1,4 +1,4 @@
-"""The learning-rate policies of --lr_policy."""
+"""Learning-rate schedules (--lr_policy)."""
 
 import math
 
@@ -9,10 +9,11 @@ from options.choices import LR_POLICIES
 
 
 def lr_factor(policy: str, epoch: int, *, n_epochs: int, n_epochs_decay: int, lr_decay_iters: int) -> float:
-    """The learning rate in `epoch` (1-based) as a fraction of the initial learning rate.
+    """The learning rate in `epoch`, from 1, as a fraction of the initial learning rate.
 
-    linear: constant for n_epochs, then equal steps down; the last of n_epochs_decay epochs still learns.
-    step: a tenth after every lr_decay_iters epochs. cosine: half a cosine wave over the whole run.
+    Args:
+        policy: linear (constant for n_epochs, then equal steps towards 0, which would come after the last epoch), step
+            (a tenth after every lr_decay_iters epochs) or cosine (half a cosine wave over the whole run).
     """
     if policy == "linear":
         return 1 - max(0, epoch - n_epochs) / (n_epochs_decay + 1)
@@ -25,12 +26,15 @@ def lr_factor(policy: str, epoch: int, *, n_epochs: int, n_epochs_decay: int, lr
 def make_scheduler(
     optimizer: Optimizer, policy: str, *, n_epochs: int, n_epochs_decay: int, lr_decay_iters: int, epoch: int = 1
 ) -> LRScheduler:
-    """A scheduler to step at the end of each epoch; `epoch` is the first one. See `lr_factor` for the policies.
+    """Create a scheduler, to step at the end of each epoch.
 
-    plateau multiplies the learning rate by 0.2 when the loss given to its step has not fallen by 1% in 5 epochs.
+    Args:
+        policy: see `lr_factor`; or plateau, which multiplies the learning rate by 0.2 when the loss given to its step
+            has not fallen by 1% in 5 epochs.
+        epoch: number of the first epoch, from 1.
 
     Raises:
-        ValueError: there is no such policy.
+        ValueError: the policy is unknown.
     """
     if policy not in LR_POLICIES:
         raise ValueError(f"policy={policy!r}: choose from {', '.join(LR_POLICIES)}")
@@ -38,12 +42,12 @@ def make_scheduler(
         return ReduceLROnPlateau(optimizer, factor=0.2, threshold=0.01, patience=5)
     lengths = {"n_epochs": n_epochs, "n_epochs_decay": n_epochs_decay, "lr_decay_iters": lr_decay_iters}
     for group in optimizer.param_groups:
-        group["initial_lr"] = group["lr"]  # LambdaLR reads it when it does not start in the first epoch
+        group["initial_lr"] = group["lr"]  # LambdaLR requires it if it does not start in the first epoch
     return LambdaLR(optimizer, lambda done: lr_factor(policy, done + 1, **lengths), last_epoch=epoch - 2)
 
 
 def set_epoch(scheduler: LambdaLR, epoch: int) -> None:
-    """Set the learning rates of `epoch`, 1-based."""
+    """Set the learning rates of `epoch`, from 1."""
     scheduler.last_epoch = epoch - 1
     for group, initial, factor in zip(
         scheduler.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True

@@ -1,4 +1,7 @@
-"""Generators and discriminators by name, built from the options. Each class also works alone, with keywords."""
+"""Generators and discriminators by name, and functions that build them from options.
+
+The classes take keywords and need no options.
+"""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
@@ -41,7 +44,7 @@ IMAGE_DISCRIMINATORS: dict[str, Callable[..., ImageDiscriminator]] = {
     "sagan": SAGANDiscriminator,
     "sagan_resnet": SAGANResnetDiscriminator,
 }
-# SAGAN's well-known PyTorch code normalizes the trunk alone, the paper's networks are normalized throughout.
+# Layers without spectral norm, by their prefix, as in the well-known PyTorch code; the paper normalizes all layers.
 WITHOUT_SPECTRAL_NORM = {"sagan": ("attn", "last")}
 
 log = logging.getLogger(__name__)
@@ -52,7 +55,7 @@ N = TypeVar("N", bound=nn.Module)
 
 @contextmanager
 def from_flags(opt: Any, *flags: str) -> Iterator[None]:
-    """Let a ValueError about an argument begin with the flags that the arguments come from."""
+    """Prefix the message of a ValueError with the flags, and their values, that the arguments come from."""
     try:
         yield
     except ValueError as error:
@@ -61,14 +64,14 @@ def from_flags(opt: Any, *flags: str) -> Iterator[None]:
 
 
 def choose(name: str, table: Mapping[str, T]) -> T:
-    """The entry `name` of a table of networks; ValueError, with the choices, if this kind of model has no such one."""
+    """The entry `name` of a table of networks. ValueError with the choices if there is none."""
     if name not in table:
-        raise ValueError(f"{name!r} is not for this --model: choose from {', '.join(table)}")
+        raise ValueError(f"{name!r} does not suit this model: choose from {', '.join(table)}")
     return table[name]
 
 
 def stages(flag: str) -> list[str]:
-    """The stage names in the value of --attn_G or --attn_D: separated by commas, `none` for no attention."""
+    """Split the value of --attn_G or --attn_D, stages separated by commas; none means no attention."""
     return [] if flag == "none" else [stage.strip() for stage in flag.split(",")]
 
 
@@ -76,16 +79,17 @@ def build_generator(
     netG: str, input_nc: int, output_nc: int, *, ngf: int, norm: str, no_dropout: bool, upsample: str, attn_G: str,
     **keywords: Any,
 ) -> nn.Module:  # fmt: skip
-    """Build the generator that the values of these flags describe, with PyTorch's initial weights.
+    """Build a generator from the values of its flags, with PyTorch's default initialization.
 
     Args:
-        keywords: for the class of the generator.
+        netG, input_nc, output_nc, ngf, norm, no_dropout, upsample, attn_G: values of these flags.
+        keywords: further arguments of the class.
 
     Returns:
-        (B, input_nc, H, W) -> (B, output_nc, H, W) in [-1, 1].
+        A network (B, input_nc, H, W) -> (B, output_nc, H, W) in [-1, 1].
 
     Raises:
-        ValueError: there is no such generator, or it does not take these values.
+        ValueError: a value is unknown or does not fit the others.
     """
     return choose(netG, GENERATORS)(
         input_nc, output_nc, ngf=ngf, norm=norm, dropout=not no_dropout, upsample=upsample, attention=stages(attn_G),
@@ -94,14 +98,18 @@ def build_generator(
 
 
 def define_G(opt: Any, input_nc: int, output_nc: int) -> nn.Module:
-    """Build and initialize the generator that --netG names: (B, input_nc, H, W) -> (B, output_nc, H, W) in [-1, 1]."""
+    """Build and initialize the generator --netG: (B, input_nc, H, W) -> (B, output_nc, H, W) in [-1, 1].
+
+    Raises:
+        ValueError: flags have unknown values or exclude each other.
+    """
     checkpointed = {"checkpoint_blocks": True} if opt.is_train and opt.checkpoint_blocks else {}
     if checkpointed and (
         not opt.netG.startswith("resnet") or opt.norm in ("batch", "syncbatch") or opt.spectral_norm_G
     ):
         raise ValueError(
-            "--checkpoint_blocks is for --netG resnet..., without batch norm and --spectral_norm_G, which would count "
-            "twice what is computed twice: leave it out"
+            "--checkpoint_blocks needs --netG resnet_9blocks or resnet_6blocks, without --norm batch or syncbatch and "
+            "without --spectral_norm_G, which would update their statistics twice in each step"
         )
     with from_flags(opt, "netG", "ngf", "attn_G"):
         net = build_generator(
@@ -112,7 +120,11 @@ def define_G(opt: Any, input_nc: int, output_nc: int) -> nn.Module:
 
 
 def define_D(opt: Any, input_nc: int) -> nn.Module:
-    """Build and initialize the discriminator that --netD names: (B, input_nc, H, W) -> (B, 1, h, w) scores."""
+    """Build and initialize the discriminator --netD: (B, input_nc, H, W) -> scores (B, 1, h, w).
+
+    Raises:
+        ValueError: flags have unknown values or exclude each other.
+    """
     n_layers = {"n_layers": opt.n_layers_D} if opt.netD == "n_layers" else {}
     if not n_layers and opt.n_layers_D != BASIC_LAYERS:
         log.warning("--n_layers_D %d has no effect without --netD n_layers", opt.n_layers_D)
@@ -123,24 +135,32 @@ def define_D(opt: Any, input_nc: int) -> nn.Module:
 
 
 def define_noise_G(opt: Any, output_nc: int) -> NoiseGenerator:
-    """Build and initialize the generator that --netG names: (B, z_dim) -> (B, output_nc, S, S) in [-1, 1]."""
+    """Build and initialize SAGAN's generator --netG: (B, z_dim) -> (B, output_nc, crop_size, crop_size) in [-1, 1].
+
+    Raises:
+        ValueError: flags have unknown values or exclude each other.
+    """
     with from_flags(opt, "netG", "crop_size", "ngf", "attn_G"):
         make = choose(opt.netG, NOISE_GENERATORS)
         net = make(output_nc, image_size=opt.crop_size, z_dim=opt.z_dim, ngf=opt.ngf, attention=stages(opt.attn_G))
-    return initialize(net, opt, spectral=opt.spectral_norm_G, leave_out=WITHOUT_SPECTRAL_NORM.get(opt.netG, ()))
+    return initialize(net, opt, spectral=opt.spectral_norm_G, exclude=WITHOUT_SPECTRAL_NORM.get(opt.netG, ()))
 
 
 def define_image_D(opt: Any, input_nc: int) -> ImageDiscriminator:
-    """Build and initialize the discriminator that --netD names: (B, input_nc, S, S) -> (B,) scores."""
+    """Build and initialize SAGAN's discriminator --netD: (B, input_nc, crop_size, crop_size) -> scores (B,).
+
+    Raises:
+        ValueError: flags have unknown values or exclude each other.
+    """
     with from_flags(opt, "netD", "crop_size", "ndf", "attn_D"):
         make = choose(opt.netD, IMAGE_DISCRIMINATORS)
         net = make(input_nc, image_size=opt.crop_size, ndf=opt.ndf, attention=stages(opt.attn_D))
-    return initialize(net, opt, spectral=opt.spectral_norm_D, leave_out=WITHOUT_SPECTRAL_NORM.get(opt.netD, ()))
+    return initialize(net, opt, spectral=opt.spectral_norm_D, exclude=WITHOUT_SPECTRAL_NORM.get(opt.netD, ()))
 
 
-def initialize(net: N, opt: Any, *, spectral: bool, leave_out: tuple[str, ...] = ()) -> N:
-    """Initialize the weights of `net`, apply spectral normalization if asked for, and return it."""
+def initialize(net: N, opt: Any, *, spectral: bool, exclude: tuple[str, ...] = ()) -> N:
+    """Initialize the weights of `net` and return it; with `spectral`, apply `spectral_normalize`."""
     init_weights(net, opt.init_type, opt.init_gain)
     if spectral:
-        spectral_normalize(net, leave_out)
+        spectral_normalize(net, exclude)
     return net

@@ -1,4 +1,4 @@
-"""Images of any size for generators whose input has to be a multiple of their stride."""
+"""Images of any size for generators whose input sides are multiples of a stride."""
 
 import math
 from collections.abc import Sequence
@@ -8,10 +8,12 @@ from torch.nn import functional as F
 
 
 class AnySize(nn.Module):
-    """A generator for images of any size: it pads them by reflection, to the right and below, and crops the result.
+    """Wraps a generator to take images of any size: pads them by reflection at the right and bottom, crops the output.
+
+    Threads may share an instance.
 
     Args:
-        net: a generator that states its `stride` and its `smallest` side.
+        net: a generator with the attributes `stride` and `smallest`.
     """
 
     def __init__(self, net: nn.Module):
@@ -25,14 +27,20 @@ class AnySize(nn.Module):
 
 
 def fitting_size(net: nn.Module, size: Sequence[int]) -> tuple[int, int]:
-    """The smallest (height, width) in pixels, at least `size`, that the generator accepts."""
+    """The smallest (height, width) in pixels that contains `size` and that the generator accepts."""
     stride, smallest = getattr(net, "stride", 1), getattr(net, "smallest", 1)
     height, width = (max(math.ceil(side / stride) * stride, smallest) for side in size)
     return height, width
 
 
 def visible_cells(net: nn.Module, size: Sequence[int], cells: Sequence[int]) -> tuple[int, int]:
-    """The rows and columns of a feature map of `cells` that belong to an image of `size` and not to its padding."""
+    """The (rows, columns) of a feature map that show the image and not its padding.
+
+    Args:
+        net: the network that padded the image.
+        size: (height, width) of the image in pixels.
+        cells: (rows, columns) of the feature map of the padded image.
+    """
     if not hasattr(net, "stride"):
         return cells[0], cells[1]
     padded = fitting_size(net, size)
@@ -41,10 +49,10 @@ def visible_cells(net: nn.Module, size: Sequence[int], cells: Sequence[int]) -> 
 
 
 def reflect(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Pad (B, C, H, W) by reflection to `size` (height, width), back and forth if the image is much smaller."""
+    """Pad (B, C, H, W) by reflection to `size` (height, width); images much smaller are reflected repeatedly."""
     while (missing := (size[0] - x.shape[2], size[1] - x.shape[3])) != (0, 0):
-        # a reflection does not repeat the edge, so a single row or column has none
-        below, right = (min(some, max(side - 1, 1)) for some, side in zip(missing, x.shape[2:], strict=True))
+        # A reflection leaves out the edge itself, so a single row or column is replicated instead.
+        bottom, right = (min(pixels, max(side - 1, 1)) for pixels, side in zip(missing, x.shape[2:], strict=True))
         x = F.pad(x, (0, right, 0, 0), mode="reflect" if x.shape[3] > 1 else "replicate")
-        x = F.pad(x, (0, 0, 0, below), mode="reflect" if x.shape[2] > 1 else "replicate")
+        x = F.pad(x, (0, 0, 0, bottom), mode="reflect" if x.shape[2] > 1 else "replicate")
     return x

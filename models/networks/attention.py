@@ -1,4 +1,4 @@
-"""SAGAN's self-attention over the positions of a feature map, where it is placed, and its attention maps."""
+"""Self-attention over the positions of a feature map (SAGAN), its placement in networks, and its attention maps."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -11,25 +11,29 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 from torch.nn import functional as F
 
-LARGEST_MAP = 2**24  # elements of one image's attention map (4096 x 4096) up to which it is kept for the backward pass
+LARGEST_MAP = 2**24  # elements of the attention map of one image (4096 x 4096) up to which CPUs keep it for backward
 LARGEST_MAPS = 2**26  # the same for the maps of a batch
-CHUNK = 2**22  # elements of an attention map that are computed at a time
+CHUNK = 2**22  # elements of an attention map that are computed at once beyond that
 
 
 class SelfAttention2d(nn.Module):
-    """x + gamma * attention(x), where every position of a feature map attends to all positions.
+    """x + gamma * attention(x), where each position of a feature map attends to all positions.
 
-    Zhang et al. 2019, Self-Attention Generative Adversarial Networks, https://arxiv.org/abs/1805.08318. Queries and
-    keys have C / 8 channels and are compared without scaling; `gamma` is learned and starts at 0, so a new block is the
-    identity.
+    Queries and keys have C / 8 channels, and their products are not scaled. `gamma` is a learned scalar that starts at
+    0, so a new block is the identity.
 
     Args:
         channels: C, a multiple of 8.
-        pooled: the form of the authors' TensorFlow code: keys and values are max-pooled to a quarter of the positions,
-            values have C / 2 channels, another convolution leads back to C, and no convolution has a bias.
+        pooled: use the form of the authors' TensorFlow code. Max pooling reduces keys and values to a quarter of the
+            positions, values have C / 2 channels, a convolution restores C channels, and convolutions have no bias.
+
+    Shapes:
+        (B, C, H, W) -> (B, C, H, W).
 
     Raises:
         ValueError: `channels` is not a multiple of 8.
+
+    Reference: Zhang et al. 2019, Self-Attention Generative Adversarial Networks, https://arxiv.org/abs/1805.08318.
     """
 
     def __init__(self, channels: int, *, pooled: bool = False):
@@ -45,39 +49,42 @@ class SelfAttention2d(nn.Module):
         self.gamma = nn.Parameter(torch.zeros(1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W). See `attend` for when the attention map is built."""
+        """(B, C, H, W) -> (B, C, H, W). `attend` decides whether the attention map is materialized."""
         query = tokens(self.query_conv(x))
         key, value = (tokens(self.pool(conv(x))) for conv in (self.key_conv, self.value_conv))
         out = attend(query, key, value)
         return x + self.gamma * self.out_conv(out.transpose(1, 2).unflatten(2, x.shape[2:]))
 
     def weights(self, x: Tensor, positions: Sequence[int] | None = None) -> Tensor:
-        """The attention weights for an input (B, C, H, W): (B, N, M), N = H * W, M = N, or N / 4 if pooled.
-
-        Row i sums to 1: the weights with which position i attends to all positions, counted row by row.
+        """The attention weights for an input (B, C, H, W), in float32 or wider.
 
         Args:
-            positions: compute only these rows, N = len(positions).
+            x: the input of the block.
+            positions: compute only these rows. Positions are numbered row by row; None means all H * W.
+
+        Returns:
+            (B, N, M): row i has the weights of position i for all M positions and sums to 1. N = H * W or
+            len(positions); M = H * W, or a quarter of that if pooled.
         """
         query, key = tokens(self.query_conv(x)), tokens(self.pool(self.key_conv(x)))
         return attention_weights(query if positions is None else query[:, positions], key)
 
     def maps(self, x: Tensor, positions: Sequence[tuple[int, int]]) -> Tensor:
-        """The attention maps of single positions (row, column): (B, len(positions), H, W), each summing to 1."""
+        """The attention maps of query positions (row, column): (B, len(positions), H, W), each with sum 1."""
         height, width = x.shape[2:]
         weights = self.weights(x, [row * width + column for row, column in positions])
         pooled = (height, width) if isinstance(self.pool, nn.Identity) else (height // 2, width // 2)
-        maps = F.interpolate(weights.unflatten(2, pooled), (height, width))  # pooled positions share their weight
+        maps = F.interpolate(weights.unflatten(2, pooled), (height, width))  # pooled positions share a weight
         return maps / maps.sum(dim=(2, 3), keepdim=True)
 
 
 def tokens(x: Tensor) -> Tensor:
-    """(B, C, H, W) -> (B, H * W, C): one token a position."""
+    """(B, C, H, W) -> (B, H * W, C): one token per position."""
     return x.flatten(2).transpose(1, 2)
 
 
 def attention_weights(query: Tensor, key: Tensor) -> Tensor:
-    """softmax(query key^T): (B, N, D) and (B, M, D) -> (B, N, M), with the softmax in float32 or wider."""
+    """softmax(query key^T): (B, N, D) and (B, M, D) -> (B, N, M). The softmax is in float32 or wider."""
     weights = query @ key.transpose(1, 2)
     return torch.softmax(weights, dim=-1, dtype=torch.promote_types(weights.dtype, torch.float32))
 
@@ -85,8 +92,8 @@ def attention_weights(query: Tensor, key: Tensor) -> Tensor:
 def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """softmax(query key^T) value: (B, N, D), (B, M, D) and (B, M, C) -> (B, N, C), in the dtype of `value`.
 
-    GPUs use PyTorch's fused kernels. On CPUs these are slower than the two matrix products, which build the attention
-    map (B, N, M); a large map is built in chunks instead, and again in the backward pass, so memory grows with N + M.
+    GPUs use PyTorch's fused kernels. On CPUs two matrix products are faster; they materialize the attention map
+    (B, N, M). A large map is computed in chunks instead, and again in the backward pass, so memory grows with N + M.
     """
     if not query.is_cpu:
         return attend_fused(query, key, value)
@@ -97,20 +104,20 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 def attend_fused(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """`attend` by torch.nn.functional.scaled_dot_product_attention, which may choose a fused kernel."""
-    # the fused kernels need queries and keys as wide as values; zeros change no product
+    """Compute `attend` by F.scaled_dot_product_attention, which uses a fused kernel if there is one."""
+    # Fused kernels require queries and keys as wide as values; padding with zeros changes no product.
     wider = (0, value.shape[-1] - query.shape[-1])
     query, key, value = F.pad(query, wider), F.pad(key, wider), value.contiguous()
     return F.scaled_dot_product_attention(query[:, None], key[:, None], value[:, None], scale=1.0).squeeze(1)
 
 
 def attend_plain(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """`attend` by two matrix products."""
+    """Compute `attend` by two matrix products."""
     return attention_weights(query, key).to(value.dtype) @ value
 
 
 class _AttendInChunks(torch.autograd.Function):
-    """`attend` without the whole map: a chunk of its rows at a time, computed again in the backward pass."""
+    """Compute `attend` with a chunk of rows of the attention map at a time, and again in the backward pass."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -123,7 +130,7 @@ class _AttendInChunks(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
         query, key, value = ctx.saved_tensors
-        if torch.is_grad_enabled():  # this gradient will be differentiated, which the chunks do not support
+        if torch.is_grad_enabled():  # create_graph=True: chunks do not support a second derivative
             out = attend_plain(query, key, value)
             return torch.autograd.grad(out, (query, key, value), gradient, create_graph=True)
         precise = torch.promote_types(value.dtype, torch.float32)
@@ -132,10 +139,10 @@ class _AttendInChunks(torch.autograd.Function):
         for rows in _chunks(query, key):
             image, from_out = rows[:1], gradient[rows]
             weights = attention_weights(query[rows], key[image])
-            # not weights^T times the gradient: in bf16 that product of PyTorch's takes a thousand times longer on CPUs
+            # Not weights^T @ gradient: with a transposed left factor in bf16, PyTorch on CPUs is 1000 times slower.
             to_value[image] += from_out.transpose(1, 2) @ weights.to(value.dtype)
             to_weights = (from_out @ value[image].transpose(1, 2)).to(weights.dtype)
-            # of the softmax: w * (dw - sum(w * dw))
+            # the derivative of the softmax: w * (dw - sum(w * dw))
             to_scores = (to_weights - (weights * to_weights).sum(-1, keepdim=True)).mul_(weights).to(query.dtype)
             to_query[rows] = to_scores @ key[image]
             to_key[image] += query[rows].transpose(1, 2) @ to_scores
@@ -143,7 +150,7 @@ class _AttendInChunks(torch.autograd.Function):
 
 
 def _chunks(query: Tensor, key: Tensor) -> Iterator[tuple[slice, slice]]:
-    """Parts of the rows of the maps, of one image each: (image, rows)."""
+    """Slices (image, rows) that cover the attention maps of a batch, each within one image."""
     rows = max(CHUNK // key.shape[1], 1)
     for image in range(len(query)):
         for first in range(0, query.shape[1], rows):
@@ -157,16 +164,19 @@ def place_attention(
     aliases: Mapping[str, Sequence[str]] = MappingProxyType({}),
     pooled: bool = False,
 ) -> dict[str, SelfAttention2d]:
-    """New attention blocks for a network: stage -> block, in the order of `attention`.
+    """Create the attention blocks of a network.
 
     Args:
-        stages: the stages after which a block may act: name -> channels there.
+        stages: where attention is possible: name -> channels there.
         attention: names among `stages` and `aliases`.
-        aliases: other names for one or more stages.
-        pooled: the form of the blocks, see SelfAttention2d.
+        aliases: other names, each for one or more stages.
+        pooled: see SelfAttention2d.
+
+    Returns:
+        Stage -> block, in the order of `attention`, without duplicates.
 
     Raises:
-        ValueError: a name is unknown; the message lists the choices.
+        ValueError: a name is unknown, or the channels of a stage are not a multiple of 8.
     """
     names: dict[str, None] = {}
     for name in attention:
@@ -178,15 +188,19 @@ def place_attention(
 
 
 class AttentiveChain(nn.Module):
-    """A chain of layers, `self.model`, with attention blocks beside it, in `self.attention`.
+    """A sequence of layers in `self.model`, with attention blocks in `self.attention`.
 
-    The chain keeps its indices, hence its state_dict keys, wherever attention is placed: a checkpoint without attention
-    fits, and with gamma = 0 gives the same output.
+    Attention does not change the indices of the layers, so state_dict keys stay the same. A checkpoint without
+    attention fits, and with gamma = 0 the output is identical.
 
     Args:
-        layers: the chain.
-        stages: where attention may be placed: name -> (index of the layer before it, channels there).
-        attention, aliases: see `place_attention`.
+        layers: the layers.
+        stages: where attention is possible: name -> (index of the layer before it, channels there).
+        attention: see `place_attention`.
+        aliases: see `place_attention`.
+
+    Raises:
+        ValueError: see `place_attention`.
     """
 
     def __init__(
@@ -203,7 +217,7 @@ class AttentiveChain(nn.Module):
         self._block_after = {stages[name][0]: name for name in self.attention}
 
     def forward(self, x: Tensor) -> Tensor:
-        """Run the chain on (B, C, H, W). The result has the dtype of `x`, under autocast too."""
+        """Run all layers on images (B, C, H, W). The result has the dtype of `x`, under autocast too."""
         dtype = x.dtype
         for index, layer in enumerate(self.model):
             x = layer(x)
@@ -213,20 +227,23 @@ class AttentiveChain(nn.Module):
 
 
 def attention_blocks(net: nn.Module) -> dict[str, SelfAttention2d]:
-    """The attention blocks of any network, in order: name, such as block5 or attn1 -> block."""
+    """The attention blocks of a network, in order: name, such as block5 or attn1, -> block."""
     return {name.rpartition(".")[2]: block for name, block in net.named_modules() if isinstance(block, SelfAttention2d)}
 
 
 @contextmanager
 def block_inputs(net: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """Record the input of each attention block, by its name, in the first forward pass of `net` inside the context."""
+    """Record the input of each attention block in the first forward pass of `net` inside this context: name -> input.
+
+    A compiled network runs eagerly inside the context, since compiled code does not call hooks.
+    """
     inputs: dict[str, Tensor] = {}
 
     def keep(name: str, _block: nn.Module, args: tuple[Tensor, ...]) -> None:
         inputs.setdefault(name, args[0])
 
     with ExitStack() as stack:
-        if any(module._compiled_call_impl for module in net.modules()):  # compiled code would not call the hooks
+        if any(module._compiled_call_impl for module in net.modules()):
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         for name, block in attention_blocks(net).items():
             stack.callback(block.register_forward_pre_hook(partial(keep, name)).remove)
@@ -234,16 +251,16 @@ def block_inputs(net: nn.Module) -> Iterator[dict[str, Tensor]]:
 
 
 def attention_maps(net: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """Run any network with attention on `x`, and return its output with the attention maps of all its blocks.
+    """Run a network on `x` and return its output with the attention maps of all its blocks.
 
     Args:
         net: any network of this package.
         x: its input: images (B, C, H, W) in [-1, 1], or noise (B, z_dim).
 
     Returns:
-        The output, and name of the block -> (B, N, M) as in `SelfAttention2d.weights`; for SAGAN's generator and
-        discriminator the two maps that the well-known PyTorch code calls gf1, gf2 and dr1, dr2. A map has N * M values:
-        64 x 64 positions, the middle of a ResNet generator at 256 px, take 67 MB an image.
+        The output, and a map (B, N, M) for each block, by name, see `SelfAttention2d.weights`. For SAGAN's generator
+        and discriminator these are the maps gf1, gf2 and dr1, dr2 of the well-known PyTorch code. A map of 64 x 64
+        positions, as in a ResNet generator at 256 pixels, takes 67 MB per image.
     """
     with block_inputs(net) as inputs:
         out = net(x)

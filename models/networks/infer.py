@@ -1,4 +1,4 @@
-"""Which flags describe a network, found from the names and shapes of its weights alone."""
+"""Infer the flags of a network from the names and shapes of its weights."""
 
 import functools
 import itertools
@@ -13,7 +13,7 @@ from models.networks.layers import NORMS
 from models.networks.resnet import UPSAMPLINGS
 from models.networks.sagan import SIZES
 
-# All that `infer_generator` may find.
+# The flags that `infer_generator` returns.
 GENERATOR_FLAGS = frozenset(
     ("netG", "input_nc", "output_nc", "ngf", "norm", "no_dropout", "upsample", "attn_G", "spectral_norm_G")
 )
@@ -23,50 +23,57 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def infer_generator(weights: Mapping[str, Tensor]) -> Flags:
-    """The flags of the generator that `weights` (as `models.weights.read_weights` gives them) belong to.
+    """Infer the flags of a generator, those in GENERATOR_FLAGS.
 
-    All flags that `define_G` builds a network from, input_nc and output_nc among them; but not no_dropout for a U-Net,
-    in which dropout leaves no trace.
+    Args:
+        weights: name -> tensor, as `models.weights.read_weights` returns them.
+
+    Returns:
+        Flag -> value; without no_dropout for a U-Net, whose weights are the same with and without dropout.
 
     Raises:
         ValueError: no generator has these names and shapes.
     """
     shapes = _plain_shapes(weights)
-    matches = [flags for flags, those in _generators(shapes) if those == shapes]
+    matches = [flags for flags, candidate in _generators(shapes) if candidate == shapes]
     if not matches:
-        raise ValueError(f"no generator has these weights: --netG knows {', '.join(GENERATORS)}")
+        raise ValueError(f"these are not the weights of a generator: it is none of {', '.join(GENERATORS)}")
     if len({flags["no_dropout"] for flags in matches}) > 1:
         del matches[0]["no_dropout"]
     return matches[0] | _extras(weights, "G")
 
 
 def infer_discriminator(weights: Mapping[str, Tensor]) -> Flags:
-    """The flags of the discriminator that `weights` belong to, as `infer_generator` finds those of a generator."""
+    """Infer the flags of a discriminator; see `infer_generator`.
+
+    Raises:
+        ValueError: no discriminator has these names and shapes.
+    """
     shapes = _plain_shapes(weights)
-    for flags, those in _discriminators(shapes):
-        if those == shapes:
+    for flags, candidate in _discriminators(shapes):
+        if candidate == shapes:
             return flags | _extras(weights, "D")
-    raise ValueError(f"no discriminator has these weights: --netD knows {', '.join(DISCRIMINATORS)}")
+    raise ValueError(f"these are not the weights of a discriminator: it is none of {', '.join(DISCRIMINATORS)}")
 
 
 def infer_sagan(weights: Mapping[str, Tensor]) -> Flags:
-    """The flags of the SAGAN generator or discriminator that `weights` belong to; where its attention is, is left open.
+    """Infer the flags of a SAGAN generator or discriminator, without those of attention; see `infer_generator`.
 
     Raises:
         ValueError: no network of SAGAN has these names and shapes.
     """
     shapes = _plain_shapes(weights)
-    for flags, those in _sagans(shapes):
-        if those == shapes:
+    for flags, candidate in _sagans(shapes):
+        if candidate == shapes:
             return flags
-    raise ValueError(f"no network of SAGAN has these weights: --netG and --netD know {', '.join(NOISE_GENERATORS)}")
+    raise ValueError(f"these are not the weights of SAGAN: it is none of {', '.join(NOISE_GENERATORS)}")
 
 
 def differing_flags(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
-    """What to tell a user whose file holds the weights `found` where a network has `expected`."""
+    """A message on the flags in which a file with the weights `found` differs from a network with `expected`."""
     there, here = infer_network(found), infer_network(expected)
     if not there:
-        return "No network that --netG or --netD knows has the weights of this file"
+        return "The file does not fit any network of --netG or --netD"
     if ("netG" in there, "netD" in there) != ("netG" in here, "netD" in here):
         return f"The file looks like {as_text(there)}"
     other = {flag for flag in there.keys() & here if there[flag] != here[flag]}
@@ -78,7 +85,7 @@ def differing_flags(found: Mapping[str, Tensor], expected: Mapping[str, Tensor])
 
 
 def as_text(flags: Mapping[str, Any]) -> str:
-    """Flags as they are typed: --netG resnet_6blocks --no_dropout; a switch that is off is "without --no_dropout"."""
+    """Flags as typed: --netG resnet_6blocks --no_dropout. A switch that is off is "without --no_dropout"."""
     words = []
     for flag, value in flags.items():
         if isinstance(value, bool):
@@ -89,17 +96,17 @@ def as_text(flags: Mapping[str, Any]) -> str:
 
 
 def infer_network(weights: Mapping[str, Tensor]) -> Flags:
-    """The flags of the generator or discriminator that `weights` belong to; none if it is neither."""
+    """Infer the flags of a generator or discriminator of any model. Empty if the weights fit none."""
     for infer in (infer_generator, infer_discriminator, infer_sagan):
         try:
             return infer(weights)
         except ValueError:
-            continue  # it may be the other
+            continue  # the next function may know it
     return {}
 
 
 def _generators(shapes: Shapes) -> Iterator[tuple[Flags, Shapes]]:
-    """Every generator as wide as the first and last of `shapes`, by its flags."""
+    """Flags and shapes of all generators with the widths of the first and last of `shapes`."""
     convolutions = [shape for shape in shapes.values() if len(shape) == 4]
     biases = [shape for key, shape in shapes.items() if key.endswith(".bias")]
     if not convolutions or not biases:
@@ -112,7 +119,7 @@ def _generators(shapes: Shapes) -> Iterator[tuple[Flags, Shapes]]:
 
 
 def _discriminators(shapes: Shapes) -> Iterator[tuple[Flags, Shapes]]:
-    """Every discriminator as wide as the first of `shapes`, and as deep as there are convolutions."""
+    """Flags and shapes of all discriminators with the width of the first of `shapes` and as many convolutions."""
     convolutions = [shape for shape in shapes.values() if len(shape) == 4]
     if len(convolutions) < 3:
         return
@@ -129,22 +136,22 @@ def _discriminators(shapes: Shapes) -> Iterator[tuple[Flags, Shapes]]:
 
 
 def _sagans(shapes: Shapes) -> Iterator[tuple[Flags, Shapes]]:
-    """Every network of SAGAN as wide as the first and last of `shapes`, without attention."""
-    transposed, linear = shapes.get("l1.0.weight"), shapes.get("linear.1.weight")
-    image = transposed or shapes.get("block1.residual.1.weight")
+    """Flags and shapes of all networks of SAGAN with the widths of the first and last of `shapes`."""
+    first, linear = shapes.get("l1.0.weight"), shapes.get("linear.1.weight")
+    first_of_D = first or shapes.get("block1.residual.1.weight")
     for size in SIZES:
-        if transposed and "last.0.weight" in shapes:
+        if first and "last.0.weight" in shapes:
             ngf, nc = shapes["last.0.weight"][:2]
-            yield _noise_generator("sagan", size, nc, {"z_dim": transposed[0], "ngf": ngf})
+            yield _noise_generator("sagan", size, nc, {"z_dim": first[0], "ngf": ngf})
         if linear and "last.2.weight" in shapes:
             nc, ngf = shapes["last.2.weight"][:2]
             yield _noise_generator("sagan_resnet", size, nc, {"z_dim": linear[1], "ngf": ngf})
         for netD in IMAGE_DISCRIMINATORS:
-            if image is None:
+            if first_of_D is None:
                 break
-            ndf, nc = image[:2]
-            those = _shapes(IMAGE_DISCRIMINATORS[netD], input_nc=nc, image_size=size, ndf=ndf, attention=())
-            yield {"netD": netD, "crop_size": size, "input_nc": nc, "ndf": ndf}, those
+            ndf, nc = first_of_D[:2]
+            candidate = _shapes(IMAGE_DISCRIMINATORS[netD], input_nc=nc, image_size=size, ndf=ndf, attention=())
+            yield {"netD": netD, "crop_size": size, "input_nc": nc, "ndf": ndf}, candidate
 
 
 def _noise_generator(netG: str, size: int, nc: int, widths: dict[str, int]) -> tuple[Flags, Shapes]:
@@ -154,29 +161,29 @@ def _noise_generator(netG: str, size: int, nc: int, widths: dict[str, int]) -> t
 
 @functools.cache
 def _shapes(network: Callable[..., nn.Module], **keywords: Any) -> Shapes:
-    """Name -> shape of the weights of a network that is built for this, without memory for them."""
+    """The shapes of the weights of a network, which is built on the meta device: name -> shape."""
     with torch.device("meta"):
         net = network(**keywords)
     return {key: tuple(weight.shape) for key, weight in net.state_dict().items()}
 
 
 def _plain_shapes(weights: Mapping[str, Tensor]) -> Shapes:
-    """Name -> shape, from first layer to last, as if there were neither attention nor spectral norm."""
+    """The shapes of weights without those of attention and spectral norm, in the order of layers: name -> shape."""
     shapes = {
         key.replace("parametrizations.weight.original", "weight"): tuple(weight.shape)
         for key, weight in weights.items()
         if not key.startswith(("attention.", "attn")) and not key.endswith(("parametrizations.weight.0._u", ".0._v"))
     }
-    return dict(sorted(shapes.items(), key=lambda item: _place(item[0])))
+    return dict(sorted(shapes.items(), key=lambda item: _layer_order(item[0])))
 
 
-def _place(key: str) -> list[tuple[int, str]]:
-    """Sorts model.4 before model.10."""
+def _layer_order(key: str) -> list[tuple[int, str]]:
+    """A sort key that puts model.4 before model.10."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in key.split(".")]
 
 
 def _extras(weights: Mapping[str, Tensor], network: str) -> Flags:
-    """Attention and spectral norm, which sit beside the plain layers."""
+    """The flags of attention and spectral norm."""
     blocks = [key.split(".")[1] for key in weights if key.startswith("attention.") and key.endswith(".gamma")]
-    normalised = any(".parametrizations.weight." in key for key in weights)
-    return {f"attn_{network}": ",".join(blocks) or "none", f"spectral_norm_{network}": normalised}
+    normalized = any(".parametrizations.weight." in key for key in weights)
+    return {f"attn_{network}": ",".join(blocks) or "none", f"spectral_norm_{network}": normalized}

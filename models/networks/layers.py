@@ -1,4 +1,4 @@
-"""Normalisation by name, weight initialisation and spectral normalisation: the parts that every network shares."""
+"""Normalization, weight initialization and spectral normalization, shared by all networks."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -13,9 +13,12 @@ from torch.nn.utils import parametrizations, parametrize
 
 
 class InstanceNorm2d(nn.InstanceNorm2d):
-    """PyTorch's own (Ulyanov et al. 2016, arXiv:1607.08022), but channels last stay so where nothing is to be trained.
+    """Instance normalization that keeps channels_last inputs in that memory format when no gradient is needed.
 
-    There it is group norm with a group a channel, whose backward pass would be slow.
+    nn.InstanceNorm2d copies them to contiguous memory. Group norm with one group per channel computes the same and does
+    not copy, but its backward pass on CPUs is 60 times slower, so inputs that need a gradient use nn.InstanceNorm2d.
+
+    Reference: Ulyanov et al. 2016, Instance Normalization, arXiv:1607.08022.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -26,9 +29,12 @@ class InstanceNorm2d(nn.InstanceNorm2d):
 
 
 class SyncBatchNorm(nn.SyncBatchNorm):
-    """Batch norm (Ioffe and Szegedy 2015, arXiv:1502.03167) over the pictures of all processes.
+    """Batch normalization over the images of all processes, on GPUs and CPUs.
 
-    PyTorch's own, which refuses CPUs, and the same for them.
+    nn.SyncBatchNorm supports GPUs only. On CPUs this class computes the statistics itself, with all_reduce, in float32
+    or wider.
+
+    Reference: Ioffe and Szegedy 2015, Batch Normalization, arXiv:1502.03167.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -38,28 +44,28 @@ class SyncBatchNorm(nn.SyncBatchNorm):
         assert self.num_batches_tracked is not None and self.momentum is not None
         assert self.running_mean is not None and self.running_var is not None
         x, dims = input.to(torch.promote_types(input.dtype, torch.float32)), (0, 2, 3)
-        here = x.new_tensor([x.numel() / x.shape[1]])
-        sums = all_reduce(torch.cat([x.sum(dims), here]))
-        number = sums[-1].detach()
-        mean = sums[:-1] / number
-        centred = x - mean[:, None, None]
-        variance = all_reduce(centred.square().sum(dims)) / number
+        count_here = x.new_tensor([x.numel() / x.shape[1]])
+        sums = all_reduce(torch.cat([x.sum(dims), count_here]))
+        count = sums[-1].detach()
+        mean = sums[:-1] / count
+        centered = x - mean[:, None, None]
+        variance = all_reduce(centered.square().sum(dims)) / count
         with torch.no_grad():
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * number / (number - 1), self.momentum)
+            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
         scale = self.weight * torch.rsqrt(variance + self.eps)
-        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(input.dtype)
+        return (centered * scale[:, None, None] + self.bias[:, None, None]).to(input.dtype)
 
 
 def no_autocast(x: Tensor) -> AbstractContextManager[Any]:
-    """The context in which operations on tensors such as `x` keep their dtype."""
-    device = x.device.type  # the meta device knows no autocast
+    """A context that disables autocast for the device of `x`."""
+    device = x.device.type  # the meta device has no autocast
     return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
 class ReflectionPad2d(nn.ReflectionPad2d):
-    """PyTorch's own, but of the dtype of its input: autocast on CPUs would widen it to float32."""
+    """Reflection padding that keeps the dtype of its input: autocast on CPUs would convert it to float32."""
 
     def forward(self, input: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H + top + bottom, W + left + right)."""
@@ -68,10 +74,11 @@ class ReflectionPad2d(nn.ReflectionPad2d):
 
 
 class NarrowConv2d(nn.Conv2d):
-    """PyTorch's own without padding or stride, for few output channels, such as colours: faster on CPUs.
+    """Convolution without padding or stride that is faster on CPUs for few output channels, such as RGB.
 
-    Convolutions there work on 16 output channels at a time. So every column of the kernel becomes an output channel of
-    a kernel of one column, and the pictures of these are added up, each one place further to the left.
+    CPU kernels compute 16 output channels at a time, so 3 channels take as long as 16. Here each column of the kernel
+    becomes an output channel of its own, of a kernel that is one pixel wide. The result is the sum of these channels,
+    each shifted by the offset of its column. GPUs use nn.Conv2d.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -80,22 +87,26 @@ class NarrowConv2d(nn.Conv2d):
             return super().forward(input)
         assert self.bias is not None and self.stride == self.dilation == (1, 1) and self.padding == (0, 0)
         outputs, columns, width = len(self.weight), self.kernel_size[1], input.shape[3]
-        made = F.conv2d(input, self.weight.permute(0, 3, 1, 2).flatten(0, 1)[..., None])
-        rows = made.unflatten(1, (outputs, columns)).transpose(2, 3).flatten(3)  # all columns of a row side by side
+        by_column = F.conv2d(input, self.weight.permute(0, 3, 1, 2).flatten(0, 1)[..., None])
+        rows = by_column.unflatten(1, (outputs, columns)).transpose(2, 3).flatten(3)
+        # A row of (columns * width) elements, cut after every width + 1, shifts each column by one more pixel.
         shifted = F.pad(rows, (0, columns)).unflatten(3, (columns, width + 1))[..., : width - columns + 1]
         return shifted.sum(3) + self.bias[:, None, None].to(shifted.dtype)
 
 
 class SpectralNorm(parametrizations._SpectralNorm):
-    """PyTorch's own, but in float32: autocast on GPUs would run the power iteration in half precision."""
+    """Spectral normalization in float32: autocast on GPUs would run the power iteration in half precision.
+
+    Reference: Miyato et al. 2018, Spectral Normalization for GANs, arXiv:1802.05957.
+    """
 
     def forward(self, weight: Tensor) -> Tensor:
-        """A weight of any shape, divided by its largest singular value."""
+        """Divide a weight of any shape by its largest singular value, with the shape kept."""
         with no_autocast(weight):
             return super().forward(weight)
 
 
-# No activation behind these is in place: instance norm returns a view, and to change one makes the backward pass copy.
+# Activations after these are not in place: instance norm returns a view, and autograd copies a view that changes.
 NORMS: dict[str, Callable[[int], nn.Module]] = {
     "instance": InstanceNorm2d,
     "batch": nn.BatchNorm2d,
@@ -107,10 +118,14 @@ WEIGHTED = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
 
 
 def norm_layer(name: str) -> Callable[[int], nn.Module]:
-    """Return the constructor `channels -> layer` of a normalisation.
+    """Return the constructor of a normalization layer: channels -> layer.
 
-    instance (no weights), batch (affine), syncbatch (batch norm over the pictures of all processes of a distributed
-    run; in a single process the same as batch) or none.
+    Args:
+        name: instance (without weights), batch (affine), syncbatch (batch norm over the images of all processes; the
+            same as batch in a single process) or none.
+
+    Raises:
+        ValueError: the name is unknown.
     """
     if name not in NORMS:
         raise ValueError(f"norm={name!r}: choose from {', '.join(NORMS)}")
@@ -118,10 +133,13 @@ def norm_layer(name: str) -> Callable[[int], nn.Module]:
 
 
 def run_together(net: Callable[[Tensor], Tensor], *images: Tensor) -> tuple[Tensor, ...]:
-    """What `net` makes of each of several batches (B, C, H, W): in one go, which is faster, if nothing else changes.
+    """Run `net` on several batches (B, C, H, W), concatenated into one if the results are the same, which is faster.
 
-    Batch norm lets the pictures of a batch change each other, and spectral norm moves on with every run; pictures of
-    several sizes, and functions that are not a module, take a run each.
+    Batches run separately if `net` contains batch norm, which mixes the images of a batch, or spectral norm, which
+    updates its estimate in each forward pass; also if their images differ in size or `net` is not a module.
+
+    Returns:
+        The output for each batch.
     """
     modules = list(net.modules()) if isinstance(net, nn.Module) else []
     same_size = len({image.shape[1:] for image in images}) == 1
@@ -131,16 +149,20 @@ def run_together(net: Callable[[Tensor], Tensor], *images: Tensor) -> tuple[Tens
 
 
 def needs_bias(norm: str) -> bool:
-    """Whether a convolution before this normalisation has a bias, as in upstream, whose checkpoints fix it."""
+    """Whether a convolution before this normalization has a bias, as in upstream's checkpoints."""
     return norm == "instance"
 
 
 def init_weights(net: nn.Module, init_type: str = "normal", init_gain: float = 0.02) -> nn.Module:
-    """Fill the convolutions and linear layers of `net` in place and return it.
+    """Initialize the weights of `net` in place and return it. Biases become 0, weights of batch norm N(1, 0.02).
 
-    `init_type` is normal (standard deviation init_gain), xavier (Glorot and Bengio 2010), kaiming (He et al. 2015,
-    arXiv:1502.01852; takes no gain) or orthogonal (Saxe et al. 2013, arXiv:1312.6120). Biases become 0, the weights of
-    batch norm N(1, 0.02).
+    Args:
+        init_type: of convolutions and linear layers: normal (standard deviation `init_gain`), xavier (Glorot and Bengio
+            2010), kaiming (He et al. 2015, arXiv:1502.01852; ignores the gain) or orthogonal (Saxe et al. 2013,
+            arXiv:1312.6120).
+
+    Raises:
+        ValueError: `init_type` is unknown.
     """
     fills: dict[str, Callable] = {
         "normal": lambda weight: nn.init.normal_(weight, 0.0, init_gain),
@@ -161,14 +183,16 @@ def init_weights(net: nn.Module, init_type: str = "normal", init_gain: float = 0
     return net
 
 
-def spectral_normalize(net: nn.Module, leave_out: tuple[str, ...] = ()) -> nn.Module:
-    """Divide every convolution and linear layer of `net` by its largest singular value, in place, and return `net`.
+def spectral_normalize(net: nn.Module, exclude: tuple[str, ...] = ()) -> nn.Module:
+    """Parametrize the convolutions and linear layers of `net` with SpectralNorm, in place, and return it.
 
-    PyTorch's own parametrization (Miyato et al. 2018, arXiv:1802.05957). Comes after `init_weights`: filling a weight
-    that is already parametrized has no effect. Layers whose name begins with one of `leave_out` stay as they are.
+    Call it after `init_weights`, which has no effect on parametrized weights.
+
+    Args:
+        exclude: prefixes of the names of layers to leave unchanged.
     """
     for name, module in list(net.named_modules()):
-        if isinstance(module, WEIGHTED) and not name.startswith(leave_out):
+        if isinstance(module, WEIGHTED) and not name.startswith(exclude):
             norm = SpectralNorm(module.weight, dim=int(isinstance(module, nn.ConvTranspose2d)))
             parametrize.register_parametrization(module, "weight", norm)
     return net

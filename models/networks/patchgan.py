@@ -1,4 +1,4 @@
-"""The PatchGAN discriminators: one score for every patch of the picture."""
+"""PatchGAN discriminators, which score each patch of an image."""
 
 from collections.abc import Iterable
 
@@ -9,15 +9,23 @@ from models.networks.layers import needs_bias, norm_layer
 
 
 class NLayerDiscriminator(AttentiveChain):
-    """PatchGAN with overlapping patches (70 px wide with 3 layers), Isola et al. 2017, arXiv:1611.07004.
-
-    (B, input_nc, H, W) -> (B, 1, h, w) scores; 256 px gives 30 x 30. Attention stages: layer1 ... layer{n_layers + 1},
-    all but the last at half the size of the one before; `bottleneck` is the last of these (stride 8 with 3 layers).
+    """PatchGAN of overlapping patches, 70 pixels wide with 3 layers.
 
     Args:
-        ndf: channels of the first layer, doubled in every further one up to 8 * ndf.
-        n_layers: number of halvings.
-        attention: stages after which a SelfAttention2d block acts.
+        input_nc: channels of the images.
+        ndf: channels of the first layer; each further layer doubles them up to 8 * ndf.
+        n_layers: number of layers with stride 2.
+        norm: see `norm_layer`.
+        attention: stages followed by a SelfAttention2d block: layer1 ... layer{n_layers + 1}, or bottleneck, the last
+            layer with stride 2 (stride 8 of the image with 3 layers).
+
+    Shapes:
+        (B, input_nc, H, W) -> scores (B, 1, h, w) before the sigmoid; 256 x 256 pixels give 30 x 30 scores.
+
+    Raises:
+        ValueError: an argument has an unknown value, or attention does not fit the channels.
+
+    Reference: Isola et al. 2017, Image-to-Image Translation with Conditional Adversarial Networks, arXiv:1611.07004.
     """
 
     def __init__(
@@ -44,15 +52,27 @@ class NLayerDiscriminator(AttentiveChain):
 
 
 class PixelDiscriminator(nn.Module):
-    """1 x 1 PatchGAN: every pixel judged by its colour alone, Isola et al. 2017, arXiv:1611.07004.
+    """1 x 1 PatchGAN, which scores each pixel by its color alone.
 
-    (B, input_nc, H, W) -> (B, 1, H, W) scores. It has no attention stages: it would not be blind to its neighbours.
+    Args:
+        input_nc: channels of the images.
+        ndf: channels of the first layer.
+        norm: see `norm_layer`.
+        attention: has to be empty, since scores would depend on other pixels.
+
+    Shapes:
+        (B, input_nc, H, W) -> scores (B, 1, H, W) before the sigmoid.
+
+    Raises:
+        ValueError: the norm is unknown, or attention is not empty.
+
+    Reference: Isola et al. 2017, Image-to-Image Translation with Conditional Adversarial Networks, arXiv:1611.07004.
     """
 
     def __init__(self, input_nc: int, *, ndf: int = 64, norm: str = "instance", attention: Iterable[str] = ()):
         super().__init__()
-        if tuple(attention):
-            raise ValueError("attention: a discriminator of single pixels has no stage for it; leave it empty")
+        if attention := list(attention):
+            raise ValueError(f"attention={attention}: a discriminator of single pixels has no stages, use []")
         bias = needs_bias(norm)
         self.net = nn.Sequential(
             nn.Conv2d(input_nc, ndf, 1),
@@ -64,5 +84,5 @@ class PixelDiscriminator(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, input_nc, H, W) -> (B, 1, H, W), of the dtype of x."""
+        """(B, input_nc, H, W) -> (B, 1, H, W), in the dtype of x."""
         return self.net(x).to(x.dtype)

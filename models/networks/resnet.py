@@ -1,4 +1,4 @@
-"""The ResNet generator of CycleGAN."""
+"""The ResNet generator."""
 
 from collections.abc import Iterable
 
@@ -14,10 +14,13 @@ UPSAMPLINGS = ("deconv", "nearest")
 
 
 class ResidualBlock(nn.Module):
-    """x + (pad, convolution, norm, ReLU, [dropout], pad, convolution, norm)(x), He et al. 2016, arXiv:1512.03385.
+    """x + (pad, convolution, norm, ReLU, [dropout], pad, convolution, norm)(x).
 
-    With `checkpointed` it keeps nothing but its input for the backward pass, which computes the rest anew (Chen et al.
-    2016, arXiv:1604.06174).
+    Args:
+        checkpointed: keep only the input for the backward pass, which recomputes the activations (Chen et al. 2016,
+            arXiv:1604.06174).
+
+    Reference: He et al. 2016, Deep Residual Learning, arXiv:1512.03385.
     """
 
     def __init__(self, channels: int, *, norm: str = "instance", dropout: bool = False, checkpointed: bool = False):
@@ -43,9 +46,12 @@ class ResidualBlock(nn.Module):
 
 
 class ResizeConv2d(nn.Conv2d):
-    """Nearest-neighbour enlargement by 2, then a convolution: no overlapping kernels, hence no checkerboard.
+    """Nearest-neighbor upsampling by 2, then a convolution.
 
-    Odena et al. 2016, https://distill.pub/2016/deconv-checkerboard/.
+    Unlike a transposed convolution, it does not make checkerboard patterns.
+
+    Reference: Odena et al. 2016, Deconvolution and Checkerboard Artifacts,
+    https://distill.pub/2016/deconv-checkerboard/.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -54,7 +60,14 @@ class ResizeConv2d(nn.Conv2d):
 
 
 def upsample_layer(name: str, in_channels: int, out_channels: int, *, bias: bool) -> nn.Module:
-    """One doubling of height and width: `deconv` (transposed convolution, upstream's) or `nearest` (ResizeConv2d)."""
+    """A layer (B, in_channels, H, W) -> (B, out_channels, 2H, 2W).
+
+    Args:
+        name: deconv (transposed convolution, as in upstream) or nearest (ResizeConv2d).
+
+    Raises:
+        ValueError: the name is unknown.
+    """
     if name == "deconv":
         return nn.ConvTranspose2d(in_channels, out_channels, 3, stride=2, padding=1, output_padding=1, bias=bias)
     if name == "nearest":
@@ -63,21 +76,31 @@ def upsample_layer(name: str, in_channels: int, out_channels: int, *, bias: bool
 
 
 class ResnetGenerator(AttentiveChain):
-    """Two halvings of the size, residual blocks at a quarter of it, two doublings.
-
-    Johnson et al. 2016, arXiv:1603.08155, as used by CycleGAN (Zhu et al. 2017, arXiv:1703.10593).
-    (B, input_nc, H, W) -> (B, output_nc, H, W) in [-1, 1]; H and W are multiples of 4. Attention stages: down1 (H / 2),
-    down2, block1 ... blockN (H / 4; `bottleneck` is the middle block), up1 (H / 2), up2 (H).
+    """Residual blocks at a quarter of the resolution, between two downsampling and two upsampling layers.
 
     Args:
-        ngf: channels of the first and last layers; 4 * ngf in the residual blocks.
+        input_nc: channels of the input images.
+        output_nc: channels of the output images.
+        ngf: channels of the first and last layers; the residual blocks have 4 * ngf.
+        norm: see `norm_layer`.
+        dropout: use dropout in the residual blocks.
+        n_blocks: number of residual blocks.
         upsample: deconv or nearest, see `upsample_layer`.
-        attention: stages after which a SelfAttention2d block acts.
-        checkpoint_blocks: keep less of the residual blocks for the backward pass, see ResidualBlock.
+        attention: stages followed by a SelfAttention2d block: down1 (H / 2), down2 (H / 4), block1 ... block{n_blocks}
+            (H / 4), up1 (H / 2), up2 (H), or bottleneck, the middle block.
+        checkpoint_blocks: save memory in the residual blocks, see ResidualBlock.
+
+    Shapes:
+        (B, input_nc, H, W) -> (B, output_nc, H, W) in [-1, 1]; H and W are multiples of `stride`, at least `smallest`.
+
+    Raises:
+        ValueError: an argument has an unknown value, or attention does not fit the channels.
+
+    Reference: Johnson et al. 2016, arXiv:1603.08155; Zhu et al. 2017 (CycleGAN), arXiv:1703.10593.
     """
 
-    stride = 4  # H and W are multiples of it,
-    smallest = 8  # and at least this, for the reflection in the blocks
+    stride = 4
+    smallest = 8  # for the reflection padding in the blocks
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""The networks of SAGAN: images from noise, and one score for a whole image."""
+"""The networks of SAGAN: generators of images from noise, and discriminators with one score per image."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -6,18 +6,20 @@ from torch import Tensor, nn
 
 from models.networks.attention import place_attention
 
-SIZES = (32, 64, 128, 256)  # px
+SIZES = (32, 64, 128, 256)  # pixels
 
 
 class Stages(nn.Sequential):
-    """A chain of named stages, with attention blocks attn1, attn2, ... after some of them.
+    """A sequence of named stages with attention blocks attn1, attn2, ... after some of them.
 
     Args:
-        stages: name -> (stage, its output channels); no attention can follow the last one.
-        attention: names of the stages after which a SelfAttention2d block acts, see `place_attention`; `default` stands
-            for those in `default`.
-        default: where the authors place attention.
-        pooled: the form of the blocks, see SelfAttention2d.
+        stages: name -> (stage, its output channels). Attention cannot follow the last stage.
+        attention: names of stages followed by a SelfAttention2d block, or "default".
+        default: the stages that "default" stands for.
+        pooled: see SelfAttention2d.
+
+    Raises:
+        ValueError: a stage is unknown, or attention does not fit its channels.
     """
 
     def __init__(
@@ -40,42 +42,50 @@ class Stages(nn.Sequential):
 
 
 class NoiseGenerator(Stages):
-    """Stages from noise (B, z_dim) to images (B, output_nc, image_size, image_size) in [-1, 1]."""
+    """A generator: noise (B, z_dim) -> images (B, output_nc, image_size, image_size) in [-1, 1]."""
 
     z_dim: int
 
     def forward(self, z: Tensor) -> Tensor:
-        """(B, z_dim) of N(0, 1) -> images. They have the dtype of `z`, under autocast too."""
+        """Generate images from noise z ~ N(0, 1). They have the dtype of `z`, under autocast too."""
         return super().forward(z[:, :, None, None]).to(z.dtype)
 
 
 class ImageDiscriminator(Stages):
-    """Stages from images (B, input_nc, image_size, image_size) in [-1, 1] to scores (B,)."""
+    """A discriminator: images (B, input_nc, image_size, image_size) in [-1, 1] -> scores (B,) before the sigmoid."""
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images -> scores. They have the dtype of `images`, under autocast too."""
+        """Score images. The scores have the dtype of `images`, under autocast too."""
         return super().forward(images).flatten().to(images.dtype)
 
 
-def halvings(image_size: int) -> int:
-    """How often `image_size`, in pixels, is halved down to 4. ValueError if it is not one of SIZES."""
+def resampling_stages(image_size: int) -> int:
+    """The number of stages with factor 2 between 4 x 4 positions and `image_size`. ValueError if it is not in SIZES."""
     if image_size not in SIZES:
-        raise ValueError(f"image_size={image_size}: SAGAN makes images of {', '.join(map(str, SIZES))} pixels")
+        raise ValueError(f"image_size={image_size}: choose from {', '.join(map(str, SIZES))}")
     return image_size.bit_length() - 3
 
 
 class SAGANGenerator(NoiseGenerator):
-    """Transposed convolutions, each doubling the size from 4 x 4, in the form that the public PyTorch code made known.
+    """The generator of the well-known PyTorch code for SAGAN: transposed convolutions as in DCGAN, and attention.
 
-    After Zhang et al. 2019, https://arxiv.org/abs/1805.08318; the trunk is that of DCGAN (Radford et al. 2016,
-    arXiv:1511.06434). At 64 px: l1 (4 x 4), l2, l3, attn1 (16 x 16), l4, attn2 (32 x 32), last. A larger image has more
-    stages; none is wider than 8 * ngf.
+    At 64 pixels the stages are l1 (4 x 4), l2, l3, attn1 (16 x 16), l4, attn2 (32 x 32), last. Larger images have more
+    stages.
 
     Args:
-        image_size: of the square images, in pixels: 32, 64, 128 or 256.
+        output_nc: channels of the images.
+        image_size: width and height in pixels: 32, 64, 128 or 256.
         z_dim: length of the noise vectors.
-        ngf: channels of the last hidden stage.
-        attention: stages l1, l2, ... after which attention acts; default = l3 and l4, 16 x 16 and 32 x 32 positions.
+        ngf: channels of the last hidden stage; each earlier stage doubles them up to 8 * ngf.
+        attention: stages l1, l2, ... followed by attention; default: l3 and l4, with 16 x 16 and 32 x 32 positions.
+
+    Shapes:
+        (B, z_dim) -> (B, output_nc, image_size, image_size) in [-1, 1].
+
+    Raises:
+        ValueError: an argument has an unknown value, or attention does not fit the channels.
+
+    Reference: Zhang et al. 2019, https://arxiv.org/abs/1805.08318; Radford et al. 2016 (DCGAN), arXiv:1511.06434.
     """
 
     def __init__(
@@ -87,7 +97,7 @@ class SAGANGenerator(NoiseGenerator):
         ngf: int = 64,
         attention: Iterable[str] = ("default",),
     ):
-        count = halvings(image_size)
+        count = resampling_stages(image_size)
         stages: dict[str, tuple[nn.Module, int]] = {}
         before = z_dim
         for number in range(1, count + 1):
@@ -102,9 +112,24 @@ class SAGANGenerator(NoiseGenerator):
 
 
 class SAGANDiscriminator(ImageDiscriminator):
-    """Convolutions, each halving the size down to 4 x 4, and one score an image; the mirror of SAGANGenerator.
+    """The discriminator of the well-known PyTorch code for SAGAN: strided convolutions as in DCGAN, and attention.
 
-    At 64 px: l1 (32 x 32), l2, l3, attn1 (8 x 8), l4, attn2 (4 x 4), last. Arguments as there.
+    At 64 pixels the stages are l1 (32 x 32), l2, l3, attn1 (8 x 8), l4, attn2 (4 x 4), last. Larger images have more
+    stages.
+
+    Args:
+        input_nc: channels of the images.
+        image_size: width and height in pixels: 32, 64, 128 or 256.
+        ndf: channels of the first stage; each further stage doubles them up to 8 * ndf.
+        attention: stages l1, l2, ... followed by attention; default: l3 and l4.
+
+    Shapes:
+        (B, input_nc, image_size, image_size) -> scores (B,) before the sigmoid.
+
+    Raises:
+        ValueError: an argument has an unknown value, or attention does not fit the channels.
+
+    Reference: Zhang et al. 2019, https://arxiv.org/abs/1805.08318; Radford et al. 2016 (DCGAN), arXiv:1511.06434.
     """
 
     def __init__(
@@ -117,7 +142,7 @@ class SAGANDiscriminator(ImageDiscriminator):
     ):
         stages: dict[str, tuple[nn.Module, int]] = {}
         before = input_nc
-        for number in range(1, halvings(image_size) + 1):
+        for number in range(1, resampling_stages(image_size) + 1):
             channels = ndf * min(2 ** (number - 1), 8)
             convolution = nn.Conv2d(before, channels, 4, 2, 1)
             stages[f"l{number}"] = nn.Sequential(convolution, nn.LeakyReLU(0.1, inplace=True)), channels
@@ -127,14 +152,14 @@ class SAGANDiscriminator(ImageDiscriminator):
 
 
 class UpBlock(nn.Module):
-    """Residual block that doubles the size by nearest-neighbour upsampling: (B, C, H, W) -> (B, channels, 2H, 2W).
+    """Residual block with nearest-neighbor upsampling: (B, before, H, W) -> (B, channels, 2H, 2W).
 
-    Miyato et al. 2018, arXiv:1802.05957, appendix B.
+    Reference: Miyato et al. 2018, arXiv:1802.05957, appendix B.
     """
 
     def __init__(self, before: int, channels: int):
         super().__init__()
-        # no ReLU in place here: the way around the block needs the input as it came
+        # The first ReLU is not in place: the shortcut needs the input unchanged.
         self.residual = nn.Sequential(
             nn.BatchNorm2d(before),
             nn.ReLU(),
@@ -151,10 +176,13 @@ class UpBlock(nn.Module):
 
 
 class DownBlock(nn.Module):
-    """Residual block that halves the size by averaging: (B, C, H, W) -> (B, channels, H / 2, W / 2).
+    """Residual block with average pooling: (B, before, H, W) -> (B, channels, H / 2, W / 2).
 
-    Miyato et al. 2018, arXiv:1802.05957, appendix B. The `first` one, which sees pixels, begins without ReLU; one
-    without `down` keeps the size, and the way around it is the input itself.
+    Args:
+        first: the input is an image, so the block starts without ReLU.
+        down: False keeps the resolution, and the shortcut is the identity.
+
+    Reference: Miyato et al. 2018, arXiv:1802.05957, appendix B.
     """
 
     def __init__(self, before: int, channels: int, *, first: bool = False, down: bool = True):
@@ -173,16 +201,24 @@ class DownBlock(nn.Module):
 
 
 class SAGANResnetGenerator(NoiseGenerator):
-    """The paper's own generator: residual blocks, nearest-neighbour upsampling, pooled attention at 32 x 32.
+    """The generator of the paper, without classes: residual blocks with nearest-neighbor upsampling, pooled attention.
 
-    Zhang et al. 2019, https://arxiv.org/abs/1805.08318, and its official code, without the classes. A linear layer
-    makes 4 x 4 positions; every block doubles the size: block1 (8 x 8), block2 (16 x 16), block3 (32 x 32), ...
+    The stages are linear (4 x 4), block1 (8 x 8), block2 (16 x 16), block3 (32 x 32), ..., last.
 
     Args:
-        image_size: of the square images, in pixels: 32, 64, 128 or 256.
+        output_nc: channels of the images.
+        image_size: width and height in pixels: 32, 64, 128 or 256.
         z_dim: length of the noise vectors.
-        ngf: channels of the last block, doubled with every halving of the size up to 16 * ngf.
-        attention: blocks after which attention acts; default = block3 (block2 at 32 px, where 32 x 32 is the image).
+        ngf: channels of the last block; each earlier block doubles them up to 16 * ngf.
+        attention: blocks followed by attention; default: block3, or block2 at 32 pixels, where block3 is the last.
+
+    Shapes:
+        (B, z_dim) -> (B, output_nc, image_size, image_size) in [-1, 1].
+
+    Raises:
+        ValueError: an argument has an unknown value, or attention does not fit the channels.
+
+    Reference: Zhang et al. 2019, https://arxiv.org/abs/1805.08318, and its official code.
     """
 
     def __init__(
@@ -194,7 +230,7 @@ class SAGANResnetGenerator(NoiseGenerator):
         ngf: int = 64,
         attention: Iterable[str] = ("default",),
     ):
-        count = halvings(image_size)
+        count = resampling_stages(image_size)
         before = ngf * min(2 ** (count - 1), 16)
         linear = nn.Sequential(nn.Flatten(), nn.Linear(z_dim, before * 16), nn.Unflatten(1, (before, 4, 4)))
         stages: dict[str, tuple[nn.Module, int]] = {"linear": (linear, before)}
@@ -209,21 +245,28 @@ class SAGANResnetGenerator(NoiseGenerator):
 
 
 class SumPool(nn.Module):
-    """Sum over the positions: (B, C, H, W) -> (B, C)."""
+    """Sum over all positions: (B, C, H, W) -> (B, C)."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.sum(dim=(2, 3))
 
 
 class SAGANResnetDiscriminator(ImageDiscriminator):
-    """The paper's own discriminator: residual blocks down to 4 x 4, one more at that size, pooled attention at 32 x 32.
-
-    Zhang et al. 2019, https://arxiv.org/abs/1805.08318, and its official code, without the classes.
+    """The discriminator of the paper, without classes: residual blocks down to 4 x 4, one more there, pooled attention.
 
     Args:
-        image_size: of the square images, in pixels: 32, 64, 128 or 256.
-        ndf: channels of the first block, doubled in every further one up to 16 * ndf.
-        attention: blocks after which attention acts; default = the one that makes 32 x 32 positions (16 x 16 at 32 px).
+        input_nc: channels of the images.
+        image_size: width and height in pixels: 32, 64, 128 or 256.
+        ndf: channels of the first block; each further block doubles them up to 16 * ndf.
+        attention: blocks followed by attention; default: the one with 32 x 32 positions, or 16 x 16 at 32 pixels.
+
+    Shapes:
+        (B, input_nc, image_size, image_size) -> scores (B,) before the sigmoid.
+
+    Raises:
+        ValueError: an argument has an unknown value, or attention does not fit the channels.
+
+    Reference: Zhang et al. 2019, https://arxiv.org/abs/1805.08318, and its official code.
     """
 
     def __init__(
@@ -234,7 +277,7 @@ class SAGANResnetDiscriminator(ImageDiscriminator):
         ndf: int = 64,
         attention: Iterable[str] = ("default",),
     ):
-        count = halvings(image_size)
+        count = resampling_stages(image_size)
         stages: dict[str, tuple[nn.Module, int]] = {}
         before = input_nc
         for number in range(1, count + 1):

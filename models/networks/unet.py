@@ -11,11 +11,21 @@ from models.networks.resnet import ResizeConv2d
 
 
 class UnetBlock(nn.Module):
-    """One level of the U: halve the size, run the levels below, double it, and hand the input over beside the result.
+    """One level of the U-Net: downsample, run the levels below, upsample, and concatenate the input (skip connection).
 
-    (B, outer, H, W) -> (B, 2 * outer, H, W); the outermost level, which has no norm, (B, input_nc, H, W) ->
-    (B, outer, H, W) in [-1, 1]. `inner` is the number of channels below. `attend` acts on what comes in, and on the
-    result before it is joined with that; it belongs to the generator, and so do its weights.
+    Args:
+        outer: channels at the input and output resolution of this level.
+        inner: channels at the resolution below.
+        below: the next level; None in the innermost one.
+        input_nc: channels of the images, in the outermost level only, which has no skip connection and no norm.
+        norm, upsample: see UnetGenerator.
+        dropout: use dropout after upsampling.
+        attend: two modules, applied to the input and to the upsampled result; empty in the outermost level. The
+            generator registers them, so their weights are not in the state_dict of this level.
+
+    Shapes:
+        (B, outer, H, W) -> (B, 2 * outer, H, W); in the outermost level (B, input_nc, H, W) -> (B, outer, H, W) in
+        [-1, 1].
     """
 
     def __init__(
@@ -24,7 +34,7 @@ class UnetBlock(nn.Module):
     ):  # fmt: skip
         super().__init__()
         self.outermost = input_nc is not None
-        self.attend = tuple(attend)  # a tuple registers nothing: the keys of the level stay upstream's
+        self.attend = tuple(attend)  # in a tuple, modules are not registered, which keeps upstream's state_dict keys
         make_norm, bias = norm_layer(norm), needs_bias(norm)
         half: nn.Module = nn.Conv2d(input_nc or outer, inner, 4, stride=2, padding=1, bias=bias)
         channels = 2 * inner if below else inner
@@ -40,7 +50,7 @@ class UnetBlock(nn.Module):
         self.model = nn.Sequential(*down, *([below] if below else []), *up, *([nn.Dropout(0.5)] if dropout else []))
 
     def forward(self, x: Tensor) -> Tensor:
-        """See the class. The skip carries x after the block's in-place LeakyReLU, as in the original."""
+        """See the class. The in-place LeakyReLU of `model` changes the x of the skip connection, as in upstream."""
         if self.outermost:
             return self.model(x)
         attend_down, attend_up = self.attend
@@ -49,19 +59,27 @@ class UnetBlock(nn.Module):
 
 
 class UnetGenerator(nn.Module):
-    """Encoder and decoder with skips at every size, Ronneberger et al. 2015, arXiv:1505.04597; Isola et al. 2017,
-    arXiv:1611.07004.
-
-    (B, input_nc, H, W) -> (B, output_nc, H, W) in [-1, 1]; H and W are multiples of 2 ** n_downs. Attention stages: on
-    the way down, down1 (H / 2), down2 (H / 4) ... down{n_downs - 1}, seen by all below and by the skip; on the way up,
-    up{n_downs - 1} ... up2 (H / 4), up1 (H / 2). `bottleneck` is down3: 32 x 32 positions at 256 px, where the true
-    bottleneck has but one.
+    """Encoder and decoder with skip connections at each resolution.
 
     Args:
-        n_downs: halvings of the size, at least 5: 7 make unet_128, 8 unet_256.
-        ngf: channels of the outermost level, doubled below up to 8 * ngf.
+        input_nc: channels of the input images.
+        output_nc: channels of the output images.
+        n_downs: number of downsampling layers, at least 5: 7 in unet_128, 8 in unet_256.
+        ngf: channels of the outermost level; each level below doubles them up to 8 * ngf.
+        norm: see `norm_layer`.
+        dropout: use dropout in the levels from H / 16 down, except the innermost one.
         upsample: deconv or nearest, as in ResnetGenerator.
-        attention: stages after which a SelfAttention2d block acts; the blocks lie beside the nested `model`.
+        attention: stages followed by a SelfAttention2d block: down1 (H / 2), down2 (H / 4) ... down{n_downs - 1} in the
+            encoder, whose output the skip connection carries too; up{n_downs - 1} ... up2 (H / 4), up1 (H / 2) in the
+            decoder; or bottleneck, which is down3, with 32 x 32 positions at 256 pixels.
+
+    Shapes:
+        (B, input_nc, H, W) -> (B, output_nc, H, W) in [-1, 1]; H and W are multiples of `stride`, which is 2**n_downs.
+
+    Raises:
+        ValueError: an argument has an unknown value, or attention does not fit the channels.
+
+    Reference: Ronneberger et al. 2015, U-Net, arXiv:1505.04597; Isola et al. 2017 (pix2pix), arXiv:1611.07004.
     """
 
     def __init__(
@@ -77,9 +95,9 @@ class UnetGenerator(nn.Module):
         attention: Iterable[str] = (),
     ):
         super().__init__()
-        self.stride = self.smallest = 2**n_downs  # of H and W, as in ResnetGenerator
+        self.stride = self.smallest = 2**n_downs
         depths = range(1, n_downs)
-        widths = [ngf * min(2**halvings, 8) for halvings in range(n_downs)]
+        widths = [ngf * min(2**depth, 8) for depth in range(n_downs)]
         stages = {f"down{depth}": widths[depth - 1] for depth in depths}
         stages |= {f"up{depth}": widths[depth - 1] for depth in reversed(depths)}
         blocks = place_attention(stages, attention, aliases={"bottleneck": ("down3",)})
@@ -94,5 +112,5 @@ class UnetGenerator(nn.Module):
         self.attention = nn.ModuleDict(blocks)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, input_nc, H, W) -> (B, output_nc, H, W), of the dtype of x."""
+        """(B, input_nc, H, W) -> (B, output_nc, H, W), in the dtype of x."""
         return self.model(x).to(x.dtype)
