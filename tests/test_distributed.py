@@ -178,7 +178,7 @@ def test_all_go_back_when_one_process_has_a_loss_that_is_not_finite(nine_images,
     flags = places(tmp_path, "--dataroot", nine_images, "--on_nan", "rollback", "--n_epochs_decay", "0")
     output = together("-m", __name__, "wrong", *flags, "--save_latest_freq", "1", "--serial_batches")
     folder = nine_images / "trainA"
-    assert f"G_A is nan in the step on {folder}/5.png, {nine_images}/trainB/5.png. Back in epoch 1, " in output
+    assert f"G_A is nan in the step on {folder}/5.png, {nine_images}/trainB/5.png. Rolled back to epoch 1 " in output
     assert output.count("with half the learning rates (1 of 3)") == 1
     assert len(logged_losses(tmp_path / "run")) == 5
     state = torch.load(tmp_path / "run" / "latest_state.pth", weights_only=True)
@@ -322,6 +322,7 @@ def test_a_step_of_all_processes_has_the_pictures_of_one_process(size, processes
 def test_every_process_has_a_gpu(gpu_ids, device, message, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda index: None)
     for name, value in {"TORCHELASTIC_RUN_ID": "x", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
     if message:
