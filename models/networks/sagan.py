@@ -42,7 +42,11 @@ class Stages(nn.Sequential):
 
 
 class NoiseGenerator(Stages):
-    """A generator: noise (B, z_dim) -> images (B, output_nc, image_size, image_size) in [-1, 1]."""
+    """A generator of square images. Its subclasses raise ValueError for unknown stages and other image sizes.
+
+    Shapes:
+        (B, z_dim) -> (B, output_nc, image_size, image_size) in [-1, 1].
+    """
 
     z_dim: int
 
@@ -52,7 +56,11 @@ class NoiseGenerator(Stages):
 
 
 class ImageDiscriminator(Stages):
-    """A discriminator: images (B, input_nc, image_size, image_size) in [-1, 1] -> scores (B,) before the sigmoid."""
+    """A discriminator of square images. Its subclasses raise ValueError for unknown stages and other image sizes.
+
+    Shapes:
+        (B, input_nc, image_size, image_size) in [-1, 1] -> scores (B,) before the sigmoid.
+    """
 
     def forward(self, images: Tensor) -> Tensor:
         """Score images. The scores have the dtype of `images`, under autocast too."""
@@ -78,12 +86,6 @@ class SAGANGenerator(NoiseGenerator):
         z_dim: length of the noise vectors.
         ngf: channels of the last hidden stage; each earlier stage doubles them up to 8 * ngf.
         attention: stages l1, l2, ... followed by attention; default: l3 and l4, with 16 x 16 and 32 x 32 positions.
-
-    Shapes:
-        (B, z_dim) -> (B, output_nc, image_size, image_size) in [-1, 1].
-
-    Raises:
-        ValueError: an argument has an unknown value, or attention does not fit the channels.
 
     Reference: Zhang et al. 2019, https://arxiv.org/abs/1805.08318; Radford et al. 2016 (DCGAN), arXiv:1511.06434.
     """
@@ -122,12 +124,6 @@ class SAGANDiscriminator(ImageDiscriminator):
         image_size: width and height in pixels: 32, 64, 128 or 256.
         ndf: channels of the first stage; each further stage doubles them up to 8 * ndf.
         attention: stages l1, l2, ... followed by attention; default: l3 and l4.
-
-    Shapes:
-        (B, input_nc, image_size, image_size) -> scores (B,) before the sigmoid.
-
-    Raises:
-        ValueError: an argument has an unknown value, or attention does not fit the channels.
 
     Reference: Zhang et al. 2019, https://arxiv.org/abs/1805.08318; Radford et al. 2016 (DCGAN), arXiv:1511.06434.
     """
@@ -212,12 +208,6 @@ class SAGANResnetGenerator(NoiseGenerator):
         ngf: channels of the last block; each earlier block doubles them up to 16 * ngf.
         attention: blocks followed by attention; default: block3, or block2 at 32 pixels, where block3 is the last.
 
-    Shapes:
-        (B, z_dim) -> (B, output_nc, image_size, image_size) in [-1, 1].
-
-    Raises:
-        ValueError: an argument has an unknown value, or attention does not fit the channels.
-
     Reference: Zhang et al. 2019, https://arxiv.org/abs/1805.08318, and its official code.
     """
 
@@ -259,12 +249,6 @@ class SAGANResnetDiscriminator(ImageDiscriminator):
         image_size: width and height in pixels: 32, 64, 128 or 256.
         ndf: channels of the first block; each further block doubles them up to 16 * ndf.
         attention: blocks followed by attention; default: the one with 32 x 32 positions, or 16 x 16 at 32 pixels.
-
-    Shapes:
-        (B, input_nc, image_size, image_size) -> scores (B,) before the sigmoid.
-
-    Raises:
-        ValueError: an argument has an unknown value, or attention does not fit the channels.
 
     Reference: Zhang et al. 2019, https://arxiv.org/abs/1805.08318, and its official code.
     """
