@@ -13,6 +13,7 @@ import test as testing
 import train as training
 from options.train_options import TrainOptions
 from tests.conftest import draw_shapes
+from util.errors import RemediedError
 from util.registry import choices, find_class
 
 EXAMPLES = 200  # of all models together
@@ -108,7 +109,7 @@ def outcome(main, argv: list[str], capsys) -> str:
         assert refusal.code == 2
         message = capsys.readouterr().err
     except ValueError as refusal:
-        message = str(refusal)
+        message = f"{refusal} {refusal.advice() if isinstance(refusal, RemediedError) else ''}"
     else:
         return "done"
     assert "--" in message, f"{argv}: {message}"
