@@ -243,3 +243,28 @@ def test_statistics_of_old_instance_norms_are_left_out(tiny_data, tmp_path):
         torch.save(weights | {"model.2.running_mean": torch.zeros(8)}, run_dir / f"latest_net_{name}.pth")
     places = ["--checkpoints_dir", str(tmp_path), "--name", "run", "--results_dir", str(tmp_path / "results")]
     assert testing.main(places) == 0
+
+
+def test_latest_is_saved_when_the_flags_say(tiny_data, tmp_path, monkeypatch):
+    """Not at the end of every epoch: a checkpoint of the default networks takes seconds."""
+    saved: list[tuple[str, int]] = []
+
+    def save_run(model, optimization, position, *arguments, **keywords):
+        saved.append((arguments[2], position.total_images))
+        return save(model, optimization, position, *arguments, **keywords)
+
+    save = training.save_run
+    monkeypatch.setattr(training, "save_run", save_run)
+    flags = ["--n_epochs", "5", "--n_epochs_decay", "0", "--max_dataset_size", "1", "--save_epoch_freq", "2"]
+    train(tmp_path, "--dataroot", tiny_data, *flags)
+    assert saved == [("latest", 0), ("2", 2), ("latest", 2), ("4", 4), ("latest", 4), ("latest", 5)]
+
+
+def test_a_run_refused_before_its_first_checkpoint_leaves_no_folder(tiny_data, tmp_path, monkeypatch):
+    def fail(*arguments, **keywords):
+        raise OSError(28, "No space left on device", str(tmp_path / "run"))
+
+    monkeypatch.setattr(training, "save_run", fail)
+    with pytest.raises(OSError, match="No space left on device"):
+        train(tmp_path, "--dataroot", tiny_data)
+    assert not (tmp_path / "run").exists()
