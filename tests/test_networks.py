@@ -42,9 +42,9 @@ def test_outputs_equal_the_reference(name):
     assert {key: list(value.shape) for key, value in net.state_dict().items()} == entry["shapes"]
     assert sum(parameter.numel() for parameter in net.parameters()) == entry["parameters"]
     net.load_state_dict(fill(net.state_dict()))
-    net.double()  # the reference ran in float32, whose rounding remains
+    net.double()  # the reference ran in float32; its rounding remains, and that of the weights by `fill`
     with torch.no_grad():
-        torch.testing.assert_close(net(entry["input"].double()), entry["output"].double(), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(net(entry["input"].double()), entry["output"].double(), rtol=1e-4, atol=5e-5)
 
 
 def test_default_networks_have_as_many_weights_as_upstream():
