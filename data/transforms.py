@@ -53,7 +53,7 @@ class Transform:
         if self.preprocess not in PREPROCESS:
             raise DataError(f"preprocess={self.preprocess}: choose from {', '.join(PREPROCESS)}.")
         if not 1 <= self.channels <= MAX_CHANNELS:
-            raise DataError(f"channels={self.channels}: images have 1 to {MAX_CHANNELS} channels.")
+            raise DataError(f"channels={self.channels} (input_nc, output_nc): images have 1 to {MAX_CHANNELS}.")
         if min(self.load_size, self.crop_size) < 1:
             raise DataError(f"load_size={self.load_size} and crop_size={self.crop_size} have to be at least 1 pixel.")
         if self.preprocess in ("resize_and_crop", "scale_width_and_crop") and self.load_size < self.crop_size:

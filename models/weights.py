@@ -1,5 +1,6 @@
 """Read files of weights, our own and upstream's, and load them into networks."""
 
+import difflib
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 
 from models.networks.infer import differing_flags
 from util.checkpoint_files import STATE, WEIGHTS, complete_checkpoint, read_tensors, temporary
+from util.errors import RemediedError
 
 log = logging.getLogger(__name__)
 
@@ -43,16 +45,15 @@ def load_weights(net: nn.Module, path: Path) -> bool:
         Whether the file has all weights of `net`.
 
     Raises:
-        ValueError: the file is missing or damaged, or belongs to another network. The message names the flags and the
-            first weights that differ.
+        ValueError: the file is missing or damaged, or belongs to another network. The message names the arguments
+            and the first weights that differ.
     """
     weights, expected = read_weights(path), net.state_dict()
     new = [key for key in expected if key not in weights]
     if found := differences(weights, expected):
         shown = "; ".join(found[:3]) + (f"; and {len(found) - 3} more" if len(found) > 3 else "")
         raise ValueError(
-            f"{path} was made for another network than the flags describe. {differing_flags(weights, expected)}. "
-            f"First differences: {shown}"
+            f"{path} was made for another network. {differing_flags(weights, expected)}. First differences: {shown}"
         )
     net.load_state_dict(weights, strict=False)
     if new:
@@ -87,14 +88,18 @@ def find_weights(run_dir: Path, label: str, networks: Sequence[str]) -> Path:
     raise no_weights(run_dir, " or ".join(path.name for path in paths))
 
 
-def no_weights(run_dir: Path, wanted: str) -> ValueError:
+def no_weights(run_dir: Path, wanted: str) -> RemediedError:
     """The error for `wanted` weights that are not in run_dir. It lists the runs or weights there."""
     if not run_dir.is_dir():
         runs = sorted(path.name for path in run_dir.parent.glob("*/") if path.is_dir())
-        there = f"--checkpoints_dir {run_dir.parent} holds {', '.join(runs) or 'no runs'}"
-        return ValueError(f"no run {run_dir.name!r}: {there}; choose one by --name")
-    found = ", ".join(sorted(path.name for path in run_dir.glob("*_net_*.pth"))) or "no weights"
-    return ValueError(f"{wanted} is not in {run_dir}, which holds {found}: choose others by --name or --epoch")
+        nearest = difflib.get_close_matches(run_dir.name, runs, n=1, cutoff=0)  # at most one
+        message = f"no run {run_dir.name!r}: {run_dir.parent} holds {', '.join(runs) or 'no runs'}."
+        return RemediedError(message, remedy=dict(zip(["name"], nearest, strict=False)))
+    found = sorted(run_dir.glob("*_net_*.pth"), key=lambda path: path.stat().st_mtime)
+    newest = found[-1].name.partition("_net_")[0] if found else ""
+    names = ", ".join(sorted(path.name for path in found)) or "no weights"
+    message = f"{wanted} is not in {run_dir}, which holds {names}."
+    return RemediedError(message, remedy={"epoch": newest} if newest and not wanted.startswith(newest) else {})
 
 
 def load_networks(model: nn.Module, run_dir: Path, label: str) -> bool:

@@ -162,11 +162,15 @@ def test_a_run_that_has_more_epochs_behind_it_is_left_alone(tiny_data, tmp_path,
 @pytest.mark.parametrize("flags", [[], ["--dry_run"]])
 def test_a_run_to_go_on_with_is_looked_for_before_the_pictures(flags, tiny_data, tmp_path):
     places = ["--checkpoints_dir", str(tmp_path), "--continue_train", "--dataroot", str(tmp_path / "missing"), *flags]
-    with pytest.raises(ValueError, match=r"^no run 'nope': --checkpoints_dir .* holds no runs; choose one by --name$"):
+    with pytest.raises(ValueError, match=r"^no run 'nope': .* holds no runs"):
         training.main([*places, "--name", "nope"])
     train(tmp_path, "--dataroot", tiny_data, "--max_dataset_size", "1")
-    with pytest.raises(ValueError, match=r"^7_net_\*\.pth is not in .*run, which holds latest_net_D_A\.pth, .*--epoch"):
+    with pytest.raises(ValueError, match=r"^7_net_\*\.pth is not in .*, which holds latest_net_D_A\.pth, ") as error:
         training.main([*places, "--name", "run", "--epoch", "7"])
+    assert error.value.remedy == {"epoch": "latest"}
+    with pytest.raises(ValueError, match=r"^no run 'ran': .* holds run\.$") as error:
+        training.main([*places, "--name", "ran"])
+    assert error.value.remedy == {"name": "run"}
 
 
 def test_a_save_is_chosen_for_something(tiny_data, tmp_path):

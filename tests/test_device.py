@@ -30,6 +30,6 @@ def test_the_cpu_leaves_the_gpus_alone(current, device, gpu_ids):
 
 
 def test_a_gpu_that_is_not_there_is_refused(current):
-    with pytest.raises(ValueError, match="--gpu_ids 2: this machine has GPUs 0 to 1"):
+    with pytest.raises(ValueError, match="gpu_ids=2: this machine has GPUs 0 to 1"):
         select_device("auto", "2")
     assert not current

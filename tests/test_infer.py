@@ -78,16 +78,16 @@ def test_other_weights_are_refused(weights):
     assert infer_network(weights) == {}
 
 
-def test_differences_are_listed_as_flags():
+def test_differences_are_listed_as_arguments():
     def resnet(**keywords):
         return GENERATORS["resnet_6blocks"](3, 3, **{"ngf": 8, **keywords}).state_dict()
 
     text = differing_flags(resnet(dropout=True), resnet())
-    assert text == "The file looks like without --no_dropout; the flags say --no_dropout"
-    assert "looks like --ngf 16 --norm batch; the flags say --ngf 8 --norm instance" in differing_flags(
+    assert text == "The file looks like no_dropout=False; the network has no_dropout=True"
+    assert "looks like ngf=16, norm=batch; the network has ngf=8, norm=instance" in differing_flags(
         resnet(ngf=16, norm="batch"), resnet(attention=["up1"])
     )
-    assert "--attn_G block2; the flags say --attn_G none" in differing_flags(resnet(attention=["block2"]), resnet())
+    assert "attn_G=block2; the network has attn_G=none" in differing_flags(resnet(attention=["block2"]), resnet())
     patchgan = DISCRIMINATORS["basic"](3, ndf=8).state_dict()
-    assert differing_flags(patchgan, resnet()).startswith("The file looks like --netD basic")
-    assert "does not fit any network" in differing_flags({"x": torch.zeros(1)}, resnet())
+    assert differing_flags(patchgan, resnet()).startswith("The file looks like netD=basic")
+    assert "does not fit any generator" in differing_flags({"x": torch.zeros(1)}, resnet())

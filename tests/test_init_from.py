@@ -84,7 +84,7 @@ def test_weights_that_do_not_fit_are_listed(old_run):
     report = init_from(new, folder, "latest")
     assert "netG_A takes 34 of 36 tensors" in report
     assert "model.23.weight is (3, 8, 7, 7), not (1, 8, 7, 7)" in report
-    assert "The file looks like --output_nc 3; the flags say --output_nc 1" in report
+    assert "The file looks like output_nc=3; the network has output_nc=1" in report
 
 
 def test_no_weights_that_fit_are_an_error(old_run, tmp_path):
@@ -93,7 +93,7 @@ def test_no_weights_that_fit_are_an_error(old_run, tmp_path):
     model = training_model("--model", "cycle_gan")
     with pytest.raises(ValueError, match="holds no weights, nothing for netG_A, netG_B"):
         init_from(model, tmp_path / "empty", "latest")
-    with pytest.raises(ValueError, match=r"latest_net_D_A.pth.* choose an --epoch"):
+    with pytest.raises(ValueError, match=r"latest_net_D_A.pth.* at 5"):
         init_from(model, folder, "5")
     torch.save({"w": torch.zeros(2)}, tmp_path / "other.pth")
     with pytest.raises(ValueError, match="has no weights that fit:\n"):

@@ -260,7 +260,7 @@ def test_a_run_without_options_is_inferred(tiny_data, tmp_path, capsys):
     for flags in ([], ["--model", "test"], ["--model", "test", "--direction", "BtoA"]):
         assert testing.main([*argv, "--dataroot", str(tiny_data), "--num_test", "1", *flags]) == 0
         shown = capsys.readouterr().out
-        assert "inferred from the weights: --netG resnet_6blocks --input_nc 3 --output_nc 1" in shown
+        assert "inferred from the weights: netG=resnet_6blocks, input_nc=3, output_nc=1" in shown
         assert ("latest_net_G_B.pth" in shown) == ("BtoA" in flags or not flags)
     (run_dir / "latest_net_G_A.pth").rename(run_dir / "latest_net_G.pth")
     (run_dir / "latest_net_G_B.pth").unlink()

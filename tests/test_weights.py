@@ -63,27 +63,25 @@ def test_files_load_back_into_upstream(name, tmp_path):
 @pytest.mark.parametrize(
     ("made", "flags"),
     [
-        ({"dropout": True}, "looks like without --no_dropout; the flags say --no_dropout"),
-        ({"ngf": 16}, "looks like --ngf 16; the flags say --ngf 8"),
-        ({"norm": "batch"}, "looks like --norm batch; the flags say --norm instance"),
-        ({"upsample": "nearest"}, "looks like --upsample nearest; the flags say --upsample deconv"),
-        ({"attention": ["up1"]}, "looks like --attn_G up1; the flags say --attn_G none"),
+        ({"dropout": True}, "looks like no_dropout=False; the network has no_dropout=True"),
+        ({"ngf": 16}, "looks like ngf=16; the network has ngf=8"),
+        ({"norm": "batch"}, "looks like norm=batch; the network has norm=instance"),
+        ({"upsample": "nearest"}, "looks like upsample=nearest; the network has upsample=deconv"),
+        ({"attention": ["up1"]}, "looks like attn_G=up1; the network has attn_G=none"),
     ],
 )
-def test_another_network_is_named_by_its_flags(made, flags, tmp_path):
+def test_another_network_is_named_by_its_arguments(made, flags, tmp_path):
     path = save(small(**made), tmp_path / "old.pth")
-    with pytest.raises(ValueError, match=rf"old.pth was made for another network .*{flags}. First differences: \w+"):
+    with pytest.raises(ValueError, match=rf"old.pth was made for another network. .*{flags}. First differences: \w+"):
         load_weights(small(), path)
 
 
 def test_other_kinds_of_network_are_named(tmp_path):
     path = save(GENERATORS["unet_128"](3, 3, ngf=8), tmp_path / "unet.pth")
-    with pytest.raises(
-        ValueError, match=r"looks like --netG unet_128 --norm batch; the flags say --netG resnet_6blocks"
-    ):
+    with pytest.raises(ValueError, match=r"looks like netG=unet_128, norm=batch; the network has netG=resnet_6blocks"):
         load_weights(small(), path)
     path = save(DISCRIMINATORS["basic"](3, ndf=8), tmp_path / "D.pth")
-    with pytest.raises(ValueError, match=r"looks like --netD basic .*; and \d+ more"):
+    with pytest.raises(ValueError, match=r"looks like netD=basic.*; and \d+ more"):
         load_weights(small(), path)
 
 

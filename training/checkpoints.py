@@ -169,7 +169,7 @@ def read_state(run_dir: Path, label: str) -> dict[str, Any] | None:
         changed = [name for name, digest in digests.items() if not has_digest(run_dir / name, digest)]
         raise ValueError(
             f"{', '.join(changed)} in {run_dir} differs from what {path.name} was saved with: it is damaged or "
-            f"replaced. Choose another checkpoint with --epoch, or remove {path.name} to resume from the weights alone"
+            f"replaced. Choose another checkpoint, or remove {path.name} to resume from the weights alone"
         )
     return state
 

@@ -39,7 +39,7 @@ def init_from(model: nn.Module, source: Path, label: str, *, reverse: bool = Fal
         else:
             lines.append(f"{name} keeps its random weights")
     if not any(counts):
-        raise ValueError("\n".join([f"--init_from {source} has no weights that fit:", *lines]))
+        raise ValueError("\n".join([f"{source} has no weights that fit:", *lines]))
     for name, average in model.named_children():
         if name not in nets:
             average.load_state_dict(nets[name.removesuffix("_ema")].state_dict())
@@ -67,7 +67,7 @@ def _files_of_run(run_dir: Path, label: str, labels: dict[str, list[str]]) -> di
                 files.setdefault(name, path)
     if not files:
         there = ", ".join(sorted(path.name for path in run_dir.glob("*.pth"))) or "no weights"
-        raise ValueError(f"--init_from {run_dir} holds {there}, nothing for {', '.join(labels)}: choose an --epoch")
+        raise ValueError(f"{run_dir} holds {there}, nothing for {', '.join(labels)} at {label}")
     return files
 
 

@@ -7,31 +7,32 @@ import sys
 import torch
 
 from util import distributed
+from util.errors import RemediedError
 
 
 def select_device(device: str = "auto", gpu_ids: str = "0") -> torch.device:
-    """The device that --device and --gpu_ids ask for; a GPU becomes the current CUDA device.
+    """The device to compute on; a GPU becomes the current CUDA device.
 
     `auto` takes the first of gpu_ids if CUDA is available, else Apple's MPS, else the CPU; gpu_ids -1 is the CPU.
     Each of several processes takes the next of gpu_ids; the default, 0, stands for one GPU per process.
 
     Raises:
-        ValueError: the requested device is not available, or the two flags contradict each other.
+        ValueError: the requested device is not available, or the two arguments contradict each other.
     """
     first, *others = (number.strip() for number in gpu_ids.split(","))
     if device == "cpu" or (device == "auto" and first == "-1"):
         return torch.device("cpu")
     if device in ("auto", "cuda") and torch.cuda.is_available():
         if first == "-1":
-            raise ValueError("--gpu_ids -1 is the CPU, but --device cuda asks for a GPU: leave one of them out")
+            raise ValueError("gpu_ids=-1 is the CPU, but device=cuda asks for a GPU: leave one of them out")
         processes = distributed.local_world_size()
         numbers = [int(first), *map(int, others)] if gpu_ids != "0" else list(range(processes))
         if len(numbers) < processes:
-            raise ValueError(f"--gpu_ids {gpu_ids}: {processes} processes need a GPU each: name all, or leave it out")
+            raise ValueError(f"gpu_ids={gpu_ids}: {processes} processes need a GPU each: name all, or leave it out")
         index = numbers[distributed.local_rank()]
         if index >= torch.cuda.device_count():
             raise ValueError(
-                f"--gpu_ids {','.join(map(str, numbers))}: this machine has GPUs 0 to {torch.cuda.device_count() - 1}"
+                f"gpu_ids={','.join(map(str, numbers))}: this machine has GPUs 0 to {torch.cuda.device_count() - 1}"
             )
         torch.cuda.set_device(index)
         return torch.device("cuda", index)
@@ -39,7 +40,7 @@ def select_device(device: str = "auto", gpu_ids: str = "0") -> torch.device:
         return torch.device("mps")
     if device == "auto":
         return torch.device("cpu")
-    raise ValueError(f"--device {device}: PyTorch finds none on this machine; --device cpu works everywhere")
+    raise RemediedError(f"device={device}: PyTorch finds none on this machine.", remedy={"device": "cpu"})
 
 
 PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -60,7 +61,7 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 def use_tf32(device: torch.device) -> None:
     """Let matrix products on an NVIDIA GPU use TF32, with 10 bits of mantissa. ValueError for another device."""
     if device.type != "cuda":
-        raise ValueError(f"--tf32 is for NVIDIA GPUs, not for {device.type}: leave it out")
+        raise ValueError(f"TF32 is for NVIDIA GPUs, not for {device.type}: leave it out")
     torch.set_float32_matmul_precision("high")
 
 

@@ -73,7 +73,7 @@ def differing_flags(found: Mapping[str, Tensor], expected: Mapping[str, Tensor])
     """A message on the flags in which a file with the weights `found` differs from a network with `expected`."""
     there, here = infer_network(found), infer_network(expected)
     if not there:
-        return "The file does not fit any network of --netG or --netD"
+        return "The file does not fit any generator or discriminator"
     if ("netG" in there, "netD" in there) != ("netG" in here, "netD" in here):
         return f"The file looks like {as_text(there)}"
     other = {flag for flag in there.keys() & here if there[flag] != here[flag]}
@@ -81,18 +81,12 @@ def differing_flags(found: Mapping[str, Tensor], expected: Mapping[str, Tensor])
     if not other:
         return f"Both look like {as_text(there)}"
     file, flags = (as_text({flag: side[flag] for flag in there if flag in other}) for side in (there, here))
-    return f"The file looks like {file}; the flags say {flags}"
+    return f"The file looks like {file}; the network has {flags}"
 
 
 def as_text(flags: Mapping[str, Any]) -> str:
-    """Flags as typed: --netG resnet_6blocks --no_dropout. A switch that is off is "without --no_dropout"."""
-    words = []
-    for flag, value in flags.items():
-        if isinstance(value, bool):
-            words.append(f"--{flag}" if value else f"without --{flag}")
-        else:
-            words.append(f"--{flag} {value}")
-    return " ".join(words)
+    """Flags as arguments: netG=resnet_6blocks, no_dropout=True."""
+    return ", ".join(f"{flag}={value}" for flag, value in flags.items())
 
 
 def infer_network(weights: Mapping[str, Tensor]) -> Flags:
