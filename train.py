@@ -157,13 +157,15 @@ def train(run: Run, position: Position, *, deadline: float) -> int:
     """
     opt, run_dir, loader, model, optimization = run.opt, run.run_dir, run.loader, run.model, run.optimization
     epochs, epoch_size, started = opt.n_epochs + opt.n_epochs_decay, len(loader.dataset), time.monotonic()
-    guard = LossGuard()
+    guard, before = LossGuard(), position.seconds
+    limit = 60 * opt.train_minutes or math.inf
 
     def progress(batch_size: int = 0, step_seconds: float = 0.0, data_seconds: float = 0.0) -> Progress:
         return Progress(
             step=position.steps, epoch=position.epoch, epochs=epochs, epoch_images=position.epoch_images,
             epoch_size=epoch_size, images=position.total_images, seconds=time.monotonic() - started,
             batch_size=batch_size, step_seconds=step_seconds, data_seconds=data_seconds,
+            time_used=position.seconds / limit,
         )  # fmt: skip
 
     def save(label: str) -> None:
@@ -182,18 +184,20 @@ def train(run: Run, position: Position, *, deadline: float) -> int:
     attention, resumed = partial(attention_of, model, precision=opt.precision), position.resumed
     display = create_display(opt, run_dir, progress(), attention, resumed=resumed) if shown else NoDisplay()
     with stop_requests() as signals, closed_on_error(display):
-        for running in range(position.epoch, epochs + 1):
+        for running in range(position.epoch, epochs + 1) if position.seconds < limit else ():
             loader.sampler.set_epoch(running, skip=position.epoch_images)
             waiting_since = time.perf_counter()
             for batch in batches(loader, partial(save, "latest")):
                 stepping_since, seen = time.perf_counter(), position.epoch_images
                 size, share = loader.sampler.step_size(seen), loader.sampler.share(seen)
-                optimization.begin_step(share=share)
+                optimization.begin_step(share=share, progress=progress().done)
                 with run.threads.timed(batch):
                     losses, images = model.step(batch)
                 guard.check(losses, [*batch["A_paths"], *batch.get("B_paths", [])])
                 now = time.perf_counter()
                 position.advance(size)
+                if opt.train_minutes:
+                    position.seconds = distributed.all_reduce_max(before + time.monotonic() - started)
                 at = progress(size, (now - stepping_since) / size, (stepping_since - waiting_since) / size)
                 if at.crossed(opt.print_freq):
                     losses = distributed.average(losses, share)
@@ -204,13 +208,16 @@ def train(run: Run, position: Position, *, deadline: float) -> int:
                     position.next_epoch()
                     if running % opt.save_epoch_freq == 0:
                         save(str(running))
-                    due |= running % opt.save_epoch_freq == 0 or running == epochs
+                    due |= running % opt.save_epoch_freq == 0
                 if opt.save_by_iter and at.crossed(opt.save_latest_freq):
                     save(f"iter_{at.images}")
                 stop = distributed.all_reduce_max(bool(signals or time.monotonic() > deadline))
-                if due or stop:
+                finished = position.epoch > epochs or position.seconds >= limit
+                if due or stop or finished:
                     save("latest")
-                if stop and position.epoch <= epochs:
+                if finished:
+                    break
+                if stop:
                     display.close("stopped")
                     log.info(
                         "stopped in epoch %d, checkpoint saved%s. To resume: %s",
@@ -218,10 +225,11 @@ def train(run: Run, position: Position, *, deadline: float) -> int:
                     )  # fmt: skip
                     return 128 + signals[0] if signals else 0
                 waiting_since = time.perf_counter()
+            if finished:
+                break
     display.close("finished")
-    log.info(
-        "all %d epochs are done; weights are in %s%s. Next: python test.py %s", epochs, run_dir, page, run_flags(opt)
-    )
+    length = f"all {epochs} epochs are" if position.epoch > epochs else f"all {opt.train_minutes:g} minutes are"
+    log.info("%s done; weights are in %s%s. Next: python test.py %s", length, run_dir, page, run_flags(opt))
     return 0
 
 

@@ -22,11 +22,12 @@ class Progress:
     batch_size: int = 0  # of the last step
     step_seconds: float = 0.0  # step time per image of the last step
     data_seconds: float = 0.0  # time waiting for data, per image of the last step
+    time_used: float = 0.0  # share of --train_minutes, 0 to 1
 
     @property
-    def images_left(self) -> int:
-        """Images until the end of the last epoch; 0 for a run with more epochs than planned."""
-        return max((self.epochs - self.epoch + 1) * self.epoch_size - self.epoch_images, 0)
+    def done(self) -> float:
+        """Share of the run, 0 to 1: of its epochs or of its time, whichever is further."""
+        return min(1.0, max(self.epochs_seen / self.epochs, self.time_used))
 
     @property
     def epochs_seen(self) -> float:

@@ -28,11 +28,11 @@ class TrainOptions(BaseOptions):
     # A resumed run may change these: its length, what is saved and displayed, and the device.
     free_flags = frozenset(
         (
-            "n_epochs", "n_epochs_decay", "max_minutes", "on_nan", "save_latest_freq", "save_epoch_freq",
-            "save_by_iter", "print_freq", "update_html_freq", "no_html", "display_freq", "display_id", "display_ncols",
-            "display_server", "display_port", "display_env", "display_winsize", "use_tensorboard", "use_wandb",
-            "wandb_project_name", "verbose", "num_threads", "checkpoint_blocks", "device", "gpu_ids", "skip_bad_images",
-            "cpu_threads",
+            "n_epochs", "n_epochs_decay", "train_minutes", "max_minutes", "on_nan", "save_latest_freq",
+            "save_epoch_freq", "save_by_iter", "print_freq", "update_html_freq", "no_html", "display_freq",
+            "display_id", "display_ncols", "display_server", "display_port", "display_env",
+            "display_winsize", "use_tensorboard", "use_wandb", "wandb_project_name", "verbose",
+            "num_threads", "checkpoint_blocks", "device", "gpu_ids", "skip_bad_images", "cpu_threads",
         )
     )  # fmt: skip
 
@@ -102,12 +102,11 @@ def add_training_flags(parser: ArgumentParser) -> None:
     )
     text = "check images, networks, memory, time and folders, write nothing, end with ready or a corrected command"
     add("--dry_run", action="store_true", help=text)
-    add(
-        "--max_minutes",
-        type=values.non_negative_float,
-        default=0.0,
-        help="save a checkpoint and stop after so many minutes; 0 = no limit",
-    )
+    text = "length of the whole run in minutes, if its epochs do not end first; learning rates fall with the time. 0 = "
+    text += "no limit"
+    add("--train_minutes", type=values.non_negative_float, default=0.0, help=text)
+    text = "save a checkpoint and stop after so many minutes, to be resumed; 0 = no limit"
+    add("--max_minutes", type=values.non_negative_float, default=0.0, help=text)
     nan = "after a non-finite loss: stop, or resume the last checkpoint with half the learning rate, 3 times at most"
     add("--on_nan", default="stop", choices=("stop", "rollback"), help=nan)
     add(
@@ -208,7 +207,9 @@ def add_display_flags(parser: ArgumentParser) -> None:
 
 
 def nothing_left(opt: Options, done: int) -> str:
-    """The message for a run that is asked for no more epochs than the `done` ones."""
+    """The message for a run that is asked for no more than its `done` epochs, or whose time is over."""
+    if done < opt.n_epochs + opt.n_epochs_decay:
+        return f"nothing left to do: the {opt.train_minutes:g} minutes of --train_minutes are over"
     return (
         f"nothing left to do: {done} epochs are done, and --n_epochs {opt.n_epochs} with --n_epochs_decay "
         f"{opt.n_epochs_decay} asks for {opt.n_epochs + opt.n_epochs_decay}"

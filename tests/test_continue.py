@@ -288,3 +288,20 @@ def test_loading_in_other_processes_changes_nothing(tiny_data, tmp_path):
         for workers in ("0", "2")
     ]
     assert_equal_checkpoints(*runs)
+
+
+def test_a_run_of_minutes_ends_with_them_and_its_learning_rate_falls_with_the_time(tiny_data, tmp_path, capsys):
+    flags = ["--dataroot", tiny_data, "--max_dataset_size", "2", "--n_epochs", "0", "--n_epochs_decay", "1000"]
+    flags += ["--print_freq", "1", "--no_html", "--train_minutes"]
+    run_dir = train(tmp_path, *flags, "0.05", "--max_minutes", "0.00001")
+    while "all 0.05 minutes are done" not in capsys.readouterr().out:  # the time is counted over all parts
+        train(tmp_path, *flags, "0.05", "--continue_train", "--max_minutes", "0.02")
+    state = torch.load(run_dir / "latest_state.pth")
+    assert state["epoch"] < 1000 and state["seconds"] >= 3
+    rates = [event.values["lr_G"] for event in LogReader(run_dir / "events.jsonl").read() if isinstance(event, Losses)]
+    assert rates == sorted(rates, reverse=True) and rates[-1] < rates[0]
+    train(tmp_path, *flags, "0.05", "--continue_train")
+    assert "all 0.05 minutes are done" in capsys.readouterr().out
+    places = ["--checkpoints_dir", str(tmp_path), "--name", "run"]
+    assert training.main([*places, "--continue_train", "--dry_run"]) != 0
+    assert "the 0.05 minutes of --train_minutes are over" in capsys.readouterr().out

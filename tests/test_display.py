@@ -353,7 +353,7 @@ def test_page_of_a_run_with_more_epochs_than_planned(tmp_path):
     html = (tmp_path / "web/index.html").read_text()
     assert "epoch 4 of 4" in html
     assert 'value="1.0000"' in html and "100% done" in html
-    assert progress(9, 5).images_left == 0
+    assert progress(9, 5).done == 1
 
 
 def test_page_is_written_when_a_multiple_is_crossed_and_at_the_end_of_an_epoch(tmp_path):

@@ -110,7 +110,7 @@ def steps(file: Path, flags: list[str], *, double: bool, before: Path | None = N
             }
             made.append(copy.deepcopy(state))
             share = loader.sampler.share(seen)
-            optimization.begin_step(share=share)
+            optimization.begin_step(share=share, progress=0.0)
             images = {key: value.double() if double and key in "AB" else value for key, value in batch.items()}
             losses = distributed.average(model.step(images)[0], share)
             seen += loader.sampler.step_size(seen)

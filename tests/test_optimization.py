@@ -84,3 +84,15 @@ def test_several_steps_of_a_discriminator_update_the_scale_in_between():
     assert scales == [2.0**17, 2.0**18, 2.0**19], "twice before a step of D, and at the end"
     steps = {name: next(iter(opt.state.values()))["step"] for name, opt in model.optimization.optimizers.items()}
     assert steps == {"G": 1, "D": 3}
+
+
+def test_learning_rates_follow_the_progress_of_a_run_whose_time_is_limited():
+    flags = ["--model", "cycle_gan", "--n_epochs", "1", "--n_epochs_decay", "3", "--train_minutes", "1"]
+    optimization = training_model(*flags).optimization
+    rates = []
+    for progress in (0, 0.2, 0.3, 0.6, 0.99, 1):
+        optimization.begin_step(share=1.0, progress=progress)
+        rates.append(optimization.learning_rates()["lr_G"] / 0.0002)
+    assert rates == pytest.approx([1, 1, 0.75, 0.5, 0.25, 0.25])
+    with pytest.raises(ValueError, match="lr_policy=plateau follows the losses"):
+        training_model(*flags, "--lr_policy", "plateau")

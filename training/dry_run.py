@@ -175,8 +175,8 @@ def measure(opt: Options, loader: EpochLoader, resume: Resume) -> tuple[BaseMode
     check_sizes(opt, model, loader)
     start = resume(opt, model, optimization, epoch_size=len(loader.dataset))
     epochs = opt.n_epochs + opt.n_epochs_decay - start.epoch + 1
-    if epochs < 1:
-        remedy = {"n_epochs": start.epoch - opt.n_epochs_decay}
+    if epochs < 1 or 0 < 60 * opt.train_minutes <= start.seconds:
+        remedy = {"n_epochs": start.epoch - opt.n_epochs_decay} if epochs < 1 else {"train_minutes": 0}
         raise RemediedError(nothing_left(opt, start.epoch - 1), remedy=remedy)
     loader.sampler.set_epoch(start.epoch, skip=start.epoch_images)
     batch = next(iter(loader))
@@ -200,7 +200,8 @@ def measure(opt: Options, loader: EpochLoader, resume: Resume) -> tuple[BaseMode
     left = epochs * steps - start.epoch_images // loader.sampler.step_size(0)
     report(
         f"{model.summary()}\nOne step of {len(batch['A'])} images: {seconds:.2f} s, {memory_taken(device)}. "
-        f"An epoch of {steps} steps: {duration(steps * seconds)}; all {epochs} to do: {duration(left * seconds)}."
+        f"An epoch of {steps} steps: {duration(steps * seconds)}; all {epochs} to do: {duration(left * seconds)}"
+        f"{f'; --train_minutes ends the run after {duration(60 * opt.train_minutes)}' if opt.train_minutes else ''}."
     )
     return model, optimization
 

@@ -33,6 +33,7 @@ def create_optimization(opt: Any, device: torch.device) -> "Optimization":
         n_epochs_decay=opt.n_epochs_decay,
         lr_decay_iters=opt.lr_decay_iters,
         first_epoch=opt.epoch_count,
+        by_time=opt.train_minutes > 0,
     )
 
 
@@ -49,9 +50,10 @@ class Optimization:
         n_epochs_decay: epochs after these.
         lr_decay_iters: epochs between steps of the policy step.
         first_epoch: number of the first epoch, from 1.
+        by_time: the run may end before its epochs do, so learning rates follow its progress.
 
     Raises:
-        ValueError: the policy is unknown.
+        ValueError: the policy is unknown, or has no schedule that could follow the progress.
     """
 
     def __init__(
@@ -66,12 +68,16 @@ class Optimization:
         n_epochs_decay: int = 100,
         lr_decay_iters: int = 50,
         first_epoch: int = 1,
+        by_time: bool = False,
     ):
+        if by_time and lr_policy == "plateau":
+            raise ValueError("lr_policy=plateau follows the losses, not the time: choose another one")
         self.device, self.precision, self.betas, self.ema_decay = device, precision, betas, ema_decay
         self.schedule = partial(
             make_scheduler, policy=lr_policy, n_epochs=n_epochs, n_epochs_decay=n_epochs_decay,
             lr_decay_iters=lr_decay_iters, epoch=first_epoch,
         )  # fmt: skip
+        self.by_time, self.epochs = by_time, n_epochs + n_epochs_decay
         self.optimizers: dict[str, Optimizer] = {}
         self.schedulers: dict[str, LRScheduler] = {}
         self.averages: list[tuple[nn.Module, nn.Module]] = []  # (average, network)
@@ -79,6 +85,7 @@ class Optimization:
         self.updates = 0
         self.lr_halvings = 0  # after non-finite losses, in addition to the schedules
         self.share = 1.0  # of this process in the images of a step over all processes
+        self.progress = 0.0  # of the run, 0 to 1
         self.step_losses: dict[str, Tensor] = {}  # since the last update
         self.stepped: set[str] = set()  # optimizers, since the last update of the loss scale
         self.epoch_losses: dict[str, Tensor] = {}
@@ -98,9 +105,19 @@ class Optimization:
                 model.add_module(f"{name}_ema", average)
                 self.averages.append((average, net))
 
-    def begin_step(self, *, share: float) -> None:
-        """Set the share of this process in the images of the next step over all processes."""
-        self.share = share
+    def begin_step(self, *, share: float, progress: float) -> None:
+        """Prepare the next step.
+
+        Args:
+            share: of this process in the images of the step over all processes.
+            progress: share of the run that is done, 0 to 1. With `by_time`, learning rates are those of the epoch that
+                this share falls into.
+        """
+        self.share, self.progress = share, progress
+        if self.by_time:
+            for scheduler in self.schedulers.values():
+                assert isinstance(scheduler, LambdaLR)
+                set_epoch(scheduler, min(1 + int(progress * self.epochs), self.epochs))
 
     def autocast(self) -> torch.autocast:
         """A context for forward passes in the precision of the run. Leave it before `backward`."""

@@ -23,7 +23,7 @@ from util.errors import RemediedError
 
 log = logging.getLogger(__name__)
 
-SAVED = ("epoch", "epoch_images", "total_images", "steps")  # of a Position
+SAVED = ("epoch", "epoch_images", "total_images", "steps", "seconds")  # of a Position
 
 
 @dataclass
@@ -35,6 +35,7 @@ class Position:
         epoch_images: images seen in this epoch.
         total_images: images seen in all epochs.
         steps: training steps.
+        seconds: time of training, counted in a run of --train_minutes.
         resumed: whether the run was resumed, so that logs are appended to.
     """
 
@@ -42,6 +43,7 @@ class Position:
     epoch_images: int = 0
     total_images: int = 0
     steps: int = 0
+    seconds: float = 0.0
     resumed: bool = False
 
     def advance(self, images: int) -> None:
@@ -113,7 +115,7 @@ def restore(model: BaseModel, optimization: Optimization, state: dict[str, Any])
     Raises:
         KeyError, ValueError, TypeError, RuntimeError: the state belongs to another model.
     """
-    start = Position(**{name: state[name] for name in SAVED}, resumed=True)
+    start = Position(**{name: state[name] for name in SAVED if name in state}, resumed=True)
     saved = [{"pools": state["model"]["pools"], "random": state["random"]}, *state["other_processes"]]
     new = {"pools": {name: [] for name in model.pools}, "random": random_state()}  # of a process that joins
     own = [*saved, new][min(distributed.rank(), len(saved))]

@@ -47,7 +47,7 @@ def make_scheduler(
 
 
 def set_epoch(scheduler: LambdaLR, epoch: int) -> None:
-    """Set the learning rates of `epoch`, from 1."""
+    """Set the learning rates to those of `epoch`, from 1."""
     scheduler.last_epoch = epoch - 1
     for group, initial, factor in zip(
         scheduler.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True

@@ -16,6 +16,7 @@ from torch.torch_version import TorchVersion
 TIMEOUT = timedelta(minutes=10)
 
 T = TypeVar("T")
+N = TypeVar("N", int, float)
 
 
 def world_size() -> int:
@@ -114,14 +115,14 @@ def average(values: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
     return dict(zip(values, scaled.unbind(), strict=True))
 
 
-def all_reduce_max(value: int) -> int:
+def all_reduce_max(value: N) -> N:
     """The maximum of `value` over all processes."""
     if world_size() == 1:
         return value
-    number = torch.tensor(value)
+    number = torch.tensor(value, dtype=torch.float64)
     with _connected():
         dist.all_reduce(number, dist.ReduceOp.MAX)
-    return int(number)
+    return type(value)(number.item())
 
 
 def gather(value: T) -> list[T]:

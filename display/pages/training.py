@@ -96,11 +96,10 @@ class PageSink(Sink):
         page = new_page(f"{self.name} · training")
         if running:
             page.head.add(h.noscript(h.meta(http_equiv="refresh", content=str(REFRESH))))
-        done = 1 - at.images_left / (at.epochs * at.epoch_size)
         with page.body:
             add_header(f"{self.name} · training", f"epoch {min(at.epoch, at.epochs)} of {at.epochs}")
-            h.progress(value=f"{done:.4f}", max=1, aria_label=f"{done:.0%} done")
-            add_notes(self._notes(at, done, running=running))
+            h.progress(value=f"{at.done:.4f}", max=1, aria_label=f"{at.done:.0%} done")
+            add_notes(self._notes(at, running=running))
             if self.history.curves:
                 add_charts(self.history.curves)
             _add_timeline(len(cards))
@@ -113,11 +112,11 @@ class PageSink(Sink):
         data = {"epochs": epochs, "ends": self.history.ends, "refresh": REFRESH if running else 0}
         finish_page(page, self.folder / "index.html", script=Path(__file__).with_name("training.js"), data=data)
 
-    def _notes(self, at: Event, done: float, *, running: bool) -> dict[str, str]:
+    def _notes(self, at: Event, *, running: bool) -> dict[str, str]:
         """Return facts and figures for the top of the page."""
         notes = {"run": self.name, "images seen": f"{at.images:,}", "time so far": tqdm.format_interval(at.seconds)}
-        if done and running:
-            notes["time left"] = tqdm.format_interval(at.seconds / done * (1 - done))
+        if at.done and running:
+            notes["time left"] = tqdm.format_interval(at.seconds / at.done * (1 - at.done))
         for name, text in (("images_per_second", "{:.3g}"), ("peak_memory_mb", "{:,.0f} MB")):
             if name in self.history.curves:
                 notes[name.removesuffix("_mb").replace("_", " ")] = text.format(self.history.curves[name][1][-1])

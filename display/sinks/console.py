@@ -22,13 +22,13 @@ class ConsoleSink(Sink):
 
     def __init__(self) -> None:
         self.bar: tqdm | None = None
-        self.start_at: tuple[float, int] | None = None  # seconds and images at the first step
+        self.start_at: tuple[float, float] | None = None  # seconds and share of the run at the first step
         self.last_losses = ""
 
     def step(self, at: Progress) -> None:
         """Move the bar. The full bar of an epoch stays on the terminal."""
         if self.start_at is None:
-            self.start_at = time.monotonic(), at.images
+            self.start_at = time.monotonic(), at.done
         if self.bar is None:
             self.bar = tqdm(
                 desc=f"epoch {at.epoch}/{at.epochs}", total=at.epoch_size, initial=at.epoch_images, unit=" images",
@@ -55,6 +55,5 @@ class ConsoleSink(Sink):
     def _time_left(self, at: Progress) -> str:
         """Return the time left for the whole run, at the mean throughput since the start, with saving and showing."""
         assert self.start_at is not None
-        seconds, images = self.start_at
-        per_image = (time.monotonic() - seconds) / (at.images - images)
-        return tqdm.format_interval(per_image * at.images_left)
+        seconds, done = self.start_at
+        return tqdm.format_interval((time.monotonic() - seconds) / (at.done - done) * (1 - at.done))
