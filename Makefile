@@ -10,11 +10,12 @@ oldest := networks models losses optimization weights init_from infer sagan cont
 setuptools := "setuptools>=77,<81"
 install := -m pip install --no-build-isolation
 
-.PHONY: help demo earth faces faces_hour test test-oldest faults benchmarks format
+.PHONY: help demo chart emoji faces faces_hour test test-oldest faults benchmarks format
 
 help:
-	@echo 'make demo        install, train on the bundled images (6 minutes on 2 cores), translate the test images'
-	@echo 'make earth       like demo, with the longer recipe (60 minutes)'
+	@echo 'make demo        install, train on the bundled images (5 minutes on 2 cores), translate the test images'
+	@echo 'make chart       like demo, with the longer recipe (60 minutes)'
+	@echo 'make emoji       stickers to figures on a stage (60 minutes)'
 	@echo 'make faces       install, train SAGAN on the bundled faces (10 minutes), generate some'
 	@echo 'make faces_hour  like faces, with the longer recipe (an hour)'
 	@echo 'make test        install the development tools too, run lint, types and tests'
@@ -23,10 +24,9 @@ help:
 	@echo 'make benchmarks  measure speed and memory against plain PyTorch (half an hour on 2 quiet cores)'
 	@echo 'make format      format the code as make test requires'
 
-demo earth: $(VENV)/installed
+demo chart emoji: $(VENV)/installed
 	$(python) train.py @recipes/$@.txt
 	$(python) test.py --name $@
-	$(python) -m scripts.score_earth results/$@/test_latest
 
 faces faces_hour: $(VENV)/installed
 	$(python) train.py @recipes/$@.txt

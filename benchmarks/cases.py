@@ -98,7 +98,7 @@ def make_dataset(*, count: int, size: int, suffix: str) -> Path:
     root = tempfile.TemporaryDirectory()
     atexit.register(root.cleanup)
     side = 200  # px, of the photographs of 64 px: about as much detail as in larger ones
-    files = sorted((BUNDLED / "earth" / "trainA").iterdir())
+    files = sorted((BUNDLED / "chart" / "trainA").iterdir())
     photos = [Image.open(file).convert("RGB").resize((side, side), Image.Resampling.BICUBIC) for file in files]
     for folder in ("trainA", "trainB", "testA", "testB"):
         Path(root.name, folder).mkdir()

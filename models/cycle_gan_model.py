@@ -40,8 +40,8 @@ class CycleGANModel(BaseModel):
 
     @staticmethod
     def modify_commandline_options(parser: ArgumentParser, is_train: bool) -> ArgumentParser:
-        """Add the weights of the cycle and identity losses; by default no dropout and the bundled earth images."""
-        parser.set_defaults(no_dropout=True, dataroot=str(BUNDLED / "earth"))
+        """Add the weights of the cycle and identity losses; by default no dropout and the bundled chart images."""
+        parser.set_defaults(no_dropout=True, dataroot=str(BUNDLED / "chart"))
         if is_train:
             add_gan_flags(parser)
             add = parser.add_argument_group("cycle_gan").add_argument

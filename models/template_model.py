@@ -24,7 +24,7 @@ class TemplateModel(BaseModel):
     @staticmethod
     def modify_commandline_options(parser: ArgumentParser, is_train: bool) -> ArgumentParser:
         """Change defaults of shared flags and add flags of the model. Add training flags only if is_train."""
-        parser.set_defaults(dataset_mode="template", dataroot=str(BUNDLED / "earth"))
+        parser.set_defaults(dataset_mode="template", dataroot=str(BUNDLED / "chart"))
         if is_train:
             add = parser.add_argument_group("template").add_argument
             add("--lambda_regression", type=values.non_negative_float, default=1.0, help="weight of the loss")

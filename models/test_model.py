@@ -18,7 +18,7 @@ class TestModel(BaseModel):
         """Add the flags that choose the file of the generator; by default a single folder of images."""
         if is_train:
             parser.error("--model test is for trained generators: call test.py, not train.py")
-        parser.set_defaults(dataset_mode="single", no_dropout=True, dataroot=str(BUNDLED / "earth"))
+        parser.set_defaults(dataset_mode="single", no_dropout=True, dataroot=str(BUNDLED / "chart"))
         group = parser.add_argument_group("test model")
         group.add_argument(
             "--weights", default="",

@@ -1,5 +1,6 @@
 """Datasets and their data loader."""
 
+import itertools
 import re
 from pathlib import Path
 
@@ -46,36 +47,43 @@ def names(paths):
 
 # ---- the bundled data
 
+COUNTS = {
+    "chart": {"trainA": 929, "trainB": 940, "valA": 71, "valB": 60, "testA": 83, "testB": 83},
+    "emoji": {"trainA": 766, "trainB": 764, "valA": 67, "valB": 63, "testA": 100, "testB": 100},
+    "cats": {"train": 2000, "val": 200, "test": 200},
+    "peeps": {"train": 1489},
+}
 
-@pytest.mark.parametrize(
-    ("folder", "count"),
-    [("earth/trainA", 462), ("earth/trainB", 494), ("earth/testA", 35), ("earth/testB", 35), ("peeps/train", 1489)],
-)
-def test_bundled_images_are_all_there(folder, count):
-    paths = list_images(BUNDLED / folder)
-    assert len(paths) == count
-    assert {image_size(path) for path in paths[:: count // 5]} == {(64, 64)}
+
+@pytest.mark.parametrize(("name", "counts"), COUNTS.items())
+def test_bundled_images_are_all_there_each_in_one_phase(name, counts):
+    folders = {folder: list_images(BUNDLED / name / folder) for folder in counts}
+    assert {folder: len(paths) for folder, paths in folders.items()} == counts
+    assert {image_size(path) for paths in folders.values() for path in paths[:: len(paths) // 5]} == {(64, 64)}
+    for one, other in itertools.combinations(folders, 2):
+        if {one, other} != {"testA", "testB"}:
+            assert not {Path(path).name for path in folders[one]} & {Path(path).name for path in folders[other]}
+    assert "licen" in (BUNDLED / name / "README.md").read_text().lower()
 
 
 @pytest.mark.parametrize(
     ("flags", "saved", "logged"),
-    [([], {}, True), (["--dataroot", str(BUNDLED / "earth")], {}, False), ([], {"dataroot": "earth"}, False)],
+    [([], {}, True), (["--dataroot", str(BUNDLED / "chart")], {}, False), ([], {"dataroot": "chart"}, False)],
     ids=["no dataroot", "given", "saved with the run"],
 )
 def test_the_bundled_images_are_mentioned_only_if_no_dataroot_was_given_or_saved(flags, saved, logged, capsys):
     saved = {name: str(BUNDLED / folder) for name, folder in saved.items()}
     opt = TestOptions().parse(["--device", "cpu", *flags], saved)
-    assert Path(opt.dataroot) == BUNDLED / "earth"
+    assert Path(opt.dataroot) == BUNDLED / "chart"
     create_dataset(opt)
     assert ("using the bundled images" in capsys.readouterr().out) == logged
 
 
-def test_bundled_test_images_are_pairs():
-    dataset = UnalignedDataset(opt_test(BUNDLED / "earth", "--load_size", "24"))
-    assert len(dataset) == 35
+@pytest.mark.parametrize(("folder", "count"), [("chart", 83), ("emoji", 100)])
+def test_bundled_test_images_are_pairs(folder, count):
+    dataset = UnalignedDataset(opt_test(BUNDLED / folder, "--load_size", "24"))
+    assert len(dataset) == count
     assert names(dataset.A_paths) == names(dataset.B_paths)
-    for folder in ("earth", "peeps"):
-        assert (BUNDLED / folder / "README.md").is_file()
 
 
 # ---- samples are functions of (seed, epoch, index)

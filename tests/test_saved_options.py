@@ -17,7 +17,7 @@ def test_options_are_saved_and_read_back(tmp_path):
     opt.save(tmp_path)
     assert read_saved(tmp_path) == opt.as_dict()
     text = (tmp_path / "train_opt.json").read_text(encoding="utf-8")
-    assert '"bundled:earth"' in text, "another clone has it elsewhere"
+    assert '"bundled:chart"' in text, "another clone has it elsewhere"
     json.loads(text, parse_constant=pytest.fail)  # Infinity and NaN are not JSON
     lines = (tmp_path / "train_opt.txt").read_text(encoding="utf-8").splitlines()
     assert lines[0] == "----------------- Options ---------------"
