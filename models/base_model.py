@@ -20,7 +20,15 @@ Losses = dict[str, Tensor]
 
 
 class Optimization(Protocol):
-    """The part of `training.optimization.Optimization` that models call."""
+    """The part of `training.optimization.Optimization` that models call.
+
+    Attributes:
+        updates: training steps so far, those before the run was resumed included.
+        progress: of the run in the current step, in [0, 1].
+    """
+
+    updates: int
+    progress: float
 
     def add(self, name: str, nets: Iterable[nn.Module], *, lr: float) -> None:
         """Create the optimizer `name` for the weights of `nets`, with the initial learning rate `lr`."""
@@ -74,13 +82,13 @@ class BaseModel(nn.Module):
         unused_flags: shared flags that the model does not read. The parser refuses them.
         optimization: set by `prepare_training`.
         pools: the image pools, by name. Checkpoints contain them.
-        mixes_images: training mixes pixels of different images (wgangp), so all images need one size.
+        needs_one_size: why all images of training need one size, as the start of a message; empty if they do not.
     """
 
     results_title = "{A} → {B}"
     test_dataset_mode = ""
     unused_flags: tuple[str, ...] = ()
-    mixes_images = False
+    needs_one_size = ""
 
     optimization: Optimization
 
@@ -171,11 +179,11 @@ class BaseModel(nn.Module):
             ValueError: a network does not accept a size, or training needs images of one size.
         """
         sizes = sorted(set(sizes))
-        if self.mixes_images and len(sizes) > 1:
+        if self.needs_one_size and len(sizes) > 1:
             shown = ", ".join(f"{width}x{height}" for width, height in sizes[:3])
             raise RemediedError(
-                f"gan_mode='wgangp' mixes real and fake images, which have {len(sizes)} sizes here: {shown}"
-                f"{', ...' if len(sizes) > 3 else ''}. It needs images of one size; other modes do not.",
+                f"{self.needs_one_size}, which have {len(sizes)} sizes here: {shown}"
+                f"{', ...' if len(sizes) > 3 else ''}. It needs images of one size.",
                 remedy={"preprocess": "resize_and_crop"},
             )
         for name, net in self.named_children():

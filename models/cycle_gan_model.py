@@ -77,7 +77,7 @@ class CycleGANModel(BaseModel):
         self.add_discriminators(opt)
         self.gan_loss = create_gan_loss(opt)
         random_pairs = opt.dataset_mode == "unaligned" and not opt.serial_batches
-        self.mixes_images = opt.gan_mode == "wgangp" and (opt.pool_size > 0 or random_pairs)
+        self.needs_one_size = self.gan_loss.needs_one_size if opt.pool_size > 0 or random_pairs else ""
         self.pools = {"fake_A": ImagePool(opt.pool_size), "fake_B": ImagePool(opt.pool_size)}
         optimization.add("G", [self.netG_A, self.netG_B], lr=opt.lr_G)
         optimization.add("D", [self.netD_A, self.netD_B], lr=opt.lr_D)
@@ -95,17 +95,17 @@ class CycleGANModel(BaseModel):
     def step(self, batch: dict) -> tuple[Losses, Images]:
         """Update the generators, then the discriminators on fake images from the pools; see BaseModel."""
         real_A, real_B = self.inputs(batch, "A", "B")
-        A = self.backward_cycle(real_A, self.netG_A, self.netG_B, self.netD_A, self.lambda_A)
-        B = self.backward_cycle(real_B, self.netG_B, self.netG_A, self.netD_B, self.lambda_B)
+        A = self.backward_cycle(real_A, real_B, self.netG_A, self.netG_B, self.netD_A, self.lambda_A)
+        B = self.backward_cycle(real_B, real_A, self.netG_B, self.netG_A, self.netD_B, self.lambda_B)
         self.optimization.update("G")
-        loss_D_A = self.backward_D(self.netD_A, real_B, self.pools["fake_B"].query(A.fake))
-        loss_D_B = self.backward_D(self.netD_B, real_A, self.pools["fake_A"].query(B.fake))
+        losses_D_A = self.backward_D("A", self.netD_A, real_B, self.pools["fake_B"].query(A.fake))
+        losses_D_B = self.backward_D("B", self.netD_B, real_A, self.pools["fake_A"].query(B.fake))
         self.optimization.update("D")
         self.optimization.end_step()
 
         losses: dict[str, Tensor | None] = {
             "G_A": A.loss_G, "G_B": B.loss_G, "cycle_A": A.loss_cycle, "cycle_B": B.loss_cycle,
-            "idt_A": B.loss_idt, "idt_B": A.loss_idt, "D_A": loss_D_A, "D_B": loss_D_B,
+            "idt_A": B.loss_idt, "idt_B": A.loss_idt, **losses_D_A, **losses_D_B,
         }  # fmt: skip
         images: dict[str, Tensor | None] = {
             "real_A": real_A, "fake_B": A.fake, "rec_A": A.rec,
@@ -114,13 +114,16 @@ class CycleGANModel(BaseModel):
         }  # fmt: skip
         return without_none(losses) | self.gammas(), without_none(images)
 
-    def backward_cycle(self, real: Tensor, net: nn.Module, back: nn.Module, netD: nn.Module, weight: float) -> "Cycle":
+    def backward_cycle(
+        self, real: Tensor, target: Tensor, net: nn.Module, back: nn.Module, netD: nn.Module, weight: float
+    ) -> Cycle:
         """Translate images with `net` and back, and accumulate the gradients of the losses of both generators.
 
         The two directions run one after the other, so that only one autograd graph is in memory.
 
         Args:
             real: images (B, C, H, W) in [-1, 1].
+            target: real images of the other domain.
             net: the generator of this direction.
             back: the generator of the other direction.
             netD: the discriminator of the translations.
@@ -128,7 +131,7 @@ class CycleGANModel(BaseModel):
         """
         with self.optimization.autocast():
             fake = net(real)
-            losses = [self.gan_loss.generator(netD, fake)]
+            losses = [self.gan_loss.generator(netD, target, fake)]
             rec, idt = run_together(back, fake, real) if self.lambda_identity else (back(fake), None)
             if idt is not None:
                 losses.append(F.l1_loss(idt, real) * weight * self.lambda_identity)
@@ -138,12 +141,14 @@ class CycleGANModel(BaseModel):
         images = fake.detach(), rec.detach(), None if idt is None else idt.detach()
         return Cycle(*images, loss_G, loss_cycle, loss_idt[0] if loss_idt else None)
 
-    def backward_D(self, netD: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
-        """Accumulate the gradients of a discriminator. Returns its loss, detached."""
+    def backward_D(self, side: str, netD: nn.Module, real: Tensor, fake: Tensor) -> Losses:
+        """Accumulate the gradients of the discriminator of a side, "A" or "B". Returns its losses, detached."""
         with self.optimization.autocast():
-            loss = self.gan_loss.discriminator(netD, real, fake)
-        self.optimization.backward("D", loss)
-        return loss.detach()
+            terms = self.gan_loss.discriminator(
+                netD, real, fake, step=self.optimization.updates, progress=self.optimization.progress
+            )
+        self.optimization.backward("D", self.gan_loss.total(terms))
+        return self.gan_loss.logged(terms, suffix=f"_{side}")
 
     def attention_views(self) -> dict[str, AttentionView]:
         """Show the generators on real images and the discriminators on translations."""

@@ -46,7 +46,7 @@ class Pix2PixModel(BaseModel):
         self.lambda_L1 = opt.lambda_L1
         self.add_discriminators(opt)
         self.gan_loss = create_gan_loss(opt)
-        self.mixes_images = opt.gan_mode == "wgangp" and opt.pool_size > 0
+        self.needs_one_size = self.gan_loss.needs_one_size if opt.pool_size > 0 else ""
         self.pools = {"fake_AB": ImagePool(opt.pool_size)}
         optimization.add("G", [self.netG], lr=opt.lr_G)
         optimization.add("D", [self.netD], lr=opt.lr_D)
@@ -66,12 +66,15 @@ class Pix2PixModel(BaseModel):
         with self.optimization.autocast():
             x = self.translate(batch)
             real_AB, fake_AB = (torch.cat([x["real_A"], x[label]], 1) for label in ("real_B", "fake_B"))
-            terms = self.gan_loss.discriminator_terms(self.netD, real_AB, self.pools["fake_AB"].query(fake_AB))
+            terms = self.gan_loss.discriminator(
+                self.netD, real_AB, self.pools["fake_AB"].query(fake_AB), step=self.optimization.updates,
+                progress=self.optimization.progress,
+            )  # fmt: skip
         self.optimization.backward("D", self.gan_loss.total(terms))
         self.optimization.update("D")
         with self.optimization.autocast():
             losses = {
-                "G_GAN": self.gan_loss.generator(self.netD, fake_AB),
+                "G_GAN": self.gan_loss.generator(self.netD, real_AB, fake_AB),
                 "G_L1": F.l1_loss(x["fake_B"], x["real_B"]) * self.lambda_L1,
             }
         self.optimization.backward("G", *losses.values())

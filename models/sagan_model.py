@@ -100,16 +100,19 @@ class SAGANModel(BaseModel):
                 with torch.no_grad():
                     fake = self.netG(self.noise())
                 # Batch norm in G needs a whole batch, but the last batch of an epoch may have fewer real images.
-                loss_D = self.gan_loss.discriminator(self.augmented_scores, real, fake[: len(real)])
-            self.optimization.backward("D", loss_D)
+                terms = self.gan_loss.discriminator(
+                    self.augmented_scores, real, fake[: len(real)], step=self.optimization.updates,
+                    progress=self.optimization.progress,
+                )  # fmt: skip
+            self.optimization.backward("D", self.gan_loss.total(terms))
             self.optimization.update("D")
         with self.optimization.autocast():
             fake = self.netG(self.noise())
-            loss_G = self.gan_loss.generator(self.augmented_scores, fake)
+            loss_G = self.gan_loss.generator(self.augmented_scores, real, fake)
         self.optimization.backward("G", loss_G)
         self.optimization.update("G")
         self.optimization.end_step()
-        return {"G": loss_G, "D": loss_D} | self.gammas(), {"fake": fake, "real": real}
+        return {"G": loss_G} | self.gan_loss.logged(terms) | self.gammas(), {"fake": fake, "real": real}
 
     def example_input(self, name: str, size: tuple[int, int], *, batch_size: int = 1) -> Tensor:
         """See BaseModel; the generator takes noise, (batch_size, z_dim)."""

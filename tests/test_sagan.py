@@ -12,6 +12,7 @@ import train as training
 from data import create_dataset
 from data.noise_dataset import truncate
 from models.base_model import BaseModel
+from models.losses import GAN_MODES
 from models.networks import IMAGE_DISCRIMINATORS, NOISE_GENERATORS, define_image_D, define_noise_G
 from models.networks.attention import SelfAttention2d, attention_maps
 from models.networks.infer import infer_network
@@ -164,17 +165,18 @@ def test_each_loss_has_gradients_for_its_own_network_only():
     model = training_model("--lr_G", "0.001", "--lr_D", "0.002")
     assert [model.optimization.optimizers[name].param_groups[0]["lr"] for name in ("G", "D")] == [0.001, 0.002]
     assert model.optimization.optimizers["G"].param_groups[0]["betas"] == (0.0, 0.9)
-    loss = model.gan_loss.generator(model.augmented_scores, model.netG(model.noise()))
+    loss = model.gan_loss.generator(model.augmented_scores, batch()["A"], model.netG(model.noise()))
     model.optimization.backward("G", loss)
     assert all(weight.grad is None for weight in model.netD.parameters())
     assert all(weight.grad is not None for weight in model.netG.parameters())
     model = training_model()
     fake = model.netG(model.noise())
-    model.optimization.backward("D", model.gan_loss.discriminator(model.augmented_scores, batch()["A"], fake))
+    terms = model.gan_loss.discriminator(model.augmented_scores, batch()["A"], fake)
+    model.optimization.backward("D", model.gan_loss.total(terms))
     assert all(weight.grad is None for weight in model.netG.parameters())
 
 
-@pytest.mark.parametrize("gan_mode", ["hinge", "lsgan", "vanilla", "wgangp"])
+@pytest.mark.parametrize("gan_mode", GAN_MODES)
 def test_every_gan_mode_trains_on_whole_and_partial_batches(gan_mode):
     model = training_model("--gan_mode", gan_mode, "--d_steps", "2", "--diffaugment", "color,translation,cutout")
     for size in (4, 1):
