@@ -1,5 +1,6 @@
 """SAGAN: images generated from noise."""
 
+import argparse
 import itertools
 from argparse import ArgumentParser
 from collections.abc import Iterable
@@ -43,6 +44,8 @@ class SAGANModel(BaseModel):
         )  # fmt: skip
         add = parser.add_argument_group("sagan").add_argument
         add("--z_dim", type=values.positive_int, default=128, help="length of the noise vectors")
+        text = "D also sees how much the images of a batch differ, which keeps G's images diverse"
+        add("--minibatch_std", action=argparse.BooleanOptionalAction, default=False, help=text)
         if is_train:
             add_gan_flags(parser)
             parser.set_defaults(

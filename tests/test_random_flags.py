@@ -41,6 +41,7 @@ SHARED: dict[str, list] = {
     "lambda_zero_gp": [0, 0.1],
     "lr_G": [0.001],
     "lr_policy": ["linear", "step", "plateau", "cosine"],
+    "minibatch_std": [True],
     "n_layers_D": [1, 2],
     "netD": ["basic", "n_layers", "pixel"],
     "netG": ["resnet_6blocks", "resnet_9blocks"],

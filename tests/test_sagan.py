@@ -1,6 +1,7 @@
 """SAGAN: networks against the reference, the training step, images on pages, and noise."""
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from models.losses import GAN_MODES
 from models.networks import IMAGE_DISCRIMINATORS, NOISE_GENERATORS, define_image_D, define_noise_G
 from models.networks.attention import SelfAttention2d, attention_maps
 from models.networks.infer import infer_network
-from models.networks.layers import init_weights, spectral_normalize
+from models.networks.layers import MinibatchStd, init_weights, run_together, spectral_normalize
 from models.networks.sagan import (
     SIZES,
     SAGANDiscriminator,
@@ -115,10 +116,56 @@ def test_flags_are_inferred_from_weights(size, normalize):
         net = make(1, image_size=size, z_dim=5, ngf=8)
         weights = (spectral_normalize(net) if normalize else net).state_dict()
         assert infer_network(weights) == {"netG": name, "crop_size": size, "input_nc": 1, "z_dim": 5, "ngf": 8}
-    for name, make in IMAGE_DISCRIMINATORS.items():
-        net = make(3, image_size=size, ndf=16)
+    for (name, make), std in itertools.product(IMAGE_DISCRIMINATORS.items(), (False, True)):
+        net = make(3, image_size=size, ndf=16, minibatch_std=std)
         weights = (spectral_normalize(net) if normalize else net).state_dict()
-        assert infer_network(weights) == {"netD": name, "crop_size": size, "input_nc": 3, "ndf": 16}
+        flags = {"netD": name, "crop_size": size, "input_nc": 3, "ndf": 16, "minibatch_std": std}
+        assert infer_network(weights) == flags
+
+
+@pytest.mark.parametrize(("size", "groups"), [(1, [1]), (3, [3]), (7, [7]), (8, [4, 4]), (9, [5, 4])])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_minibatch_std_by_its_formula(size, groups, dtype):
+    x = torch.randn(size, 3, 4, 5).to(dtype).requires_grad_()
+    out = MinibatchStd()(x)
+    assert out.dtype == dtype and torch.equal(out[:, :3], x)
+    expected, start = [], 0
+    for count in groups:
+        group = x[start : start + count].double()
+        spread = (group - group.sum(0) / count).square().sum(0).div(count).sqrt().mean()
+        expected += [spread.item()] * count
+        start += count
+    tolerance = {"rtol": 0, "atol": 0.01} if dtype == torch.bfloat16 else {"rtol": 1e-5, "atol": 2e-4}
+    wanted = torch.tensor(expected)[:, None, None].expand(-1, 4, 5)
+    torch.testing.assert_close(out[:, 3].float(), wanted, **tolerance)
+    out.float().sum().backward()
+    assert x.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("make", [SAGANDiscriminator, SAGANResnetDiscriminator])
+def test_minibatch_std_changes_the_last_stage_alone(make):
+    plain, net = make(image_size=32, ndf=8), make(image_size=32, ndf=8, minibatch_std=True)
+    changed = {key for key, _ in set_of_shapes(net) ^ set_of_shapes(plain)}
+    assert changed and all(key.startswith("last.") for key in changed)
+    images = torch.rand(2, 3, 32, 32)
+    scores, _ = run_together(net, images, images.flip(1))
+    torch.testing.assert_close(scores, net(images), msg="real and fake images are in one group")
+    assert not torch.allclose(net(images[:1]), net(images)[:1], rtol=1e-6, atol=1e-7)
+
+
+def set_of_shapes(net: nn.Module) -> set[tuple[str, torch.Size]]:
+    return {(key, value.shape) for key, value in net.state_dict().items()}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_minibatch_std_trains_without_spectral_norm_and_with_penalties(precision):
+    flags = ["--minibatch_std", "--no-spectral_norm_G", "--no-spectral_norm_D", "--gan_mode", "relativistic"]
+    model = training_model(*flags, "--lambda_r1", "2", "--lambda_r2", "2", "--precision", precision)
+    before = model.netD.last[1].weight.detach().clone()
+    for size in (4, 1):
+        losses, _ = model.step(batch(size))
+    assert all(loss.isfinite() for loss in losses.values())
+    assert (model.netD.last[1].weight != before)[:, -1].all(), "it learns from the spread"
 
 
 # ---- spectral norm

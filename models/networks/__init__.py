@@ -154,7 +154,10 @@ def define_image_D(opt: Any, input_nc: int) -> ImageDiscriminator:
     """
     with from_flags(opt, "netD", "crop_size", "ndf", "attn_D"):
         make = choose(opt.netD, IMAGE_DISCRIMINATORS)
-        net = make(input_nc, image_size=opt.crop_size, ndf=opt.ndf, attention=stages(opt.attn_D))
+        net = make(
+            input_nc, image_size=opt.crop_size, ndf=opt.ndf, attention=stages(opt.attn_D),
+            minibatch_std=opt.minibatch_std,
+        )  # fmt: skip
     return initialize(net, opt, spectral=opt.spectral_norm_D, exclude=WITHOUT_SPECTRAL_NORM.get(opt.netD, ()))
 
 

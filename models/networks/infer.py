@@ -140,12 +140,13 @@ def _sagans(shapes: Shapes) -> Iterator[tuple[Flags, Shapes]]:
         if linear and "last.2.weight" in shapes:
             nc, ngf = shapes["last.2.weight"][:2]
             yield _noise_generator("sagan_resnet", size, nc, {"z_dim": linear[1], "ngf": ngf})
-        for netD in IMAGE_DISCRIMINATORS:
+        for netD, minibatch_std in itertools.product(IMAGE_DISCRIMINATORS, (False, True)):
             if first_of_D is None:
                 break
             ndf, nc = first_of_D[:2]
-            candidate = _shapes(IMAGE_DISCRIMINATORS[netD], input_nc=nc, image_size=size, ndf=ndf, attention=())
-            yield {"netD": netD, "crop_size": size, "input_nc": nc, "ndf": ndf}, candidate
+            widths = {"input_nc": nc, "ndf": ndf, "minibatch_std": minibatch_std}
+            candidate = _shapes(IMAGE_DISCRIMINATORS[netD], image_size=size, attention=(), **widths)
+            yield {"netD": netD, "crop_size": size, **widths}, candidate
 
 
 def _noise_generator(netG: str, size: int, nc: int, widths: dict[str, int]) -> tuple[Flags, Shapes]:

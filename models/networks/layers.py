@@ -132,18 +132,42 @@ def norm_layer(name: str) -> Callable[[int], nn.Module]:
     return NORMS[name]
 
 
+class MinibatchStd(nn.Module):
+    """Appends a channel that tells a discriminator how much the images of a batch differ, so that G keeps them diverse.
+
+    A batch is split into groups of 4 images or a few more, but a batch below 8 is one group. The channel of an image is
+    the standard deviation over its group, averaged over all channels and positions; 0 in a group of one image.
+
+    Reference: Karras et al. 2018, Progressive Growing of GANs, arXiv:1710.10196.
+    """
+
+    smallest = 4  # images in a group
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C + 1, H, W), in the dtype of x; statistics are in float32 or wider."""
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        groups = wide.tensor_split(max(len(x) // self.smallest, 1))
+        # The small number keeps the gradient finite where all images are equal.
+        spreads = [((group.var(0, correction=0) + 1e-8).sqrt().mean()).expand(len(group), 1, 1, 1) for group in groups]
+        return torch.cat([x, torch.cat(spreads).expand(-1, -1, *x.shape[2:]).to(x.dtype)], 1)
+
+
+# Layers whose result for an image depends on the other images, or on how often they run.
+DEPENDENT = (*BATCH_NORMS, SpectralNorm, MinibatchStd)
+
+
 def run_together(net: Callable[[Tensor], Tensor], *images: Tensor) -> tuple[Tensor, ...]:
     """Run `net` on several batches (B, C, H, W), concatenated into one if the results are the same, which is faster.
 
-    Batches run separately if `net` contains batch norm, which mixes the images of a batch, or spectral norm, which
-    updates its estimate in each forward pass; also if their images differ in size or `net` is not a module.
+    Batches run separately if `net` contains batch norm or MinibatchStd, which mix the images of a batch, or spectral
+    norm, which updates its estimate in each forward pass; also if their images differ in size or `net` is not a module.
 
     Returns:
         The output for each batch.
     """
     modules = list(net.modules()) if isinstance(net, nn.Module) else []
     same_size = len({image.shape[1:] for image in images}) == 1
-    if modules and same_size and not any(isinstance(module, (*BATCH_NORMS, SpectralNorm)) for module in modules):
+    if modules and same_size and not any(isinstance(module, DEPENDENT) for module in modules):
         return net(torch.cat(images)).split([len(image) for image in images])
     return tuple(net(image) for image in images)
 

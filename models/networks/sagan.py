@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from torch import Tensor, nn
 
 from models.networks.attention import place_attention
+from models.networks.layers import MinibatchStd
 
 SIZES = (32, 64, 128, 256)  # pixels
 
@@ -124,6 +125,7 @@ class SAGANDiscriminator(ImageDiscriminator):
         image_size: width and height in pixels: 32, 64, 128 or 256.
         ndf: channels of the first stage; each further stage doubles them up to 8 * ndf.
         attention: stages l1, l2, ... followed by attention; default: l3 and l4.
+        minibatch_std: the last stage also sees how much the images of a batch differ, see MinibatchStd.
 
     Reference: Zhang et al. 2019, https://arxiv.org/abs/1805.08318; Radford et al. 2016 (DCGAN), arXiv:1511.06434.
     """
@@ -135,6 +137,7 @@ class SAGANDiscriminator(ImageDiscriminator):
         image_size: int = 64,
         ndf: int = 64,
         attention: Iterable[str] = ("default",),
+        minibatch_std: bool = False,
     ):
         stages: dict[str, tuple[nn.Module, int]] = {}
         before = input_nc
@@ -143,7 +146,8 @@ class SAGANDiscriminator(ImageDiscriminator):
             convolution = nn.Conv2d(before, channels, 4, 2, 1)
             stages[f"l{number}"] = nn.Sequential(convolution, nn.LeakyReLU(0.1, inplace=True)), channels
             before = channels
-        stages["last"] = nn.Sequential(nn.Conv2d(before, 1, 4)), 1
+        extra = [MinibatchStd()] if minibatch_std else []
+        stages["last"] = nn.Sequential(*extra, nn.Conv2d(before + len(extra), 1, 4)), 1
         super().__init__(stages, attention=attention, default=[name for name in ("l3", "l4") if name in stages])
 
 
@@ -249,6 +253,7 @@ class SAGANResnetDiscriminator(ImageDiscriminator):
         image_size: width and height in pixels: 32, 64, 128 or 256.
         ndf: channels of the first block; each further block doubles them up to 16 * ndf.
         attention: blocks followed by attention; default: the one with 32 x 32 positions, or 16 x 16 at 32 pixels.
+        minibatch_std: the last stage also sees how much the images of a batch differ, see MinibatchStd.
 
     Reference: Zhang et al. 2019, https://arxiv.org/abs/1805.08318, and its official code.
     """
@@ -260,6 +265,7 @@ class SAGANResnetDiscriminator(ImageDiscriminator):
         image_size: int = 64,
         ndf: int = 64,
         attention: Iterable[str] = ("default",),
+        minibatch_std: bool = False,
     ):
         count = resampling_stages(image_size)
         stages: dict[str, tuple[nn.Module, int]] = {}
@@ -269,5 +275,6 @@ class SAGANResnetDiscriminator(ImageDiscriminator):
             stages[f"block{number}"] = DownBlock(before, channels, first=number == 1), channels
             before = channels
         stages[f"block{count + 1}"] = DownBlock(before, before, down=False), before
-        stages["last"] = nn.Sequential(nn.ReLU(), SumPool(), nn.Linear(before, 1)), 1
+        extra = [MinibatchStd()] if minibatch_std else []
+        stages["last"] = nn.Sequential(*extra, nn.ReLU(), SumPool(), nn.Linear(before + len(extra), 1)), 1
         super().__init__(stages, attention=attention, default=[f"block{max(count - 3, 1)}"], pooled=True)
