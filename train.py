@@ -190,7 +190,9 @@ def train(run: Run, position: Position, *, deadline: float) -> int:
             for batch in batches(loader, partial(save, "latest")):
                 stepping_since, seen = time.perf_counter(), position.epoch_images
                 size, share = loader.sampler.step_size(seen), loader.sampler.share(seen)
-                optimization.begin_step(share=share, progress=progress().done)
+                optimization.begin_step(
+                    share=share, progress=progress().done, images=size, images_before=position.total_images
+                )
                 with run.threads.timed(batch):
                     losses, images = model.step(batch)
                 guard.check(losses, [*batch["A_paths"], *batch.get("B_paths", [])])

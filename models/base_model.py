@@ -34,7 +34,7 @@ class Optimization(Protocol):
         """Create the optimizer `name` for the weights of `nets`, with the initial learning rate `lr`."""
 
     def add_averages(self, model: nn.Module, *names: str) -> None:
-        """Keep moving averages of the named networks as children `{name}_ema`, if ema_decay is not 0."""
+        """Keep moving averages of the named networks as children `{name}_ema`, if the run has a decay for them."""
 
     def autocast(self) -> AbstractContextManager[Any]:
         """A context for forward passes in the precision of the run."""

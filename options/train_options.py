@@ -51,6 +51,10 @@ class TrainOptions(BaseOptions):
         for rate in ("lr_G", "lr_D"):
             if flags[rate] is None or ("lr" in given and rate not in given):
                 flags[rate] = flags["lr"]
+        if "ema_decay" in given:
+            if "ema_halflife" in given:
+                parser.error("--ema_decay and --ema_halflife are two ways to set the same decay: leave one of them out")
+            flags["ema_halflife"] = 0  # instead of that of a saved run
         if flags["init_from"] and flags["continue_train"]:
             parser.error("--init_from starts a new run and --continue_train resumes one: leave one of them out")
         if flags["override"] and not flags["continue_train"]:
@@ -119,8 +123,11 @@ def add_training_flags(parser: ArgumentParser) -> None:
         "--ema_decay",
         type=values.fraction,
         default=0.0,
-        help="decay of the averaged weights of G, such as 0.999; 0 = no average",
+        help="decay of the averaged weights of G in each step, such as 0.999; 0 = no average",
     )
+    text = "average the weights of G by this half-life in images instead, whatever the batch size, at most a twentieth "
+    text += "of the images seen; 0 = use --ema_decay"
+    add("--ema_halflife", type=values.non_negative_int, default=0, help=text)
 
 
 def add_speed_flags(parser: ArgumentParser) -> None:

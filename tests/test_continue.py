@@ -101,7 +101,7 @@ def test_a_killed_run_goes_on_without_a_gap_or_a_double_line(tiny_data, tmp_path
     [
         "--lr_policy linear --gan_mode wgangp",
         "--lr_policy step --lr_decay_iters 1",
-        "--lr_policy plateau",
+        "--lr_policy plateau --ema_halflife 1",
         "--lr_policy cosine --batch_size 2 --num_threads 2",
         "--model cycle_gan_attn --pool_size 1 --precision bf16",
         "--model sagan --netG sagan --ema_decay 0.9 --minibatch_std --batch_size 2",

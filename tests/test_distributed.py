@@ -109,11 +109,11 @@ def steps(file: Path, flags: list[str], *, double: bool, before: Path | None = N
                 "optimizers": {name: optimizer.state_dict() for name, optimizer in optimization.optimizers.items()},
             }
             made.append(copy.deepcopy(state))
-            share = loader.sampler.share(seen)
-            optimization.begin_step(share=share, progress=0.0)
+            share, size = loader.sampler.share(seen), loader.sampler.step_size(seen)
+            optimization.begin_step(share=share, progress=0.0, images=size, images_before=seen)
             images = {key: value.double() if double and key in "AB" else value for key, value in batch.items()}
             losses = distributed.average(model.step(images)[0], share)
-            seen += loader.sampler.step_size(seen)
+            seen += size
             made[-1] |= {"after": copy.deepcopy(model.state_dict()), "losses": losses}
             made[-1]["gradients"] = gradients(dict(model.named_children()))
         optimization.end_epoch()

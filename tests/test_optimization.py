@@ -9,8 +9,9 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from options.train_options import TrainOptions
 from tests.helpers import random_batch, training_model
-from training.optimization import update_average
+from training.optimization import halflife_decay, ramped_decay, update_average
 from training.schedules import make_scheduler
 
 
@@ -63,13 +64,49 @@ def test_ema_averages_weights_and_statistics_and_copies_counters():
     average = copy.deepcopy(net)
     net.weight.data.fill_(3.0)
     net.running_mean.fill_(5.0)
-    update_average(average, net, decay=0.999, updates=0)  # decay 1 / 10
+    update_average(average, net, decay=0.1)
     torch.testing.assert_close(average.weight.data, torch.full((2,), 0.1 * 1 + 0.9 * 3))
     torch.testing.assert_close(average.running_mean, torch.full((2,), 0.9 * 5))
     net.num_batches_tracked.fill_(7)
-    update_average(average, net, decay=0.5, updates=10**6)
+    update_average(average, net, decay=0.5)
     assert average.num_batches_tracked == 7
     torch.testing.assert_close(average.weight.data, torch.full((2,), 0.5 * 2.8 + 0.5 * 3))
+
+
+def test_the_decay_of_averages_rises():
+    assert [ramped_decay(0.999, updates=n) for n in (0, 90, 10**6)] == pytest.approx([0.1, 0.91, 0.999])
+    assert halflife_decay(1000, images=8, seen=10**6) == pytest.approx(0.5 ** (8 / 1000))
+    assert halflife_decay(1000, images=8, seen=2000) == pytest.approx(0.5 ** (8 / 100)), "a twentieth of 2000"
+    weight = torch.tensor(1.0)
+    for step in range(125):
+        weight *= halflife_decay(1000, images=8, seen=10**6 + 8 * step)
+    assert weight.item() == pytest.approx(0.5, rel=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("model", ["cycle_gan", "sagan"])
+def test_averages_by_half_life(model, precision):
+    flags = ["--netG", "sagan", "--netD", "sagan"] if model == "sagan" else []
+    trained = training_model("--model", model, *flags, "--ema_halflife", "60", "--precision", precision)
+    name = "netG" if model == "sagan" else "netG_A"
+    net, average = (next(trained.get_submodule(each).parameters()) for each in (name, f"{name}_ema"))
+    expected = average.clone()
+    for before, half_life in ((20, 1.1), (1000, 50.1), (2000, 60)):  # a twentieth of what is seen, at most 60
+        trained.optimization.begin_step(share=1.0, progress=0.5, images=2, images_before=before)
+        trained.step(random_batch(2))
+        decay = 0.5 ** (2 / half_life)
+        expected = decay * expected + (1 - decay) * net.detach()
+        torch.testing.assert_close(average, expected)
+
+
+def test_one_decay_is_chosen(capsys):
+    with pytest.raises(SystemExit):
+        TrainOptions().parse(["--ema_decay", "0.9", "--ema_halflife", "100"])
+    assert "--ema_decay and --ema_halflife are two ways" in capsys.readouterr().err
+    sagan = TrainOptions().parse(["--model", "sagan", "--ema_halflife", "100"])
+    assert sagan.ema_halflife == 100
+    resumed = TrainOptions().parse(["--model", "sagan", "--ema_decay", "0.9"], sagan.as_dict())
+    assert (resumed.ema_decay, resumed.ema_halflife) == (0.9, 0)
 
 
 def test_several_steps_of_a_discriminator_update_the_scale_in_between():
@@ -91,7 +128,7 @@ def test_learning_rates_follow_the_progress_of_a_run_whose_time_is_limited():
     optimization = training_model(*flags).optimization
     rates = []
     for progress in (0, 0.2, 0.3, 0.6, 0.99, 1):
-        optimization.begin_step(share=1.0, progress=progress)
+        optimization.begin_step(share=1.0, progress=progress, images=1, images_before=0)
         rates.append(optimization.learning_rates()["lr_G"] / 0.0002)
     assert rates == pytest.approx([1, 1, 0.75, 0.5, 0.25, 0.25])
     with pytest.raises(ValueError, match="lr_policy=plateau follows the losses"):

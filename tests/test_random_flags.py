@@ -32,6 +32,7 @@ SHARED: dict[str, list] = {
     "direction": ["AtoB", "BtoA"],
     "d_steps": [1, 2],
     "ema_decay": [0.0, 0.9],
+    "ema_halflife": [2],
     "gan_mode": ["lsgan", "vanilla", "wgangp", "hinge", "relativistic"],
     "init_type": ["normal", "xavier", "kaiming", "orthogonal"],
     "input_nc": [1, 3],

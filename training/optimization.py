@@ -28,6 +28,7 @@ def create_optimization(opt: Any, device: torch.device) -> "Optimization":
         precision=opt.precision,
         betas=(opt.beta1, opt.beta2),
         ema_decay=opt.ema_decay,
+        ema_halflife=opt.ema_halflife,
         lr_policy=opt.lr_policy,
         n_epochs=opt.n_epochs,
         n_epochs_decay=opt.n_epochs_decay,
@@ -44,7 +45,8 @@ class Optimization:
         device: of the networks.
         precision: of forward passes: fp32, bf16, or fp16, for which losses are scaled against underflow.
         betas: of Adam (Kingma and Ba 2015, arXiv:1412.6980).
-        ema_decay: of averaged weights; 0 for none.
+        ema_decay: of averaged weights, see `ramped_decay`; 0 for none.
+        ema_halflife: of averaged weights, in images, see `halflife_decay`; it replaces ema_decay unless it is 0.
         lr_policy: see `training.schedules.make_scheduler`, as for the next three.
         n_epochs: epochs at the full learning rate.
         n_epochs_decay: epochs after these.
@@ -63,6 +65,7 @@ class Optimization:
         precision: str = "fp32",
         betas: tuple[float, float] = (0.5, 0.999),
         ema_decay: float = 0.0,
+        ema_halflife: float = 0.0,
         lr_policy: str = "linear",
         n_epochs: int = 100,
         n_epochs_decay: int = 100,
@@ -72,7 +75,8 @@ class Optimization:
     ):
         if by_time and lr_policy == "plateau":
             raise ValueError("lr_policy=plateau follows the losses, not the time: choose another one")
-        self.device, self.precision, self.betas, self.ema_decay = device, precision, betas, ema_decay
+        self.device, self.precision, self.betas = device, precision, betas
+        self.ema_decay, self.ema_halflife = ema_decay, ema_halflife
         self.schedule = partial(
             make_scheduler, policy=lr_policy, n_epochs=n_epochs, n_epochs_decay=n_epochs_decay,
             lr_decay_iters=lr_decay_iters, epoch=first_epoch,
@@ -83,6 +87,7 @@ class Optimization:
         self.averages: list[tuple[nn.Module, nn.Module]] = []  # (average, network)
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self.updates = 0
+        self.step_images, self.images_before = 1, 0  # over all processes, in this step and before it
         self.lr_halvings = 0  # after non-finite losses, in addition to the schedules
         self.share = 1.0  # of this process in the images of a step over all processes
         self.progress = 0.0  # of the run, 0 to 1
@@ -97,23 +102,25 @@ class Optimization:
         self.schedulers[name] = self.schedule(self.optimizers[name])
 
     def add_averages(self, model: nn.Module, *names: str) -> None:
-        """Keep an exponential moving average of each named network as the child `{name}_ema`, if ema_decay is not 0."""
-        if self.ema_decay:
+        """Keep an exponential moving average of each named network as the child `{name}_ema`, if a decay is given."""
+        if self.ema_decay or self.ema_halflife:
             for name in names:
                 net = model.get_submodule(name)
                 average = copy.deepcopy(net).requires_grad_(False).eval()
                 model.add_module(f"{name}_ema", average)
                 self.averages.append((average, net))
 
-    def begin_step(self, *, share: float, progress: float) -> None:
+    def begin_step(self, *, share: float, progress: float, images: int, images_before: int) -> None:
         """Prepare the next step.
 
         Args:
             share: of this process in the images of the step over all processes.
             progress: share of the run that is done, 0 to 1. With `by_time`, learning rates are those of the epoch that
                 this share falls into.
+            images: of the step, over all processes.
+            images_before: images that the run has seen before this step.
         """
-        self.share, self.progress = share, progress
+        self.share, self.progress, self.step_images, self.images_before = share, progress, images, images_before
         if self.by_time:
             for scheduler in self.schedulers.values():
                 assert isinstance(scheduler, LambdaLR)
@@ -154,8 +161,13 @@ class Optimization:
     def end_step(self) -> None:
         """Update the averages and the loss scale. A model calls it at the end of each training step."""
         self._update_scale()
+        if self.ema_halflife:
+            seen = self.images_before + self.step_images
+            decay = halflife_decay(self.ema_halflife, images=self.step_images, seen=seen)
+        else:
+            decay = ramped_decay(self.ema_decay, updates=self.updates)
         for average, net in self.averages:
-            update_average(average, net, decay=self.ema_decay, updates=self.updates)
+            update_average(average, net, decay=decay)
         self.updates += 1
 
     def _update_scale(self) -> None:
@@ -223,14 +235,29 @@ class Optimization:
         self.epoch_losses = {name: loss.to(self.device) for name, loss in state["epoch_losses"].items()}
 
 
-@torch.no_grad()
-def update_average(average: nn.Module, net: nn.Module, *, decay: float, updates: int) -> None:
-    """Move the weights and batch statistics of `average` towards those of `net`, and copy other buffers.
+def ramped_decay(decay: float, *, updates: int) -> float:
+    """The decay of a moving average after n updates: (1 + n) / (10 + n), at most `decay`.
 
-    The decay rises with the number n of updates so far, as (1 + n) / (10 + n) up to `decay`. So the initial random
-    weights do not stay in the average for long.
+    So the initial random weights do not stay in the average for long.
     """
-    decay = min(decay, (1 + updates) / (10 + updates))
+    return min(decay, (1 + updates) / (10 + updates))
+
+
+def halflife_decay(halflife: float, *, images: int, seen: int) -> float:
+    """The decay of a moving average in a step on `images` images that halves older weights in `halflife` images.
+
+    The half-life is at most a twentieth of the images `seen` so far, those of the step included. So the average forgets
+    the initial random weights, and suits a short run too.
+
+    Reference: Karras et al. 2020, Training Generative Adversarial Networks with Limited Data, arXiv:2006.06676, whose
+    code has this ramp.
+    """
+    return 0.5 ** (images / min(halflife, 0.05 * seen))
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, net: nn.Module, *, decay: float) -> None:
+    """Move the weights and batch statistics of `average` towards those of `net`, and copy other buffers."""
     torch._foreach_lerp_(list(average.parameters()), list(net.parameters()), 1 - decay)
     for (name, kept), buffer in zip(average.named_buffers(), net.buffers(), strict=True):
         # The latest batch statistics do not suit averaged weights: images would be too dark.
