@@ -20,7 +20,7 @@ from options.choices import (
     NOISE_GENERATORS,
     NORMS,
     PREPROCESS,
-    UPSAMPLINGS,
+    RESAMPLINGS,
 )
 from options.parser import RENAMED, Parser
 from util.files import atomic
@@ -128,8 +128,8 @@ def read_saved(run_dir: Path) -> dict[str, Any]:
 
 
 def from_portable(saved: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that `Options.portable` returned, with the path of bundled images in this clone."""
-    options, root = dict(saved), str(saved.get("dataroot"))
+    """The options that `Options.portable` returned, with current names and the path of bundled images in this clone."""
+    options, root = {RENAMED.get(flag, flag): value for flag, value in saved.items()}, str(saved.get("dataroot"))
     if root.startswith(BUNDLED_MARK):
         options["dataroot"] = str(BUNDLED / root.removeprefix(BUNDLED_MARK))
     return options
@@ -302,8 +302,13 @@ def add_network_flags(parser: ArgumentParser) -> None:
     add("--n_layers_D", type=values.positive_int, default=3, help="downsampling layers of --netD n_layers")
     add("--norm", default="instance", choices=NORMS, help="normalization in G and D")
     add("--no_dropout", action="store_true", help="no dropout in G")
-    upsample = "upsampling in G; nearest = resize, then convolve, which leaves no checkerboard"
-    add("--upsample", default="deconv", choices=UPSAMPLINGS, help=upsample)
+    resample = (
+        "how G doubles the resolution: deconv = transposed convolution; nearest = resize, then convolve, without "
+    )
+    resample += (
+        "checkerboard; blur = bilinear, and G and D blur before they halve it, as in CUT: slower, fewer patterns"
+    )
+    add("--resample", default="deconv", choices=RESAMPLINGS, help=resample)
     stages = "stages of {} followed by self-attention: {}. Separated by commas, or none"
     resnet = "down1, down2, block1 ..., bottleneck (the middle), up1, up2; sagan's: l1 ..., sagan_resnet's: block1 ..."
     add("--attn_G", default="none", help=stages.format("G", resnet))

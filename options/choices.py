@@ -13,7 +13,7 @@ NOISE_GENERATORS = ("sagan", "sagan_resnet")
 DISCRIMINATORS = ("basic", "n_layers", "pixel")
 IMAGE_DISCRIMINATORS = ("sagan", "sagan_resnet")
 NORMS = ("instance", "batch", "syncbatch", "none")
-UPSAMPLINGS = ("deconv", "nearest")
+RESAMPLINGS = ("deconv", "nearest", "blur")
 INIT_TYPES = ("normal", "xavier", "kaiming", "orthogonal")
 
 LR_POLICIES = ("linear", "step", "plateau", "cosine")

@@ -11,13 +11,13 @@ from typing import Any, NoReturn
 
 log = logging.getLogger(__name__)
 
-# Names of upstream's flags in 2017 and 2018.
+# Names of upstream's flags in 2017 and 2018, and our own earlier names.
 RENAMED = {
     "niter": "n_epochs", "niter_decay": "n_epochs_decay", "batchSize": "batch_size", "loadSize": "load_size",
     "fineSize": "crop_size", "nThreads": "num_threads", "which_model_netG": "netG", "which_model_netD": "netD",
     "which_direction": "direction", "which_epoch": "epoch", "resize_or_crop": "preprocess", "how_many": "num_test",
     "ntest": "num_test", "identity": "lambda_identity", "display_single_pane_ncols": "display_ncols",
-    "no_lsgan": "gan_mode=vanilla",
+    "no_lsgan": "gan_mode=vanilla", "upsample": "resample",
 }  # fmt: skip
 _MISSING = object()
 

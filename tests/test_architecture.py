@@ -16,7 +16,7 @@ from models.networks import (
     IMAGE_DISCRIMINATORS,
     NOISE_GENERATORS,
     layers,
-    resnet,
+    resample,
 )
 from options import choices
 from training.schedules import make_scheduler
@@ -91,7 +91,7 @@ assert not [function for function in registered if function.__module__.split("."
         (choices.DISCRIMINATORS, DISCRIMINATORS),
         (choices.IMAGE_DISCRIMINATORS, IMAGE_DISCRIMINATORS),
         (choices.NORMS, layers.NORMS),
-        (choices.UPSAMPLINGS, resnet.UPSAMPLINGS),
+        (choices.RESAMPLINGS, resample.RESAMPLINGS),
         (choices.PRECISIONS, PRECISIONS),
     ],
 )

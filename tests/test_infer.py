@@ -9,7 +9,7 @@ import torch
 from models.networks import DISCRIMINATORS, GENERATORS, build_generator
 from models.networks.infer import differing_flags, infer_discriminator, infer_generator, infer_network
 from models.networks.layers import spectral_normalize
-from models.networks.resnet import UPSAMPLINGS
+from models.networks.resample import RESAMPLINGS
 from tests.golden.fill import fill
 from tests.test_networks import GOLDEN, build_golden, golden_networks
 
@@ -25,11 +25,11 @@ def generator(flags: dict):
 @pytest.mark.parametrize("netG", GENERATORS)
 def test_every_generator_is_inferred_and_loads(netG, ngf, tmp_path):
     draw = random.Random(netG)
-    for norm, no_dropout, upsample in itertools.product(("instance", "batch", "none"), (True, False), UPSAMPLINGS):
+    for norm, no_dropout, resample in itertools.product(("instance", "batch", "none"), (True, False), RESAMPLINGS):
         input_nc, output_nc = draw.choice([(3, 3), (1, 2), (5, 1), (3, 1)])
         flags = {
             "netG": netG, "input_nc": input_nc, "output_nc": output_nc, "ngf": ngf, "norm": norm,
-            "no_dropout": no_dropout, "upsample": upsample, "spectral_norm_G": draw.random() < 0.3,
+            "no_dropout": no_dropout, "resample": resample, "spectral_norm_G": draw.random() < 0.3,
             "attn_G": draw.choice(("none", "block3", "down2,block2,up1")) if netG.startswith("resnet") else "none",
         }  # fmt: skip
         torch.save(generator(flags).state_dict(), tmp_path / "net.pth")
@@ -54,11 +54,14 @@ def test_reference_networks_are_inferred(name):
     assert {flag: flags[flag] for flag in shared} == {flag: config[flag] for flag in shared}
 
 
-@pytest.mark.parametrize(("netD", "norm"), list(itertools.product(DISCRIMINATORS, ("instance", "batch", "none"))))
-def test_every_discriminator_is_inferred(netD, norm):
+@pytest.mark.parametrize("netD", DISCRIMINATORS)
+@pytest.mark.parametrize("norm", ["instance", "batch", "none"])
+@pytest.mark.parametrize("resample", ["deconv", "blur"])
+def test_every_discriminator_is_inferred(netD, norm, resample):
     depth = {"n_layers": 4} if netD == "n_layers" else {}
-    net = spectral_normalize(DISCRIMINATORS[netD](6, ndf=16, norm=norm, **depth))
-    flags = {"netD": netD, "input_nc": 6, "ndf": 16, "norm": norm} | ({"n_layers_D": 4} if depth else {})
+    own = {} if netD == "pixel" else {"resample": resample}
+    net = spectral_normalize(DISCRIMINATORS[netD](6, ndf=16, norm=norm, **own, **depth))
+    flags = {"netD": netD, "input_nc": 6, "ndf": 16, "norm": norm, **own} | ({"n_layers_D": 4} if depth else {})
     assert infer_discriminator(net.state_dict()) == flags | {"attn_D": "none", "spectral_norm_D": True}
 
 

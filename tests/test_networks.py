@@ -11,7 +11,8 @@ from models.networks import DISCRIMINATORS, GENERATORS
 from models.networks.attention import SelfAttention2d, attention_maps, block_inputs
 from models.networks.layers import init_weights, norm_layer, spectral_normalize
 from models.networks.patchgan import NLayerDiscriminator, PixelDiscriminator
-from models.networks.resnet import ResnetGenerator, upsample_layer
+from models.networks.resample import Downsample, Upsample, double_layers
+from models.networks.resnet import ResnetGenerator
 from models.networks.unet import UnetGenerator
 from tests.golden.fill import fill
 
@@ -157,18 +158,88 @@ def test_unknown_stages_list_the_choices():
 
 
 def test_resize_convolution_keeps_state_dict_keys():
-    deconv, nearest = (ResnetGenerator(3, 3, ngf=8, n_blocks=1, upsample=name) for name in ("deconv", "nearest"))
+    deconv, nearest = (ResnetGenerator(3, 3, ngf=8, n_blocks=1, resample=name) for name in ("deconv", "nearest"))
     assert deconv.state_dict().keys() == nearest.state_dict().keys()
     assert nearest(torch.randn(1, 3, 20, 16)).shape == (1, 3, 20, 16)
-    with pytest.raises(ValueError, match="upsample='bicubic': choose from deconv, nearest"):
-        ResnetGenerator(3, 3, ngf=8, upsample="bicubic")
+    with pytest.raises(ValueError, match="resample='bicubic': choose from deconv, nearest, blur"):
+        ResnetGenerator(3, 3, ngf=8, resample="bicubic")
 
 
-def test_resize_convolution_makes_no_checkerboard():
+def test_resizing_makes_no_checkerboard():
     flat = torch.ones(1, 8, 6, 6)
-    nearest, deconv = (upsample_layer(name, 8, 8, bias=True)(flat)[..., 2:-2, 2:-2] for name in ("nearest", "deconv"))
-    assert nearest.std((-2, -1)).max() < 1e-6
-    assert deconv.std((-2, -1)).max() > 1e-3, "a transposed convolution makes one of a flat image"
+    for name in ("nearest", "blur", "deconv"):
+        made = nn.Sequential(*double_layers(name, 8, 8, bias=True))(flat)[..., 2:-2, 2:-2]
+        spread = made.std((-2, -1)).max()
+        assert spread > 1e-3 if name == "deconv" else spread < 1e-6, "a transposed convolution makes one"
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_blurring_layers_by_their_formula(precision):
+    """Blur and keep every second pixel; spread pixels out and blur. The kernels are CUT's."""
+    x = torch.randn(2, 3, 7, 6).to(precision)
+    tolerance = {"rtol": 0, "atol": 0.03 if precision == torch.bfloat16 else 1e-6}
+    half, double = Downsample(3), Upsample(3)
+    assert {key: tuple(value.shape) for key, value in half.state_dict().items()} == {"filt": (3, 1, 3, 3)}
+    assert {key: tuple(value.shape) for key, value in double.state_dict().items()} == {"filt": (3, 1, 4, 4)}
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
+        halved, doubled = half(x), double(x)
+    assert halved.dtype == doubled.dtype == precision
+
+    x = x.float()
+    padded = nn.functional.pad(x, (1, 1, 1, 1), mode="reflect")
+    weights = {(row, column): w * v / 16 for row, w in enumerate((1, 2, 1)) for column, v in enumerate((1, 2, 1))}
+    blurred = sum(weight * padded[..., row : row + 7, column : column + 6] for (row, column), weight in weights.items())
+    torch.testing.assert_close(halved.float(), blurred[..., ::2, ::2], **tolerance)
+    torch.testing.assert_close(half.filt[1, 0], torch.tensor([[1.0, 2, 1], [2, 4, 2], [1, 2, 1]]) / 16)
+
+    line = torch.tensor([1.0, 3, 3, 1])
+    torch.testing.assert_close(double.filt[1, 0], torch.outer(line, line) / 16)
+    padded = nn.functional.pad(x, (1, 1, 1, 1), mode="replicate")
+    spread = nn.functional.conv_transpose2d(padded, double.filt, stride=2, groups=3)
+    torch.testing.assert_close(doubled.float(), spread[..., 3:-3, 3:-3], **tolerance)
+
+
+# The layers with weights or a kernel in CUT's networks with their default flags: (index, kernel, shape).
+CUT_G = ["1 (4, 3, 7, 7)", "4 (8, 4, 3, 3)", "7 filt (8, 1, 3, 3)", "8 (16, 8, 3, 3)", "11 filt (16, 1, 3, 3)"]
+CUT_G += ["14 filt (16, 1, 4, 4)", "15 (8, 16, 3, 3)", "18 filt (8, 1, 4, 4)", "19 (4, 8, 3, 3)", "23 (3, 4, 7, 7)"]
+CUT_D = ["0 (4, 3, 4, 4)", "2 filt (4, 1, 3, 3)", "3 (8, 4, 4, 4)", "6 filt (8, 1, 3, 3)", "7 (16, 8, 4, 4)"]
+CUT_D += ["10 filt (16, 1, 3, 3)", "11 (32, 16, 4, 4)", "14 (1, 32, 4, 4)"]
+
+
+def test_blurring_networks_have_the_keys_of_cut():
+    def layers(net):
+        shapes = {key.removeprefix("model."): tuple(value.shape) for key, value in net.state_dict().items()}
+        kept = {key: shape for key, shape in shapes.items() if "conv_block" not in key and not key.endswith("bias")}
+        return [f"{key.replace('.weight', '').replace('.', ' ')} {shape}" for key, shape in kept.items()]
+
+    G = ResnetGenerator(3, 3, ngf=4, n_blocks=2, resample="blur")
+    D = NLayerDiscriminator(3, ndf=4, resample="blur")
+    assert layers(G) == CUT_G and layers(D) == CUT_D
+    assert G(torch.rand(1, 3, 20, 16)).shape == (1, 3, 20, 16)
+    for side in (32, 36, 70, 128):
+        assert (
+            D(torch.rand(1, 3, side, side)).shape == NLayerDiscriminator(3, ndf=4)(torch.rand(1, 3, side, side)).shape
+        )
+
+
+def test_a_blurring_generator_moves_with_its_input():
+    """Shifted by 1 pixel, the image of a network without blur differs much more."""
+    x = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    errors = {}
+    for name in ("deconv", "blur"):
+        torch.manual_seed(0)
+        net = init_weights(ResnetGenerator(3, 3, ngf=8, n_blocks=1, norm="none", resample=name), "xavier", 1.0).eval()
+        with torch.no_grad():
+            here, there = net(x)[..., 16:48, 16:48], net(x.roll(1, 3))[..., 16:48, 17:49]
+        errors[name] = ((here - there).std() / here.std()).item()
+    assert errors["blur"] < errors["deconv"] / 2
+
+
+def test_blur_in_a_unet():
+    net = UnetGenerator(3, 3, n_downs=5, ngf=8, norm="instance", resample="blur", attention=["down1", "up2"])
+    assert net(torch.rand(1, 3, 32, 64)).shape == (1, 3, 32, 64)
+    assert sum(isinstance(layer, Downsample) for layer in net.modules()) == 5
+    assert sum(isinstance(layer, Upsample) for layer in net.modules()) == 5
 
 
 @pytest.mark.parametrize("init_type", ["normal", "xavier", "kaiming", "orthogonal"])

@@ -271,7 +271,7 @@ def test_a_step_equals_plain_pytorch():
     )
 
 
-@pytest.mark.parametrize("flags", [["--norm", "batch"], ["--upsample", "nearest"], ["--pool_size", "5"]])
+@pytest.mark.parametrize("flags", [["--norm", "batch"], ["--resample", "nearest"], ["--pool_size", "5"]])
 def test_flags_that_sagan_does_not_read_are_refused(flags, capsys):
     with pytest.raises(SystemExit):
         training_model(*flags)

@@ -46,13 +46,13 @@ def test_parsing_writes_nothing(tmp_path, monkeypatch):
 
 
 SAVED_ARGV = [
-    "--model", "cycle_gan_attn", "--dataroot", "my", "--netG", "resnet_6blocks", "--ngf", "8", "--upsample", "nearest",
+    "--model", "cycle_gan_attn", "--dataroot", "my", "--netG", "resnet_6blocks", "--ngf", "8", "--resample", "nearest",
     "--crop_size", "64", "--load_size", "72", "--batch_size", "4", "--seed", "7",
     "--preprocess", "scale_width_and_crop", "--direction", "BtoA", "--spectral_norm_G", "--name", "run",
     "--ema_decay", "0.9", "--num_threads", "1", "--max_dataset_size", "3",
 ]  # fmt: skip
 DESCRIBE = [
-    "dataroot", "netG", "ngf", "ndf", "upsample", "crop_size", "preprocess", "direction", "spectral_norm_G", "attn_G",
+    "dataroot", "netG", "ngf", "ndf", "resample", "crop_size", "preprocess", "direction", "spectral_norm_G", "attn_G",
     "attn_D", "no_dropout", "norm", "input_nc", "output_nc",
 ]  # fmt: skip
 

@@ -195,9 +195,9 @@ def test_options_that_were_not_saved_are_inferred(tmp_path):
     flags = ["--name", "run", "--model", "cycle_gan", "--dataroot", str(tmp_path), "--ngf", "8"]
     TrainOptions().parse([*flags, "--netG", "resnet_6blocks"]).save(tmp_path)
     saved = json.loads((tmp_path / "train_opt.json").read_text())
-    left = {flag: value for flag, value in saved.items() if flag not in ("upsample", "attn_G", "spectral_norm_G")}
+    left = {flag: value for flag, value in saved.items() if flag not in ("resample", "attn_G", "spectral_norm_G")}
     (tmp_path / "train_opt.json").write_text(json.dumps(left))
-    net = generator("resnet_6blocks", upsample="nearest", attention=["block2"])
+    net = generator("resnet_6blocks", resample="nearest", attention=["block2"])
     torch.save(net.state_dict(), tmp_path / "latest_net_G_A.pth")
     x = torch.rand(1, 3, 32, 32) * 2 - 1
     torch.testing.assert_close(Translator.load(tmp_path, device="cpu")(x), net(x))

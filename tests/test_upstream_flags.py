@@ -83,6 +83,7 @@ OLD = [  # an old name with a value, the present one, its value
     ("--identity 0", "lambda_identity", 0),
     ("--display_single_pane_ncols 2", "display_ncols", 2),
     ("--no_lsgan", "gan_mode", "vanilla"),
+    ("--upsample nearest", "resample", "nearest"),  # ours
 ]
 
 

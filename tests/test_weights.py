@@ -66,7 +66,7 @@ def test_files_load_back_into_upstream(name, tmp_path):
         ({"dropout": True}, "looks like no_dropout=False; the network has no_dropout=True"),
         ({"ngf": 16}, "looks like ngf=16; the network has ngf=8"),
         ({"norm": "batch"}, "looks like norm=batch; the network has norm=instance"),
-        ({"upsample": "nearest"}, "looks like upsample=nearest; the network has upsample=deconv"),
+        ({"resample": "nearest"}, "looks like resample=nearest; the network has resample=deconv"),
         ({"attention": ["up1"]}, "looks like attn_G=up1; the network has attn_G=none"),
     ],
 )

@@ -76,13 +76,13 @@ def stages(flag: str) -> list[str]:
 
 
 def build_generator(
-    netG: str, input_nc: int, output_nc: int, *, ngf: int, norm: str, no_dropout: bool, upsample: str, attn_G: str,
+    netG: str, input_nc: int, output_nc: int, *, ngf: int, norm: str, no_dropout: bool, resample: str, attn_G: str,
     **keywords: Any,
 ) -> nn.Module:  # fmt: skip
     """Build a generator from the values of its flags, with PyTorch's default initialization.
 
     Args:
-        netG, input_nc, output_nc, ngf, norm, no_dropout, upsample, attn_G: values of these flags.
+        netG, input_nc, output_nc, ngf, norm, no_dropout, resample, attn_G: values of these flags.
         keywords: further arguments of the class.
 
     Returns:
@@ -92,7 +92,7 @@ def build_generator(
         ValueError: a value is unknown or does not fit the others.
     """
     return choose(netG, GENERATORS)(
-        input_nc, output_nc, ngf=ngf, norm=norm, dropout=not no_dropout, upsample=upsample, attention=stages(attn_G),
+        input_nc, output_nc, ngf=ngf, norm=norm, dropout=not no_dropout, resample=resample, attention=stages(attn_G),
         **keywords,
     )  # fmt: skip
 
@@ -114,7 +114,7 @@ def define_G(opt: Any, input_nc: int, output_nc: int) -> nn.Module:
     with from_flags(opt, "netG", "ngf", "attn_G"):
         net = build_generator(
             opt.netG, input_nc, output_nc, ngf=opt.ngf, norm=opt.norm, no_dropout=opt.no_dropout,
-            upsample=opt.upsample, attn_G=opt.attn_G, **checkpointed,
+            resample=opt.resample, attn_G=opt.attn_G, **checkpointed,
         )  # fmt: skip
     return initialize(net, opt, spectral=opt.spectral_norm_G)
 
@@ -125,12 +125,14 @@ def define_D(opt: Any, input_nc: int) -> nn.Module:
     Raises:
         ValueError: flags have unknown values or exclude each other.
     """
-    n_layers = {"n_layers": opt.n_layers_D} if opt.netD == "n_layers" else {}
-    if not n_layers and opt.n_layers_D != BASIC_LAYERS:
+    own: dict[str, Any] = {} if opt.netD == "pixel" else {"resample": opt.resample}  # pixel resamples nothing
+    if opt.netD == "n_layers":
+        own["n_layers"] = opt.n_layers_D
+    elif opt.n_layers_D != BASIC_LAYERS:
         log.warning("--n_layers_D %d has no effect without --netD n_layers", opt.n_layers_D)
     with from_flags(opt, "netD", "ndf", "attn_D"):
         make = choose(opt.netD, DISCRIMINATORS)
-        net = make(input_nc, ndf=opt.ndf, norm=opt.norm, attention=stages(opt.attn_D), **n_layers)
+        net = make(input_nc, ndf=opt.ndf, norm=opt.norm, attention=stages(opt.attn_D), **own)
     return initialize(net, opt, spectral=opt.spectral_norm_D)
 
 

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from models.networks import DISCRIMINATORS, GENERATORS, IMAGE_DISCRIMINATORS, NOISE_GENERATORS
 from models.networks.layers import NORMS
-from models.networks.resnet import UPSAMPLINGS
+from models.networks.resample import RESAMPLINGS
 from models.networks.sagan import SIZES
 
 # The flags that `infer_generator` returns.
 GENERATOR_FLAGS = frozenset(
-    ("netG", "input_nc", "output_nc", "ngf", "norm", "no_dropout", "upsample", "attn_G", "spectral_norm_G")
+    ("netG", "input_nc", "output_nc", "ngf", "norm", "no_dropout", "resample", "attn_G", "spectral_norm_G")
 )
 
 Flags = dict[str, Any]
@@ -106,27 +106,24 @@ def _generators(shapes: Shapes) -> Iterator[tuple[Flags, Shapes]]:
     if not convolutions or not biases:
         return
     (ngf, input_nc, *_), (output_nc, *_) = convolutions[0], biases[-1]
-    for netG, norm, no_dropout, upsample in itertools.product(GENERATORS, NORMS, (True, False), UPSAMPLINGS):
+    for netG, norm, no_dropout, resample in itertools.product(GENERATORS, NORMS, (True, False), RESAMPLINGS):
         widths = {"input_nc": input_nc, "output_nc": output_nc, "ngf": ngf}
-        flags = {"netG": netG, **widths, "norm": norm, "no_dropout": no_dropout, "upsample": upsample}
-        yield flags, _shapes(GENERATORS[netG], **widths, norm=norm, dropout=not no_dropout, upsample=upsample)
+        flags = {"netG": netG, **widths, "norm": norm, "no_dropout": no_dropout, "resample": resample}
+        yield flags, _shapes(GENERATORS[netG], **widths, norm=norm, dropout=not no_dropout, resample=resample)
 
 
 def _discriminators(shapes: Shapes) -> Iterator[tuple[Flags, Shapes]]:
     """Flags and shapes of all discriminators with the width of the first of `shapes` and as many convolutions."""
-    convolutions = [shape for shape in shapes.values() if len(shape) == 4]
+    convolutions = [shape for key, shape in shapes.items() if len(shape) == 4 and not key.endswith(".filt")]
     if len(convolutions) < 3:
         return
     (ndf, input_nc, *_), n_layers = convolutions[0], len(convolutions) - 2
-    for netD, norm in itertools.product(DISCRIMINATORS, NORMS):
-        flags = {"netD": netD, "input_nc": input_nc, "ndf": ndf, "norm": norm}
-        if netD == "n_layers":
-            yield (
-                flags | {"n_layers_D": n_layers},
-                _shapes(DISCRIMINATORS[netD], input_nc=input_nc, ndf=ndf, norm=norm, n_layers=n_layers),
-            )
-        else:
-            yield flags, _shapes(DISCRIMINATORS[netD], input_nc=input_nc, ndf=ndf, norm=norm)
+    for netD, norm, resample in itertools.product(DISCRIMINATORS, NORMS, ("deconv", "blur")):
+        own: Flags = {} if netD == "pixel" else {"resample": resample}
+        depth = {"n_layers": n_layers} if netD == "n_layers" else {}
+        arguments = {"input_nc": input_nc, "ndf": ndf, "norm": norm, **own}
+        flags = {"netD": netD, **arguments} | ({"n_layers_D": n_layers} if depth else {})
+        yield flags, _shapes(DISCRIMINATORS[netD], **arguments, **depth)
 
 
 def _sagans(shapes: Shapes) -> Iterator[tuple[Flags, Shapes]]:

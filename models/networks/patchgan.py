@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from models.networks.attention import AttentiveChain
 from models.networks.layers import needs_bias, norm_layer
+from models.networks.resample import Downsample, check_resampling
 
 
 class NLayerDiscriminator(AttentiveChain):
@@ -14,8 +15,10 @@ class NLayerDiscriminator(AttentiveChain):
     Args:
         input_nc: channels of the images.
         ndf: channels of the first layer; each further layer doubles them up to 8 * ndf.
-        n_layers: number of layers with stride 2.
+        n_layers: number of layers that halve the resolution.
         norm: see `norm_layer`.
+        resample: with blur, convolutions have stride 1 and a Downsample layer each halves the resolution, as in CUT,
+            whose checkpoints fit; deconv and nearest, which are for generators, leave stride 2.
         attention: stages followed by a SelfAttention2d block: layer1 ... layer{n_layers + 1}, or bottleneck, the last
             layer with stride 2 (stride 8 of the image with 3 layers).
 
@@ -35,16 +38,22 @@ class NLayerDiscriminator(AttentiveChain):
         ndf: int = 64,
         n_layers: int = 3,
         norm: str = "instance",
+        resample: str = "deconv",
         attention: Iterable[str] = (),
     ):
+        check_resampling(resample)
         make_norm, bias = norm_layer(norm), needs_bias(norm)
-        layers: list[nn.Module] = [nn.Conv2d(input_nc, ndf, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
-        stages, before = {"layer1": (1, ndf)}, ndf
+        half, blur = (1, [Downsample]) if resample == "blur" else (2, [])
+        layers: list[nn.Module] = [nn.Conv2d(input_nc, ndf, 4, stride=half, padding=1), nn.LeakyReLU(0.2)]
+        layers += [layer(ndf) for layer in blur]
+        stages, before = {"layer1": (len(layers) - 1, ndf)}, ndf
         for i in range(2, n_layers + 2):
             channels = ndf * min(2 ** (i - 1), 8)
-            stride = 2 if i <= n_layers else 1
+            stride = half if i <= n_layers else 1
             convolution = nn.Conv2d(before, channels, 4, stride=stride, padding=1, bias=bias)
             layers += [convolution, make_norm(channels), nn.LeakyReLU(0.2)]
+            if i <= n_layers:
+                layers += [layer(channels) for layer in blur]
             stages[f"layer{i}"] = len(layers) - 1, channels
             before = channels
         layers.append(nn.Conv2d(before, 1, 4, stride=1, padding=1))

@@ -4,13 +4,11 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from models.networks.attention import AttentiveChain
 from models.networks.layers import NarrowConv2d, ReflectionPad2d, needs_bias, norm_layer
-
-UPSAMPLINGS = ("deconv", "nearest")
+from models.networks.resample import Downsample, double_layers
 
 
 class ResidualBlock(nn.Module):
@@ -45,36 +43,6 @@ class ResidualBlock(nn.Module):
         return x + self.conv_block(x)
 
 
-class ResizeConv2d(nn.Conv2d):
-    """Nearest-neighbor upsampling by 2, then a convolution.
-
-    Unlike a transposed convolution, it does not make checkerboard patterns.
-
-    Reference: Odena et al. 2016, Deconvolution and Checkerboard Artifacts,
-    https://distill.pub/2016/deconv-checkerboard/.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C_in, H, W) -> (B, C_out, 2H, 2W)."""
-        return super().forward(F.interpolate(x, scale_factor=2))
-
-
-def upsample_layer(name: str, in_channels: int, out_channels: int, *, bias: bool) -> nn.Module:
-    """A layer (B, in_channels, H, W) -> (B, out_channels, 2H, 2W).
-
-    Args:
-        name: deconv (transposed convolution, as in upstream) or nearest (ResizeConv2d).
-
-    Raises:
-        ValueError: the name is unknown.
-    """
-    if name == "deconv":
-        return nn.ConvTranspose2d(in_channels, out_channels, 3, stride=2, padding=1, output_padding=1, bias=bias)
-    if name == "nearest":
-        return ResizeConv2d(in_channels, out_channels, 3, padding=1, padding_mode="reflect", bias=bias)
-    raise ValueError(f"upsample={name!r}: choose from {', '.join(UPSAMPLINGS)}")
-
-
 class ResnetGenerator(AttentiveChain):
     """Residual blocks at a quarter of the resolution, between two downsampling and two upsampling layers.
 
@@ -85,7 +53,8 @@ class ResnetGenerator(AttentiveChain):
         norm: see `norm_layer`.
         dropout: use dropout in the residual blocks.
         n_blocks: number of residual blocks.
-        upsample: deconv or nearest, see `upsample_layer`.
+        resample: deconv, nearest or blur, see `double_layers`. With blur, halving blurs too, as in CUT, whose
+            checkpoints fit; otherwise convolutions have stride 2.
         attention: stages followed by a SelfAttention2d block: down1 (H / 2), down2 (H / 4), block1 ... block{n_blocks}
             (H / 4), up1 (H / 2), up2 (H), or bottleneck, the middle block.
         checkpoint_blocks: save memory in the residual blocks, see ResidualBlock.
@@ -111,23 +80,23 @@ class ResnetGenerator(AttentiveChain):
         norm: str = "instance",
         dropout: bool = False,
         n_blocks: int = 9,
-        upsample: str = "deconv",
+        resample: str = "deconv",
         attention: Iterable[str] = (),
         checkpoint_blocks: bool = False,
     ):
         make_norm, bias = norm_layer(norm), needs_bias(norm)
         layers = [ReflectionPad2d(3), nn.Conv2d(input_nc, ngf, 7, bias=bias), make_norm(ngf), nn.ReLU()]
         stages = {}
+        blur = resample == "blur"
         for i, channels in enumerate((2 * ngf, 4 * ngf), 1):
-            convolution = nn.Conv2d(channels // 2, channels, 3, stride=2, padding=1, bias=bias)
-            layers += [convolution, make_norm(channels), nn.ReLU()]
+            convolution = nn.Conv2d(channels // 2, channels, 3, stride=1 if blur else 2, padding=1, bias=bias)
+            layers += [convolution, make_norm(channels), nn.ReLU(), *([Downsample(channels)] if blur else [])]
             stages[f"down{i}"] = len(layers) - 1, channels
         for i in range(1, n_blocks + 1):
             layers.append(ResidualBlock(4 * ngf, norm=norm, dropout=dropout, checkpointed=checkpoint_blocks))
             stages[f"block{i}"] = len(layers) - 1, 4 * ngf
         for i, channels in enumerate((2 * ngf, ngf), 1):
-            layers += [upsample_layer(upsample, 2 * channels, channels, bias=bias), make_norm(channels)]
-            layers.append(nn.ReLU())
+            layers += [*double_layers(resample, 2 * channels, channels, bias=bias), make_norm(channels), nn.ReLU()]
             stages[f"up{i}"] = len(layers) - 1, channels
         layers += [ReflectionPad2d(3), NarrowConv2d(ngf, output_nc, 7), nn.Tanh()]
         super().__init__(layers, stages, attention, {"bottleneck": (f"block{(n_blocks + 1) // 2}",)})

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from models.networks.attention import place_attention
 from models.networks.layers import needs_bias, norm_layer
-from models.networks.resnet import ResizeConv2d
+from models.networks.resample import Downsample, double_layers
 
 
 class UnetBlock(nn.Module):
@@ -18,7 +18,7 @@ class UnetBlock(nn.Module):
         inner: channels at the resolution below.
         below: the next level; None in the innermost one.
         input_nc: channels of the images, in the outermost level only, which has no skip connection and no norm.
-        norm, upsample: see UnetGenerator.
+        norm, resample: see UnetGenerator.
         dropout: use dropout after upsampling.
         attend: two modules, applied to the input and to the upsampled result; empty in the outermost level. The
             generator registers them, so their weights are not in the state_dict of this level.
@@ -30,23 +30,23 @@ class UnetBlock(nn.Module):
 
     def __init__(
         self, outer: int, inner: int, *, below: nn.Module | None = None, input_nc: int | None = None,
-        norm: str, dropout: bool = False, upsample: str, attend: Sequence[nn.Module] = (),
+        norm: str, dropout: bool = False, resample: str, attend: Sequence[nn.Module] = (),
     ):  # fmt: skip
         super().__init__()
         self.outermost = input_nc is not None
         self.attend = tuple(attend)  # in a tuple, modules are not registered, which keeps upstream's state_dict keys
         make_norm, bias = norm_layer(norm), needs_bias(norm)
-        half: nn.Module = nn.Conv2d(input_nc or outer, inner, 4, stride=2, padding=1, bias=bias)
+        blur = resample == "blur"
+        kernel, stride = (3, 1) if blur else (4, 2)
+        half = nn.Conv2d(input_nc or outer, inner, kernel, stride=stride, padding=1, bias=bias)
         channels = 2 * inner if below else inner
-        up_bias = bias or self.outermost
-        if upsample == "nearest":
-            double: nn.Module = ResizeConv2d(channels, outer, 3, padding=1, padding_mode="reflect", bias=up_bias)
-        else:
-            double = nn.ConvTranspose2d(channels, outer, 4, stride=2, padding=1, bias=up_bias)
+        double = double_layers(resample, channels, outer, kernel_size=4, bias=bias or self.outermost)
         down: list[nn.Module] = [half] if self.outermost else [nn.LeakyReLU(0.2, inplace=True), half]
         if below and not self.outermost:
             down.append(make_norm(inner))
-        up = [nn.ReLU(inplace=True), double, nn.Tanh() if self.outermost else make_norm(outer)]
+        if blur:
+            down.append(Downsample(inner))
+        up = [nn.ReLU(inplace=True), *double, nn.Tanh() if self.outermost else make_norm(outer)]
         self.model = nn.Sequential(*down, *([below] if below else []), *up, *([nn.Dropout(0.5)] if dropout else []))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -68,7 +68,7 @@ class UnetGenerator(nn.Module):
         ngf: channels of the outermost level; each level below doubles them up to 8 * ngf.
         norm: see `norm_layer`.
         dropout: use dropout in the levels from H / 16 down, except the innermost one.
-        upsample: deconv or nearest, as in ResnetGenerator.
+        resample: deconv, nearest or blur, as in ResnetGenerator.
         attention: stages followed by a SelfAttention2d block: down1 (H / 2), down2 (H / 4) ... down{n_downs - 1} in the
             encoder, whose output the skip connection carries too; up{n_downs - 1} ... up2 (H / 4), up1 (H / 2) in the
             decoder; or bottleneck, which is down3, with 32 x 32 positions at 256 pixels.
@@ -91,7 +91,7 @@ class UnetGenerator(nn.Module):
         ngf: int = 64,
         norm: str = "batch",
         dropout: bool = False,
-        upsample: str = "deconv",
+        resample: str = "deconv",
         attention: Iterable[str] = (),
     ):
         super().__init__()
@@ -105,10 +105,10 @@ class UnetGenerator(nn.Module):
         for depth in reversed(depths):
             attend = [blocks.get(f"{way}{depth}", nn.Identity()) for way in ("down", "up")]
             level = UnetBlock(
-                widths[depth - 1], widths[depth], below=level, norm=norm, upsample=upsample, attend=attend,
+                widths[depth - 1], widths[depth], below=level, norm=norm, resample=resample, attend=attend,
                 dropout=dropout and 4 <= depth < n_downs - 1,
             )  # fmt: skip
-        self.model = UnetBlock(output_nc, ngf, below=level, input_nc=input_nc, norm=norm, upsample=upsample)
+        self.model = UnetBlock(output_nc, ngf, below=level, input_nc=input_nc, norm=norm, resample=resample)
         self.attention = nn.ModuleDict(blocks)
 
     def forward(self, x: Tensor) -> Tensor:
