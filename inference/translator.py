@@ -51,7 +51,7 @@ class Translator:
         """Load the generator of a run.
 
         Args:
-            source: the folder of the run, such as checkpoints/NAME, or a .pth file of a generator, whose flags are
+            source: the folder of the run, such as checkpoints/NAME, or a file of a generator, whose flags are
                 inferred.
             direction: AtoB or BtoA; None takes the direction of training.
             epoch: latest or the number of an epoch.

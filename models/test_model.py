@@ -22,7 +22,7 @@ class TestModel(BaseModel):
         group = parser.add_argument_group("test model")
         group.add_argument(
             "--weights", default="",
-            help="a .pth file of a generator instead of a run; its flags are inferred, and its stem is the --name",
+            help="file of a generator instead of a run (.pth, .safetensors); its flags are inferred; stem = --name",
         )  # fmt: skip
         group.add_argument(
             "--model_suffix", default="",

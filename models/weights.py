@@ -4,6 +4,7 @@ import difflib
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -13,21 +14,37 @@ from util.errors import RemediedError
 
 log = logging.getLogger(__name__)
 
+CONVERT = "python -m scripts.convert IN OUT --network NAME"
 
-def read_weights(path: Path) -> dict[str, Tensor]:
+
+def read_weights(path: Path, *, network: str = "") -> dict[str, Tensor]:
     """Read the weights of a network: name -> tensor. No code in the file is executed.
 
     The prefixes `module.` of DataParallel and `_orig_mod.` of torch.compile are removed from names, and so are the
-    running statistics that PyTorch before 0.4 saved for instance norm without weights.
+    running statistics that PyTorch before 0.4 saved for instance norm without weights. A dict around the weights, such
+    as {"epoch": 7, "state_dict": weights}, is removed too.
+
+    Args:
+        path: a file of PyTorch or safetensors.
+        network: in a file with several networks, the key of its dict or the prefix of its names, such as netG.
 
     Raises:
-        ValueError: the file is missing, damaged, or does not consist of named tensors.
+        ValueError: the file is missing or damaged, or does not have one network of named tensors.
     """
-    content = read_tensors(path)
-    for key, value in content.items():
-        if not isinstance(key, str) or not isinstance(value, Tensor):
-            kind = type(value).__name__
-            raise ValueError(f"{path} is not a network: it maps {key!r} to {kind}, not names to tensors")
+    content: Mapping[str, Any] = read_tensors(path)
+    while not is_network(content):
+        inner = {key: value for key, value in content.items() if isinstance(value, Mapping) and has_network(value)}
+        if len(inner) == 1:
+            (content,) = inner.values()
+        elif network in inner:
+            content = inner[network]
+        elif inner:
+            raise ValueError(f"{path} has several networks: {', '.join(map(str, inner))}. Extract one: {CONVERT}")
+        else:
+            found = ", ".join(f"{key!r}: {type(value).__name__}" for key, value in list(content.items())[:5])
+            raise ValueError(f"{path} is not a network of names and tensors: it holds {found or 'nothing'}")
+    if prefixed := {key: value for key, value in content.items() if network and key.startswith(f"{network}.")}:
+        content = {key.removeprefix(f"{network}."): value for key, value in prefixed.items()}
     wrappers = ("module", "_orig_mod")
     weights = {".".join(part for part in key.split(".") if part not in wrappers): content[key] for key in content}
     statistics = ("running_mean", "running_var", "num_batches_tracked")
@@ -36,6 +53,16 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         for key, value in weights.items()
         if not key.endswith(statistics) or f"{key.rpartition('.')[0]}.weight" in weights
     }
+
+
+def is_network(content: Mapping[Any, Any]) -> bool:
+    """Whether `content` maps names to tensors."""
+    return bool(content) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items())
+
+
+def has_network(content: Mapping[Any, Any]) -> bool:
+    """Whether `content` is a network or has one inside."""
+    return is_network(content) or any(isinstance(value, Mapping) and has_network(value) for value in content.values())
 
 
 def load_weights(net: nn.Module, path: Path) -> bool:

@@ -58,7 +58,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     text = "file for the result, or folder (a name without a suffix) for the results; created if missing"
     add("target", type=Path, metavar="OUT", help=text)
     add("--name", type=values.plain_name, help="name of the run with the generator")
-    add("--weights", type=Path, help="a .pth file of a generator, instead of a run")
+    add("--weights", type=Path, help="a .pth or .safetensors file of a generator, instead of a run")
     add("--checkpoints_dir", type=Path, default=Path("checkpoints"), help="folder of all runs (default: checkpoints)")
     add("--direction", choices=("AtoB", "BtoA"), help="direction of the translation (default: as trained)")
     add(

@@ -138,8 +138,8 @@ def test_damaged_files_are_named(damage, zipped, tmp_path):
     ("content", "message"),
     [
         ([1], "holds a list"),
-        ({"epoch": 3}, "maps 'epoch' to int"),
-        ({3: torch.zeros(1)}, "not a network: it maps 3 to"),
+        ({"epoch": 3}, "it holds 'epoch': int"),
+        ({3: torch.zeros(1)}, "it holds 3: Tensor"),
     ],
 )
 def test_other_contents_are_named(content, message, tmp_path):

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 
 WEIGHTS = "{label}_net_{network}.pth"
@@ -46,12 +47,14 @@ def complete_checkpoint(run_dir: Path, label: str) -> dict[str, Path]:
 
 
 def read_tensors(path: Path) -> dict[str, Any]:
-    """The dict in a file of plain tensors and values; nothing in it is executed.
+    """The dict in a file of plain tensors and values, PyTorch's or safetensors; nothing in it is executed.
 
     Raises:
         ValueError: the file is missing, damaged, or holds anything else.
     """
     try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise ValueError(f"{path}: there is no such file") from error

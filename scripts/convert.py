@@ -1,0 +1,55 @@
+"""Extract a network from a file of weights, as plain weights: python -m scripts.convert old.ckpt new.safetensors."""
+
+import argparse
+import sys
+from pathlib import Path
+
+import safetensors.torch
+import torch
+
+from models.networks.infer import as_text, infer_network
+from models.weights import read_weights
+from util.command import run_command
+from util.files import atomic
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+SUFFIXES = (".pth", ".safetensors")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Read, convert and write the weights. Returns the exit status."""
+    args = parse(argv)
+    weights = read_weights(args.source, network=args.network)
+    if args.dtype:
+        dtype = DTYPES[args.dtype]
+        weights = {key: weight.to(dtype) if weight.is_floating_point() else weight for key, weight in weights.items()}
+    weights = {key: weight.contiguous() for key, weight in weights.items()}
+    with atomic(args.target) as path:
+        if args.target.suffix == ".safetensors":
+            safetensors.torch.save_file(weights, path)
+        else:
+            torch.save(weights, path)
+    found = as_text(infer_network(weights)) or "of no network that this project has"
+    print(f"{args.target}: {len(weights)} tensors, {args.target.stat().st_size / 1e6:.1f} MB; {found}")
+    return 0
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="scripts.convert", description=__doc__, allow_abbrev=False)
+    add = parser.add_argument
+    add("source", type=Path, metavar="IN", help="a file of PyTorch or safetensors; no code in it is executed")
+    add("target", type=Path, metavar="OUT", help=f"file to write: {' or '.join(SUFFIXES)}")
+    add("--network", default="", metavar="NAME", help="the network to take from a file with several, such as netG")
+    add("--dtype", choices=DTYPES, help="of the weights (default: as they are)")
+    add("--verbose", action="store_true", help="print tracebacks of errors")
+    args = parser.parse_args(argv)
+    if args.target.suffix not in SUFFIXES:
+        parser.error(f"{args.target}: the name of the file to write ends in {' or '.join(SUFFIXES)}")
+    if not args.target.parent.is_dir():
+        parser.error(f"{args.target.parent}: there is no such folder")
+    return args
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, arguments=()))
