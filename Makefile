@@ -56,16 +56,16 @@ $(VENV)/installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed: make PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
 	$(python) -m pip install $(setuptools)
-	$(python) $(install) ".[fast,formats]"
+	$(python) $(install) ".[fast,formats,metrics]"
 	@touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
-	$(python) $(install) ".[dev,fast,formats]"
+	$(python) $(install) ".[dev,fast,formats,metrics]"
 	@touch $@
 
 # Without the optional libraries, whose wheels are built for newer versions of PyTorch.
 $(VENV_OLDEST)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV_OLDEST)
 	$(VENV_OLDEST)/bin/python -m pip install $(setuptools)
-	$(VENV_OLDEST)/bin/python $(install) ".[dev]" torch==2.6.0 torchvision==0.21.0
+	$(VENV_OLDEST)/bin/python $(install) ".[dev,metrics]" torch==2.6.0 torchvision==0.21.0
 	@touch $@
