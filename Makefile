@@ -26,7 +26,7 @@ help:
 
 demo chart emoji: $(VENV)/installed
 	$(python) train.py @recipes/$@.txt
-	$(python) test.py --name $@
+	$(python) test.py --name $@ --metrics kid,l1,ssim,content
 
 faces faces_hour: $(VENV)/installed
 	$(python) train.py @recipes/$@.txt

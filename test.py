@@ -4,9 +4,8 @@ import contextlib
 import dataclasses
 import itertools
 import logging
-import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -15,6 +14,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from data import EpochLoader, create_dataset
+from data.image_folder import common_folder, relative_name
 from display.attention_maps import AttentionMap, Watch
 from display.create import check_packages, create_wandb
 from display.pages.results import ResultsPage
@@ -23,6 +23,8 @@ from models.base_model import BaseModel
 from models.networks.attention import attention_blocks
 from models.weights import find_weights, load_weights
 from options.base_options import Options
+from training.evaluation import Measurement, create_measurement
+from training.meter import in_words
 from training.metrics import mean_absolute_error, psnr, ssim
 from util import distributed
 from util.command import configure_logging, run_command, writing
@@ -68,6 +70,9 @@ def main(argv: list[str] | None = None) -> int:
     for name, path in files.items():
         log.info("%s is %s", name, path)
     add_discriminators(trained, model, sizes)
+    measurement = None
+    if opt.metrics:
+        measurement = create_measurement(opt, loader.dataset, device)
 
     folder = Path(opt.results_dir) / opt.name / f"{opt.phase}_{trained.label}"
     with writing("--results_dir", folder):
@@ -76,12 +81,13 @@ def main(argv: list[str] | None = None) -> int:
     with writing(flag, options):
         opt.save(options)
     with writing("--results_dir", folder):
-        return save_results(opt, model, loader, files, folder, threads)
+        return save_results(opt, model, loader, files, folder, threads, measurement)
 
 
 def save_results(
-    opt: Options, model: BaseModel, loader: EpochLoader, files: dict[str, Path], folder: Path, threads: ThreadChooser
-) -> int:
+    opt: Options, model: BaseModel, loader: EpochLoader, files: dict[str, Path], folder: Path, threads: ThreadChooser,
+    measurement: Measurement | None,
+) -> int:  # fmt: skip
     """Translate every image into `folder`. Returns the exit status."""
     a, b = ("B", "A") if opt.direction == "BtoA" else ("A", "B")
     notes = {"run": opt.name, "model": opt.model, "weights": ", ".join(path.name for path in files.values())}
@@ -92,14 +98,22 @@ def save_results(
     count = int(min(opt.num_test, total))
     for caption, figure in model.overview(loader.dataset).items():
         page.add_overview(caption, figure)
+    translations = translate(model, loader, threads, precision=opt.precision)
+    if measurement:
+        translations = measured(translations, measurement)
     results = tqdm(
-        itertools.islice(translate(model, loader, threads, precision=opt.precision), count),
+        itertools.islice(translations, count),
         total=count,
         unit="image",
         disable=None,
     )
     with create_sink(opt, folder) as log_result:
         add_results(page, results, aspect_ratio=opt.aspect_ratio, log_result=log_result)
+    if measurement:
+        figures = measurement.figures([measurement.part()])
+        note = f"{in_words(figures)}; {measurement.describe()}"
+        page.notes["metrics"] = note
+        log.info("%s", note)
     page.save()
     limited = f", limited by --num_test {count}" if count < total else ""
     log.info("%d of %d images made%s. Open %s", count, total, limited, folder / "index.html")
@@ -141,6 +155,13 @@ def scores(result: Translation) -> dict[str, float]:
     return {}
 
 
+def measured(translations: Iterable[Translation], measurement: Measurement) -> Iterator[Translation]:
+    """Pass on the translations, in the order of the dataset, and measure them."""
+    for index, translation in enumerate(translations):
+        measurement.add({label: image[None] for label, image in translation.images.items()}, [index])
+        yield translation
+
+
 def add_discriminators(trained: Trained, model: BaseModel, sizes: set[tuple[int, int]]) -> None:
     """Give the model its discriminators, whose attention the page shows, if they have any and their files are there.
 
@@ -168,7 +189,7 @@ def translate(
 ) -> Iterator[Translation]:
     """Run the model over the data, one result an image."""
     dataset = loader.dataset
-    root_A, root_B = (common_folder(paths) if paths else Path() for paths in (dataset.A_paths, dataset.B_paths))
+    root_A, root_B = (common_folder(paths) for paths in (dataset.A_paths, dataset.B_paths))
     for batch in loader:
         watch = Watch(model.attention_views())
         with threads.timed(batch), torch.no_grad(), autocast(model.device, precision), watch:
@@ -183,16 +204,6 @@ def translate(
                 attention=[block[i] for block in attention],
                 paired="B_paths" in batch and relative_name(batch["B_paths"][i], root_B) == name,
             )
-
-
-def common_folder(paths: Sequence[Path]) -> Path:
-    """The innermost folder that holds all files."""
-    return Path(os.path.commonpath([path.parent for path in paths]))
-
-
-def relative_name(path: str, root: Path) -> str:
-    """The name of a file below `root`, without suffix."""
-    return str(Path(path).relative_to(root).with_suffix(""))
 
 
 def stretch(image: Tensor, aspect_ratio: float) -> Tensor:

@@ -25,11 +25,12 @@ from options.train_options import TrainOptions, nothing_left, run_flags
 from training.checkpoints import keep_as_old, removed_if_unused, run_lock
 from training.compiling import compile_networks
 from training.dry_run import dry_run
+from training.evaluation import Evaluator, create_evaluator
 from training.finite import LossGuard, NotFiniteError
 from training.optimization import Optimization, create_optimization
 from training.resume import Position, parse_options, resume, resume_command, roll_back, save_run, saved_state
 from util import distributed
-from util.checkpoint_files import OLD, checkpoint_label
+from util.checkpoint_files import BEST, OLD, checkpoint_label
 from util.command import configure_logging, run_command, writing
 from util.device import keep_freed_memory, select_device, use_tf32
 from util.signals import stop_requests
@@ -78,6 +79,7 @@ class Run:
     model: BaseModel
     optimization: Optimization
     threads: ThreadChooser
+    evaluator: Evaluator | None
 
 
 def start(opt: Options, run_dir: Path, state: dict[str, Any] | None, locks: ExitStack) -> int:
@@ -102,8 +104,11 @@ def start(opt: Options, run_dir: Path, state: dict[str, Any] | None, locks: Exit
         log.info("%s", nothing_left(opt, done))
         distributed.shutdown()
         return 0
+    evaluator = create_evaluator(opt, model)
     if state:
         threads.load_state_dict(state.get("threads", {}))
+        if evaluator and state.get("best"):
+            evaluator.load_state_dict(state["best"])
     distributed.broadcast(model)
     if epoch_size < (most := distributed.all_reduce_max(epoch_size)):
         raise ValueError(f"--dataroot {opt.dataroot}: {epoch_size} images here, but {most} on another machine")
@@ -119,7 +124,7 @@ def start(opt: Options, run_dir: Path, state: dict[str, Any] | None, locks: Exit
         if opt.compile:
             steps = (opt.n_epochs + opt.n_epochs_decay) * math.ceil(epoch_size / loader.sampler.step_size(0))
             log.info("%s", compile_networks(model, steps=steps, sizes=sizes, batch_size=opt.batch_size))
-        status = train_until_done(Run(opt, run_dir, loader, model, optimization, threads), position)
+        status = train_until_done(Run(opt, run_dir, loader, model, optimization, threads, evaluator), position)
     distributed.shutdown()
     return status
 
@@ -156,6 +161,7 @@ def train(run: Run, position: Position, *, deadline: float) -> int:
         NotFiniteError: a loss is NaN or infinite; the last checkpoint is from before.
     """
     opt, run_dir, loader, model, optimization = run.opt, run.run_dir, run.loader, run.model, run.optimization
+    evaluator = run.evaluator
     epochs, epoch_size, started = opt.n_epochs + opt.n_epochs_decay, len(loader.dataset), time.monotonic()
     guard, before = LossGuard(), position.seconds
     limit = 60 * opt.train_minutes or math.inf
@@ -172,7 +178,7 @@ def train(run: Run, position: Position, *, deadline: float) -> int:
         guard.settle()
         save_run(
             model, optimization, position, opt.portable(), run_dir, label, epoch_size=epoch_size,
-            threads=run.threads.state_dict(),
+            threads=run.threads.state_dict(), best=evaluator.state_dict() if evaluator else None,
         )  # fmt: skip
 
     save("latest")  # so the run can be resumed from its first step, and the disk has room
@@ -204,6 +210,14 @@ def train(run: Run, position: Position, *, deadline: float) -> int:
                 if at.crossed(opt.print_freq):
                     losses = distributed.average(losses, share)
                 display.update(at, losses, partial(model.preview, images), optimization.learning_rates)
+                ended = (at.epoch_ended and running == epochs) or position.seconds >= limit
+                if evaluator and (at.crossed(opt.metrics_freq) or ended):
+                    values = evaluator.evaluate(model, images=at.images)
+                    display.show_metrics(
+                        at, values, note=evaluator.describe(), best=evaluator.best.figure, is_best=evaluator.is_best
+                    )
+                    if evaluator.is_best:
+                        save(BEST)
                 due = at.crossed(opt.save_latest_freq)
                 if at.epoch_ended:
                     optimization.end_epoch()
@@ -214,10 +228,9 @@ def train(run: Run, position: Position, *, deadline: float) -> int:
                 if opt.save_by_iter and at.crossed(opt.save_latest_freq):
                     save(f"iter_{at.images}")
                 stop = distributed.all_reduce_max(bool(signals or time.monotonic() > deadline))
-                finished = position.epoch > epochs or position.seconds >= limit
-                if due or stop or finished:
+                if due or stop or ended:
                     save("latest")
-                if finished:
+                if ended:
                     break
                 if stop:
                     display.close("stopped")
@@ -227,7 +240,7 @@ def train(run: Run, position: Position, *, deadline: float) -> int:
                     )  # fmt: skip
                     return 128 + signals[0] if signals else 0
                 waiting_since = time.perf_counter()
-            if finished:
+            if ended:
                 break
     display.close("finished")
     length = f"all {epochs} epochs are" if position.epoch > epochs else f"all {opt.train_minutes:g} minutes are"

@@ -4,7 +4,7 @@ import difflib
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +129,16 @@ def missing_folder(
         tree(nearest_folder(dataroot)),
     ]
     return DataError("\n".join([*lines, *([hint] if hint else [])]), remedy=remedy)
+
+
+def common_folder(paths: Sequence[Path]) -> Path:
+    """The innermost folder that holds all files; the current one if there are none."""
+    return Path(os.path.commonpath([path.parent for path in paths])) if paths else Path()
+
+
+def relative_name(path: str | Path, root: Path) -> str:
+    """The name of a file below `root`, without suffix."""
+    return str(Path(path).relative_to(root).with_suffix(""))
 
 
 def nearest_folder(path: Path) -> Path:

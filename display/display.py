@@ -10,7 +10,7 @@ from torch import Tensor
 
 from display.attention_maps import AttentionMap
 from display.event_log import EventLog
-from display.events import End, Event, Images, Losses, Progress, Start
+from display.events import End, Event, Images, Losses, Metrics, Progress, Start
 from display.pages.page import attention_label
 from display.sink import Sink
 from util.device import peak_memory
@@ -81,6 +81,20 @@ class Display:
             sink.step(at)
         self.last = at
 
+    def show_metrics(
+        self, at: Progress, values: Mapping[str, float], *, note: str, best: str = "", is_best: bool = False
+    ) -> None:
+        """Show figures of merit.
+
+        Args:
+            at: where training is.
+            values: name -> figure.
+            note: by which features and on what they were measured.
+            best: name of the figure by which the best checkpoint is kept; empty for none.
+            is_best: this is the best one so far.
+        """
+        self._show(Metrics.at(at, values=dict(values), note=note, best=best, is_best=is_best))
+
     def close(self, reason: str) -> None:
         """Close the sinks. `reason` is finished, stopped or failed."""
         self._show(End.at(self.last, reason=reason))
@@ -112,6 +126,9 @@ class NoDisplay(Display):
         pass
 
     def update(self, *args: Any, **keywords: Any) -> None:
+        """Do nothing."""
+
+    def show_metrics(self, *args: Any, **keywords: Any) -> None:
         """Do nothing."""
 
     def close(self, reason: str) -> None:

@@ -71,6 +71,16 @@ class Losses(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Metrics(Event):
+    """Figures of --metrics were measured. Non-finite ones become NaN."""
+
+    values: dict[str, float]
+    note: str  # by which features and on what
+    best: str = ""  # figure by which the best checkpoint is kept
+    is_best: bool = False  # this one is
+
+
+@dataclass(frozen=True, kw_only=True)
 class Images(Event):
     """Images were written."""
 
@@ -85,7 +95,9 @@ class End(Event):
     reason: str  # finished, stopped or failed
 
 
-KINDS: dict[str, type[Event]] = {"start": Start, "losses": Losses, "images": Images, "end": End}
+KINDS: dict[str, type[Event]] = {
+    "start": Start, "losses": Losses, "metrics": Metrics, "images": Images, "end": End,
+}  # fmt: skip
 NAMES = {kind: name for name, kind in KINDS.items()}
 
 
@@ -110,7 +122,7 @@ def from_json(line: str | bytes) -> Event:
         event = KINDS[content.pop("kind")](**content)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"no event: {line[:80]!r} ({error})") from error
-    if isinstance(event, Losses):
+    if isinstance(event, Losses | Metrics):
         event.values.update({name: math.nan for name, value in event.values.items() if value is None})
     return event
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from display.events import End, Event, Images, Losses, Progress, Start
+from display.events import End, Event, Images, Losses, Metrics, Progress, Start
 
 
 class Sink:
@@ -31,6 +31,8 @@ class Sink:
                     self.start(event)
                 case Losses():
                     self.losses(event)
+                case Metrics():
+                    self.metrics(event)
                 case Images() if self.wants_images(event):
                     self.images(event)
                 case End():
@@ -41,6 +43,9 @@ class Sink:
 
     def losses(self, event: Losses) -> None:
         """Show values."""
+
+    def metrics(self, event: Metrics) -> None:
+        """Show figures of merit."""
 
     def images(self, event: Images) -> None:
         """Show images."""

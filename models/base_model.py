@@ -136,6 +136,17 @@ class BaseModel(nn.Module):
         """
         return images
 
+    def measured(self, batch: dict, *, cycle: bool) -> Images:
+        """Images (B, C, H, W) in [-1, 1] for metrics: fake_B, and real_A, real_B, rec_A if the model has them.
+
+        The networks are in eval mode, and no gradients are recorded.
+
+        Args:
+            batch: of the data loader, and under "index" the numbers of its samples.
+            cycle: whether rec_A is asked for.
+        """
+        return self(batch)
+
     def overview(self, dataset: BaseDataset) -> Images:
         """Figures of a whole dataset for the top of the results page: caption -> (C, H, W) in [-1, 1]."""
         return {}

@@ -92,6 +92,12 @@ class CycleGANModel(BaseModel):
             "real_B": real_B, "fake_A": fake_A, "rec_B": self.netG_A(fake_A),
         }  # fmt: skip
 
+    def measured(self, batch: dict, *, cycle: bool) -> Images:
+        """See BaseModel: one direction only, which takes a quarter of the time of `forward`."""
+        real_A, real_B = self.inputs(batch, "A", "B")
+        images = {"real_A": real_A, "fake_B": self.netG_A(real_A), "real_B": real_B}
+        return images | ({"rec_A": self.netG_B(images["fake_B"])} if cycle else {})
+
     def step(self, batch: dict) -> tuple[Losses, Images]:
         """Update the generators, then the discriminators on fake images from the pools; see BaseModel."""
         real_A, real_B = self.inputs(batch, "A", "B")

@@ -95,6 +95,13 @@ class SAGANModel(BaseModel):
         (z,) = self.inputs(batch, "z")
         return {"sample": self.netG(z)}
 
+    def measured(self, batch: dict, *, cycle: bool) -> Images:
+        """See BaseModel: the samples that test.py makes of the seeds "index", and real images."""
+        (real,) = self.inputs(batch, "A")
+        seeded = [torch.Generator().manual_seed(seed) for seed in batch["index"]]
+        z = torch.stack([torch.randn(self.netG.z_dim, generator=generator) for generator in seeded])
+        return {"fake_B": self.netG(z.to(self.device)), "real_B": real}
+
     def step(self, batch: dict) -> tuple[Losses, Images]:
         """Update the discriminator d_steps times on the same real images, then the generator, always with new noise."""
         (real,) = self.inputs(batch, "A")

@@ -14,9 +14,11 @@ from options.choices import (
     DEVICES,
     DIRECTIONS,
     DISCRIMINATORS,
+    FEATURES,
     GENERATORS,
     IMAGE_DISCRIMINATORS,
     INIT_TYPES,
+    METRICS,
     NOISE_GENERATORS,
     NORMS,
     PREPROCESS,
@@ -101,6 +103,14 @@ class Options:
             and (flag in self._given or flag == "dataroot" or self._defaults[flag] is not None)
         }
 
+    def replaced(self, **values: Any) -> "Options":
+        """A copy with other values of some flags."""
+        assert values.keys() <= self._values.keys()
+        given, inherited = (dict.fromkeys(flags) for flags in (self._given, self._inherited))
+        return Options(
+            self._values | values, given=given, inherited=inherited, defaults=self._defaults, name=self._name
+        )
+
     def save(self, run_dir: Path) -> None:
         """Write train_opt.txt (upstream's layout) and train_opt.json, or test_opt, into the folder `run_dir`."""
         # 1e999 is how JSON can say infinity; Python's own `Infinity` is not JSON.
@@ -147,6 +157,7 @@ class BaseOptions:
         add_run_flags(parser)
         add_data_flags(parser)
         add_network_flags(parser)
+        add_metric_flags(parser)
 
     def parse(self, argv: Sequence[str] | None = None, saved: Mapping[str, object] = MappingProxyType({})) -> Options:
         """Parse the command line (`argv`, or the process's own). A mistake ends the process with status 2.
@@ -235,10 +246,8 @@ def add_run_flags(parser: ArgumentParser) -> None:
     models = f"models/MODEL_model.py: {', '.join(choices('models'))}"
     add("--model", type=values.class_name("models"), default="cycle_gan", help=models)
     add("--checkpoints_dir", default="./checkpoints", help="folder of all runs; weights go to CHECKPOINTS_DIR/NAME")
-    epoch = (
-        "checkpoint to load, for testing and with --continue_train: latest, the number of an epoch, or old, the last "
-    )
-    epoch += "checkpoint of a run that a new one of the same name has replaced"
+    epoch = "checkpoint to load, for testing and with --continue_train: latest, the number of an epoch, best (see "
+    epoch += "--best), or old, the last checkpoint of a run that a new one of the same name has replaced"
     add("--epoch", type=values.plain_name, default="latest", help=epoch)
     images = "load the checkpoint that --save_by_iter kept after so many images; 0 = use --epoch"
     add("--load_iter", type=values.non_negative_int, default=0, help=images)
@@ -319,3 +328,17 @@ def add_network_flags(parser: ArgumentParser) -> None:
     add("--spectral_norm_D", action=switch, default=False, help="spectral normalization in D")
     add("--init_type", default="normal", choices=INIT_TYPES, help="initial weights")
     add("--init_gain", type=values.positive_float, default=0.02, help="scale of initial weights; not used by kaiming")
+
+
+def add_metric_flags(parser: ArgumentParser) -> None:
+    """What is measured, in training and in testing; docs/metrics.md says what each figure tells."""
+    add = parser.add_argument_group("metrics").add_argument
+    text = f"what to measure on held-out images, separated by commas: {', '.join(METRICS)}; default: nothing"
+    add("--metrics", type=values.metrics, default=[], help=text)
+    text = "EfficientNet-Lite0 or Lite2: the features that kid, fid and precision_recall compare"
+    add("--metrics_features", default="lite0", choices=FEATURES, help=text)
+    text = "Inception weights for these metrics instead, as published: the file of torch-fidelity"
+    add("--metrics_weights", default="", help=text)
+    text = "classes of pixels that content compares, such as 'sea: A(B - G > 15, B > 150); B(B > R - 20)'; default: "
+    text += "edges and gray values"
+    add("--content", nargs="+", type=values.rule, default=[], metavar="RULE", help=text)

@@ -17,3 +17,6 @@ RESAMPLINGS = ("deconv", "nearest", "blur")
 INIT_TYPES = ("normal", "xavier", "kaiming", "orthogonal")
 
 LR_POLICIES = ("linear", "step", "plateau", "cosine")
+
+METRICS = ("kid", "fid", "precision_recall", "l1", "psnr", "ssim", "cycle", "content")
+FEATURES = ("lite0", "lite2")

@@ -24,7 +24,7 @@ class TestOptions(BaseOptions):
             "name", "suffix", "checkpoints_dir", "epoch", "load_iter", "seed", "device", "gpu_ids", "display_winsize",
             "verbose", "use_wandb", "wandb_project_name", "no_flip", "serial_batches", "max_dataset_size",
             "batch_size", "num_threads", "phase", "skip_bad_images", "results_dir", "precision",
-            "cpu_threads",
+            "cpu_threads", "metrics",
         )
     )  # fmt: skip
 

@@ -32,7 +32,8 @@ class TrainOptions(BaseOptions):
             "save_epoch_freq", "save_by_iter", "print_freq", "update_html_freq", "no_html", "display_freq",
             "display_id", "display_ncols", "display_server", "display_port", "display_env",
             "display_winsize", "use_tensorboard", "use_wandb", "wandb_project_name", "verbose",
-            "num_threads", "checkpoint_blocks", "device", "gpu_ids", "skip_bad_images", "cpu_threads",
+            "num_threads", "checkpoint_blocks", "device", "gpu_ids", "skip_bad_images", "cpu_threads", "metrics",
+            "metrics_freq", "metrics_images", "metrics_features", "metrics_weights", "content", "best",
         )
     )  # fmt: skip
 
@@ -44,6 +45,7 @@ class TrainOptions(BaseOptions):
         add_rate_flags(parser)
         add_saving_flags(parser)
         add_display_flags(parser)
+        add_evaluation_flags(parser)
 
     def complete(self, flags: dict[str, Any], given: Mapping[str, Any], parser: ArgumentParser) -> None:
         """Fill in the learning rates; refuse flags that contradict each other or have no effect."""
@@ -61,6 +63,8 @@ class TrainOptions(BaseOptions):
             parser.error("--override needs --continue_train: it allows a resumed run to change its flags")
         if flags["save_by_iter"] and not flags["save_latest_freq"]:
             parser.error("--save_by_iter keeps the checkpoints of --save_latest_freq, which is 0: there are none")
+        if flags["best"] and not flags["metrics"]:
+            parser.error(f"--best {flags['best']} needs the metric: add --metrics")
         epochs = flags["n_epochs"] + flags["n_epochs_decay"]
         if flags["epoch_count"] > epochs:
             parser.error(
@@ -211,6 +215,17 @@ def add_display_flags(parser: ArgumentParser) -> None:
     add("--display_port", type=values.port, default=8097, help="port of the visdom server")
     add("--display_env", default="main", help="environment in visdom")
     add("--use_tensorboard", action="store_true", help="write to CKPT/NAME/tensorboard (pip install tensorboard)")
+
+
+def add_evaluation_flags(parser: ArgumentParser) -> None:
+    """When --metrics are computed, on what, and which checkpoint they keep."""
+    add = parser.add_argument_group("metrics in training").add_argument
+    text = "images between two evaluations of --metrics, and one at the end; 0 = at the end only"
+    add("--metrics_freq", type=values.non_negative_int, default=5000, help=text)
+    text = "held-out images to measure, of the folders valA and valB or, without them, testA and testB"
+    add("--metrics_images", type=values.positive_int, default=500, help=text)
+    text = "figure of --metrics, such as kid, by which the best checkpoint is kept, for --epoch best; default: none is"
+    add("--best", default="", metavar="FIGURE", help=text)
 
 
 def nothing_left(opt: Options, done: int) -> str:

@@ -7,7 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from options.choices import METRICS
 from util.registry import choices, suggestion
+from util.rules import parse_rule
 
 T = TypeVar("T")
 
@@ -55,6 +57,24 @@ def seeds(text: str) -> list[int]:
             raise ArgumentTypeError(f"{part!r} is too many: at most {MAX_SEEDS:,} seeds make images at a time")
         numbers += range(low, high + 1)
     return numbers
+
+
+def metrics(text: str) -> list[str]:
+    """Names of METRICS, separated by commas, each once."""
+    names = list(dict.fromkeys(filter(None, (name.strip() for name in text.split(",")))))
+    for name in names:
+        if name not in METRICS:
+            raise ArgumentTypeError(f"there is no metric {name!r}: {suggestion(name, list(METRICS))}")
+    return names
+
+
+def rule(text: str) -> str:
+    """A rule as in util/rules.py, unchanged."""
+    try:
+        parse_rule(text)
+    except ValueError as error:
+        raise ArgumentTypeError(str(error)) from None
+    return text
 
 
 def is_plain_name(text: str) -> bool:

@@ -33,6 +33,12 @@ torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # of the scripts that tests start
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keep features of real images out of the user's cache."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
 def draw_shapes(seed: str, size: tuple[int, int] = (40, 36)) -> Image.Image:
     """A color image of a few random shapes, always the same for the same seed."""
     rng = random.Random(seed)

@@ -19,6 +19,7 @@ from models.networks import (
     resample,
 )
 from options import choices
+from training.features import EXTRACTORS
 from training.schedules import make_scheduler
 from util.device import PRECISIONS
 
@@ -93,6 +94,7 @@ assert not [function for function in registered if function.__module__.split("."
         (choices.NORMS, layers.NORMS),
         (choices.RESAMPLINGS, resample.RESAMPLINGS),
         (choices.PRECISIONS, PRECISIONS),
+        (choices.FEATURES, EXTRACTORS),
     ],
 )
 def test_choices_are_those_of_the_registry(names, registry):

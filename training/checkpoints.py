@@ -14,6 +14,7 @@ from torch import nn
 
 from training.finite import NotFiniteError
 from util.checkpoint_files import (
+    BEST,
     OLD,
     STATE,
     WEIGHTS,
@@ -134,12 +135,17 @@ def replaced_checkpoint(run_dir: Path) -> dict[str, Path]:
 
 
 def keep_as_old(run_dir: Path) -> None:
-    """Keep the `replaced_checkpoint` in `run_dir` under the label `old`, before a new run overwrites it."""
+    """Keep the `replaced_checkpoint` in `run_dir` under the label `old`, before a new run overwrites it.
+
+    Its best checkpoint gets the label `old_best`.
+    """
     if files := replaced_checkpoint(run_dir):
         for path in run_dir.glob(f"{OLD}_*.pth*"):
             path.unlink()
         for name, path in files.items():  # the state comes last
             _link(path, run_dir / f"{OLD}{name.removeprefix('latest')}")
+    for path in run_dir.glob(f"{BEST}_*.pth*"):  # the new run has no best checkpoint yet
+        path.replace(path.with_name(f"{OLD}_{path.name}"))
 
 
 def _link(path: Path, to: Path) -> None:

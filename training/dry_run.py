@@ -22,6 +22,7 @@ from models import create_model
 from models.base_model import BaseModel
 from options.base_options import Options
 from options.train_options import nothing_left
+from training.evaluation import create_evaluator
 from training.optimization import Optimization, create_optimization
 from training.resume import Position
 from util import distributed
@@ -178,6 +179,8 @@ def measure(opt: Options, loader: EpochLoader, resume: Resume) -> tuple[BaseMode
     if epochs < 1 or 0 < 60 * opt.train_minutes <= start.seconds:
         remedy = {"n_epochs": start.epoch - opt.n_epochs_decay} if epochs < 1 else {"train_minutes": 0}
         raise RemediedError(nothing_left(opt, start.epoch - 1), remedy=remedy)
+    if evaluator := create_evaluator(opt, model):
+        report(f"Metrics are measured on {evaluator.describe()}.")
     loader.sampler.set_epoch(start.epoch, skip=start.epoch_images)
     batch = next(iter(loader))
     try:

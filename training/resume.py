@@ -94,16 +94,22 @@ def save_run(
     *,
     epoch_size: int,
     threads: dict[str, Any],
+    best: dict[str, Any] | None = None,
 ) -> None:
     """Save a checkpoint: weights and the state that `resume` needs. Rank 0 writes it.
 
     Args:
         epoch_size: images in an epoch.
         threads: the state of the ThreadChooser.
+        best: the state of the Evaluator, if there is one.
     """
     state = {"options": options, "model": training_state(model, optimization), "random": random_state()}
     processes = distributed.gather({"pools": state["model"]["pools"], "random": state["random"]})
-    place = {name: getattr(position, name) for name in SAVED} | {"pictures": epoch_size, "threads": threads}
+    place = {name: getattr(position, name) for name in SAVED} | {
+        "pictures": epoch_size,
+        "threads": threads,
+        "best": best,
+    }
     with all_or_none():
         if distributed.is_main():
             save_checkpoint(model, run_dir, label, place | state | {"other_processes": processes[1:]})

@@ -14,6 +14,7 @@ import torch
 
 WEIGHTS = "{label}_net_{network}.pth"
 STATE = "{label}_state.pth"
+BEST = "best"  # label of the checkpoint with the best figure so far
 OLD = "old"  # label of the last checkpoint of a run that a new run of the same name has replaced
 
 

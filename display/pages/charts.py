@@ -1,11 +1,15 @@
 """Curves as inline SVG: a small chart for each family of values."""
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 from dominate import svg
 from dominate import tags as h
+
+from training.meter import figure
 
 WIDTH, HEIGHT = 400, 120  # viewBox of a chart, which is stretched to its place
 BUCKETS = 200  # maximum number of points of a curve
@@ -14,39 +18,64 @@ COLORS = 5  # in page.css
 Curve = tuple[Sequence[float], Sequence[float]]
 
 
-def add_charts(curves: Mapping[str, Curve]) -> None:
+def add_charts(curves: Mapping[str, Curve], metrics: Mapping[str, Curve] = MappingProxyType({})) -> None:
     """Add a chart per family of curves, x -> y, on the same x axis from 0. Call it inside a dominate tag.
 
     Curves whose names are the same up to the first underscore share a chart: cycle_A and cycle_B.
+
+    Args:
+        curves: name -> curve.
+        metrics: figures of merit, shown first, with the best point of each marked.
     """
+    end = max((x[-1] for x, _ in (*curves.values(), *metrics.values())), default=0)
+    with h.section(cls="charts", aria_label="Curves", data_end=end):
+        for family in _families(metrics):
+            _add_chart(family, end, {name: best for name, curve in family.items() if (best := best_point(name, curve))})
+        for family in _families(curves):
+            _add_chart(family, end, {})
+
+
+def _families(curves: Mapping[str, Curve]) -> list[dict[str, Curve]]:
     families: dict[str, dict[str, Curve]] = defaultdict(dict)
     for name, curve in curves.items():
         families[name.partition("_")[0]][name] = curve
-    end = max((x[-1] for x, _ in curves.values()), default=0)
-    with h.section(cls="charts", aria_label="Curves", data_end=end):
-        for family in families.values():
-            _add_chart(family, end)
+    return list(families.values())
 
 
-def _add_chart(family: Mapping[str, Curve], end: float) -> None:
+def best_point(name: str, curve: Curve) -> tuple[float, float] | None:
+    """Return the best finite point (x, y) of the figure `name`, the first of equal ones; None if there is none."""
+    points = [(x, y) for x, y in zip(*curve, strict=True) if math.isfinite(y)]
+    sign = -1 if figure(name).higher else 1
+    return min(points, key=lambda point: sign * point[1], default=None)
+
+
+def _add_chart(family: Mapping[str, Curve], end: float, best: Mapping[str, tuple[float, float]]) -> None:
+    """Add a chart; `best` holds the points (x, y) to mark, by the names of their curves, which are figures of merit."""
     summaries = {name: summarize(*curve, end) for name, curve in family.items()}
     low, high = limits(list(summaries.values()))
+    titles = {name: figure(name).title if name in best else name for name in family}
     with h.figure(cls="chart"):
         with h.figcaption():
             for number, (name, (_, values)) in enumerate(family.items()):
-                h.span(h.b(name), f" {values[-1]:.4g}", cls=f"curve{number % COLORS}")
+                label = h.span(h.b(titles[name]), f" {values[-1]:.4g}", cls=f"curve{number % COLORS}")
+                if name in best:
+                    label.add(h.span(f", best {best[name][1]:.4g} at {best[name][0]:,.0f} images", cls="best"))
         with h.div(cls="plot"):
             h.span(f"{high:.3g}", cls="high")
             h.span(f"{low:.3g}", cls="low")
-            ends = ", ".join(f"{name} {values[-1]:.4g}" for name, (_, values) in family.items())
+            ends = ", ".join(f"{titles[name]} {values[-1]:.4g}" for name, (_, values) in family.items())
             plot = svg.svg(viewBox=f"0 0 {WIDTH} {HEIGHT}", preserveAspectRatio="none", role="img", aria_label=ends)
-            for number, (x, mean, minimum, maximum) in enumerate(summaries.values()):
+            for number, (name, (x, mean, minimum, maximum)) in enumerate(summaries.items()):
                 x = x / max(end, 1) * WIDTH
                 mean, minimum, maximum = (HEIGHT - (y - low) / (high - low) * HEIGHT for y in (mean, minimum, maximum))
                 band = [*zip(x, maximum, strict=True), *zip(x[::-1], minimum[::-1], strict=True)]
                 cls = f"curve{number % COLORS}"
                 plot.add(svg.polygon(points=_points(band), cls=f"band {cls}"))
                 plot.add(svg.polyline(points=_points(list(zip(x, mean, strict=True))), cls=f"line {cls}"))
+                if name in best:
+                    at = best[name][0] / max(end, 1) * WIDTH, HEIGHT - (best[name][1] - low) / (high - low) * HEIGHT
+                    # a line without length has round ends alone: a dot that stretching the chart leaves round
+                    plot.add(svg.polyline(points=_points([at, at]), cls=f"dot {cls}"))
             plot.add(svg.line(x1=WIDTH, x2=WIDTH, y1=0, y2=HEIGHT, cls="current"))
 
 

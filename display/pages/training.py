@@ -10,7 +10,7 @@ from dominate import tags as h
 from PIL import Image
 from tqdm import tqdm
 
-from display.events import End, Event, Images, Start
+from display.events import End, Event, Images, Metrics, Start
 from display.history import History
 from display.pages.charts import add_charts
 from display.pages.page import (
@@ -64,15 +64,19 @@ class PageSink(Sink):
         self.history = History(folder.parent / "events.jsonl")
 
     def show(self, events: Sequence[Event]) -> None:
-        """Write the page once for all images."""
-        starts, images = ([event for event in events if isinstance(event, kind)] for kind in (Start, Images))
-        super().show([*starts[-1:], *images[-1:], *(event for event in events[-1:] if isinstance(event, End))])
+        """Write the page once for all images and metrics."""
+        starts, news = ([event for event in events if isinstance(event, kind)] for kind in (Start, Images | Metrics))
+        super().show([*starts[-1:], *news[-1:], *(event for event in events[-1:] if isinstance(event, End))])
 
     def start(self, event: Start) -> None:
         """Keep the options to list them."""
         self.options = event.options
 
     def images(self, event: Images) -> None:
+        """Write the page."""
+        self.write(event, running=True)
+
+    def metrics(self, event: Metrics) -> None:
         """Write the page."""
         self.write(event, running=True)
 
@@ -100,8 +104,8 @@ class PageSink(Sink):
             add_header(f"{self.name} · training", f"epoch {min(at.epoch, at.epochs)} of {at.epochs}")
             h.progress(value=f"{at.done:.4f}", max=1, aria_label=f"{at.done:.0%} done")
             add_notes(self._notes(at, running=running))
-            if self.history.curves:
-                add_charts(self.history.curves)
+            if self.history.curves or self.history.metrics:
+                add_charts(self.history.curves, self.history.metrics)
             _add_timeline(len(cards))
             add_cards(cards[-1:], size=self.size, small=small)
             for kind in kinds:
@@ -120,6 +124,8 @@ class PageSink(Sink):
         for name, text in (("images_per_second", "{:.3g}"), ("peak_memory_mb", "{:,.0f} MB")):
             if name in self.history.curves:
                 notes[name.removesuffix("_mb").replace("_", " ")] = text.format(self.history.curves[name][1][-1])
+        if self.history.note:
+            notes["metrics"] = self.history.note
         return notes | {"updated" if running else "ended": time.strftime("%Y-%m-%d %H:%M")}
 
     def _cards(self) -> list[Card]:

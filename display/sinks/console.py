@@ -5,9 +5,10 @@ import time
 
 from tqdm import tqdm
 
-from display.events import Losses, Progress, charts
+from display.events import Losses, Metrics, Progress, charts
 from display.sink import Sink
 from display.sinks.loss_log import loss_line
+from training.meter import in_words
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +46,12 @@ class ConsoleSink(Sink):
         log.info("%s", loss_line(event))
         names = charts(event.values).get("losses", [])
         self.last_losses = " ".join(f"{name} {event.values[name]:.2f}" for name in names)
+
+    def metrics(self, event: Metrics) -> None:
+        """Log a line."""
+        best = f"; the best {event.best} so far is kept as --epoch best" if event.is_best else ""
+        position = f"(epoch: {event.epoch}, iters: {event.epoch_images})"
+        log.info("%s %s; %s%s", position, in_words(event.values), event.note, best)
 
     def close(self) -> None:
         """Close the bar."""

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
-from display.events import Images, Losses, charts
+from display.events import Images, Losses, Metrics, charts
 from display.sink import Sink
 
 
@@ -28,6 +28,11 @@ class TensorBoardSink(Sink):
         for chart, names in charts(event.values).items():
             for name in names:
                 self.writer.add_scalar(f"{chart}/{name}", event.values[name], event.images)
+
+    def metrics(self, event: Metrics) -> None:
+        """Write figures of merit."""
+        for name, value in event.values.items():
+            self.writer.add_scalar(f"metrics/{name}", value, event.images)
 
     def images(self, event: Images) -> None:
         """Write images."""

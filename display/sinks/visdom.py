@@ -11,7 +11,7 @@ from torchvision.utils import make_grid
 from visdom import Visdom
 
 from display.background import Stale
-from display.events import Event, Images, Losses, charts
+from display.events import Event, Images, Losses, Metrics, charts
 from display.sink import Sink
 
 TIMEOUT = 10.0  # seconds to wait for an answer
@@ -67,6 +67,9 @@ class VisdomSink(Sink):
             names = dict.fromkeys(name for event in losses for name in event.values)
             for title, curves in charts(names).items():
                 self._add(title, curves, losses)
+        if metrics := [event for event in events if isinstance(event, Metrics)]:
+            for name in dict.fromkeys(name for event in metrics for name in event.values):
+                self._add(f"metric {name}", [name], metrics)
         if updates := [event for event in events if isinstance(event, Images) and self.wants_images(event)]:
             self.images(updates[-1])
 
@@ -84,7 +87,7 @@ class VisdomSink(Sink):
                 opts = {"title": f"{title}, {label}"}
                 self.client.image(F.pil_to_tensor(image).numpy(), win=f"{self.window}_{label}", opts=opts)
 
-    def _add(self, title: str, names: list[str], events: Sequence[Losses]) -> None:
+    def _add(self, title: str, names: list[str], events: Sequence[Losses | Metrics]) -> None:
         """Append the points of `events` to the curves of a chart."""
         window = f"{self.window}_{title.split(',')[0].replace(' ', '_')}"
         known = self.curves.setdefault(title, names)

@@ -7,7 +7,7 @@ from typing import Any
 import wandb
 from torch import Tensor
 
-from display.events import Images, Losses
+from display.events import Images, Losses, Metrics
 from display.sink import Sink
 from util.images import to_image
 
@@ -35,6 +35,10 @@ class WandbSink(Sink):
     def losses(self, event: Losses) -> None:
         """Log values."""
         self.run.log({"epoch": event.epoch, **event.values}, step=event.images)
+
+    def metrics(self, event: Metrics) -> None:
+        """Log figures of merit."""
+        self.run.log({f"metrics/{name}": value for name, value in event.values.items()}, step=event.images)
 
     def images(self, event: Images) -> None:
         """Log images."""

@@ -1,0 +1,128 @@
+"""scripts.metrics on folders of images, and its agreement with torch-fidelity."""
+
+import itertools
+import shutil
+
+import pytest
+import torch
+from PIL import Image, ImageFilter
+from torch import nn
+from torch_fidelity import calculate_metrics, feature_extractor_inceptionv3
+
+from scripts.metrics import main
+from tests.conftest import draw_shapes
+from training import features
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Eight made and eight real images of the same names."""
+    for kind in ("fakes", "reals"):
+        (tmp_path / kind).mkdir()
+        for number in range(8):
+            image = draw_shapes(f"{kind}{number}")
+            image = image.filter(ImageFilter.FIND_EDGES) if kind == "fakes" else image
+            image.save(tmp_path / kind / f"{number}.png")
+    return tmp_path / "fakes", tmp_path / "reals"
+
+
+def figures(capsys, *argv) -> dict[str, float]:
+    """What the script prints: title -> value."""
+    assert main(list(map(str, argv))) == 0
+    lines = [line.partition(",")[0].rpartition(" ") for line in capsys.readouterr().out.splitlines()[1:]]
+    return {title: float(value) for title, _, value in lines}
+
+
+@pytest.fixture(scope="module")
+def inception_weights(tmp_path_factory):
+    """A file like the one that torch-fidelity publishes, with random weights."""
+    path = tmp_path_factory.mktemp("inception") / "weights.pth"
+    torch.manual_seed(0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(feature_extractor_inceptionv3, "load_state_dict_from_url", lambda *args, **keywords: {})
+        cls = feature_extractor_inceptionv3.FeatureExtractorInceptionV3
+        patch.setattr(cls, "load_state_dict", lambda *args, **keywords: None)
+        net = cls("random", ["2048"])
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight)
+    torch.save(net.state_dict(), path)
+    return path
+
+
+def test_kid_of_inception_is_that_of_torch_fidelity(folders, inception_weights, capsys):
+    """The FID of these features takes a minute; tests/test_metrics.py compares it for fewer features."""
+    for path in itertools.chain(*(sorted(folder.iterdir())[3:] for folder in folders)):
+        path.unlink()
+    theirs = calculate_metrics(
+        input1=str(folders[0]), input2=str(folders[1]), kid=True, kid_subset_size=3, kid_subsets=2, cuda=False,
+        feature_extractor_weights_path=str(inception_weights), cache=False, verbose=False, save_cpu_ram=True,
+    )["kernel_inception_distance_mean"]  # fmt: skip
+    ours = figures(capsys, *folders, "--metrics_weights", inception_weights)
+    assert ours == {"KID x1000": pytest.approx(1000 * theirs, abs=0.01)}
+    assert theirs > 1e-3
+
+
+def test_other_files_of_weights_are_refused(folders, tmp_path):
+    torch.save({"weight": torch.zeros(1)}, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match="this is not the file weights-inception"):
+        main([*map(str, folders), "--metrics_weights", str(tmp_path / "other.pth")])
+    with pytest.raises(ValueError, match="there is no such file"):
+        main([*map(str, folders), "--metrics_weights", str(tmp_path / "missing.pth")])
+
+
+def test_equal_folders_and_the_cache_of_real_features(folders, capsys, monkeypatch):
+    fakes, reals = folders
+    first = figures(capsys, reals, reals, "--metrics", "kid,fid,precision_recall")
+    assert first.pop("KID x1000") < 0, "as if two samples were more alike than any could be"
+    assert first == {"FID": pytest.approx(0, abs=0.01), "precision": 1, "recall": 1}
+    other = figures(capsys, fakes, reals)["KID x1000"]
+    assert other > 5
+
+    def refuse(*args):
+        raise AssertionError("the features are in the cache")
+
+    monkeypatch.setattr(features, "write_cache", refuse)
+    assert figures(capsys, fakes, reals)["KID x1000"] == other
+    draw_shapes("changed").save(reals / "0.png")
+    with pytest.raises(AssertionError, match="in the cache"):
+        figures(capsys, fakes, reals)
+
+
+def test_pairs_inputs_and_labels(folders, tmp_path, capsys):
+    fakes, reals = folders
+    made = tmp_path / "made"
+    made.mkdir()
+    for path in reals.glob("*.png"):
+        shutil.copy(path, made / f"{path.stem}_fake_B.png")
+        shutil.copy(fakes / path.name, made / f"{path.stem}_real_A.png")
+    flags = ["--label", "fake_B", "--paired", "--content", "blue: B > R", "--metrics", "l1,ssim,content"]
+    assert figures(capsys, made, reals, *flags) == {"L1 (0..255)": 0, "SSIM": 1, "IoU of blue": 1}
+    kept = figures(capsys, fakes, reals, "--inputs", fakes, "--metrics", "content")
+    assert kept["edge correlation"] == 1 and kept["mutual information (bits)"] > 0.5
+
+
+def test_mistakes_are_named(folders, tmp_path):
+    fakes, reals = map(str, folders)
+    with pytest.raises(SystemExit):
+        main([fakes, reals, "--metrics", "l1"])
+    (folders[1] / "3.png").unlink()
+    with pytest.raises(ValueError, match=r"reals lacks 1 of the 8 names in .*fakes, such as 3"):
+        main([fakes, reals, "--paired"])
+    Image.new("RGB", (7, 9)).save(folders[1] / "3.png")
+    with pytest.raises(ValueError, match=r"3\.png is 40x36 pixels, but its truth is 7x9"):
+        main([fakes, reals, "--paired", "--metrics", "l1"])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="empty has no images"):
+        main([str(tmp_path / "empty"), reals])
+    (tmp_path / "one").mkdir()
+    draw_shapes("one").save(tmp_path / "one" / "1.png")
+    with pytest.raises(ValueError, match="kid needs at least 2 images of each kind, not 1 made and 8 real"):
+        main([str(tmp_path / "one"), reals])
+
+
+def test_gray_deep_and_differently_large_images_are_compared(folders, capsys):
+    fakes, reals = folders
+    draw_shapes("gray", (64, 20)).convert("L").save(fakes / "0.png")
+    Image.fromarray((torch.arange(30 * 30).view(30, 30) * 70).numpy().astype("uint16")).save(fakes / "1.png")
+    assert figures(capsys, fakes, reals)["KID x1000"] > 0

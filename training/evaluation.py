@@ -1,0 +1,326 @@
+"""Measure a model on a dataset: the figures of --metrics, in training and in testing."""
+
+import itertools
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import default_collate
+
+from data.base_dataset import BaseDataset
+from data.image_folder import common_folder, relative_name
+from models.base_model import BaseModel
+from options.base_options import Options
+from training.features import cache_key, create_extractor, read_cache, write_cache
+from training.meter import OF_PAIRS, OF_SETS, Meter, Records, figure, join
+from training.metrics import check_count
+from util import distributed
+from util.registry import find_class
+from util.rules import parse_rule
+
+BATCH = 8  # images at a time, at least: on a GPU, single ones take several times longer
+PHASES = ("val", "test")  # of held-out images, best first
+# flags that decide what a real image looks like
+LOOKS = (
+    "model", "dataset_mode", "direction", "preprocess", "center_crop", "load_size", "crop_size", "value_range",
+    "input_nc", "output_nc", "seed",
+)  # fmt: skip
+
+log = logging.getLogger(__name__)
+
+
+def create_meter(opt: Options, device: torch.device) -> Meter:
+    """The meter that --metrics asks for.
+
+    Raises:
+        ValueError: a package is not installed, or a file of weights has other content.
+    """
+    rules = [parse_rule(text) for text in opt.content]
+    if opt.direction == "BtoA":
+        rules = [rule.swapped() for rule in rules]
+    sets = any(metric in OF_SETS for metric in opt.metrics)
+    extractor = create_extractor(opt.metrics_features, opt.metrics_weights, device) if sets else None
+    return Meter(opt.metrics, extractor, rules)
+
+
+class Measurement:
+    """Collects what the images of a dataset contribute, and features of its real images if none are cached.
+
+    Args:
+        meter: what is measured.
+        dataset: sample i is about the files number i of A and B, modulo their count.
+        looks: what the real images depend on beside their files.
+        count: use this many files of each domain at most.
+    """
+
+    def __init__(self, meter: Meter, dataset: BaseDataset, looks: Sequence[object], *, count: int):
+        self.meter, self.dataset = meter, dataset
+        self.made = min(len(dataset.A_paths), count)
+        self.paired = same_names(dataset)
+        paths = (dataset.B_paths or dataset.A_paths)[:count]
+        self.real_count = len(paths)
+        self.key, self.real = "", None
+        if meter.extractor is not None:
+            self.key = cache_key(meter.extractor, paths, looks)
+            self.real = read_cache(self.key)
+        self.needs_real = meter.extractor is not None and self.real is None
+        self.records: list[Records] = []
+        self.reals: list[Tensor] = []
+
+    @property
+    def indices(self) -> range:
+        """The samples to measure."""
+        return range(max(self.made, self.real_count) if self.needs_real else self.made)
+
+    def check(self) -> None:
+        """Raise ValueError if the dataset has too few images for a metric, or no pairs for one that needs them."""
+        pairs = [metric for metric in self.meter.metrics if metric in OF_PAIRS]
+        if pairs and not any(self.paired):
+            raise ValueError(
+                f"the metric {pairs[0]} compares translations with their truth, but no image in "
+                f"{common_folder(self.dataset.A_paths)} has the name of the one of the other domain: omit this metric"
+            )
+        for metric in self.meter.metrics:
+            if metric in OF_SETS:
+                check_count(metric, self.made, self.real_count)
+
+    def add(self, images: Mapping[str, Tensor], indices: Sequence[int]) -> None:
+        """Measure images (B, C, H, W) in [-1, 1] of the samples `indices`, by the labels that models give them."""
+        images = {label.removesuffix("_rgb"): batch for label, batch in images.items()}
+        new = [number for number, index in enumerate(indices) if index < self.made]
+        if new:
+            part = {label: batch[new] for label, batch in images.items()}
+            self.records.append(self.meter.measure(part, [self.paired[indices[number]] for number in new]))
+        real = [number for number, index in enumerate(indices) if index < self.real_count]
+        if real and self.needs_real:
+            self.reals.append(self.meter.features(images["real_B"][real]))
+
+    def part(self) -> tuple[Records, list[Tensor]]:
+        """What the images added so far contribute, and features of real ones."""
+        return join(self.records), self.reals
+
+    def figures(self, parts: Sequence[tuple[Records, list[Tensor]]]) -> dict[str, float]:
+        """The figures of the parts of all processes: name -> value. Features of real images go to the cache.
+
+        Raises:
+            ValueError: there are too few images.
+        """
+        if self.needs_real:
+            self.real = torch.cat([features for _, reals in parts for features in reals])
+            write_cache(self.key, self.real)
+        return self.meter.figures(join(records for records, _ in parts), self.real)
+
+    def describe(self) -> str:
+        """By which features and on what the figures are measured, in words."""
+        domains = [self.dataset.A_paths, *([self.dataset.B_paths] if self.dataset.B_paths else [])]
+        counts = dict.fromkeys(f"{number:,}" for number in (self.made, self.real_count))
+        folders = dict.fromkeys(common_folder(paths).name for paths in domains)
+        features = f"{self.meter.extractor.name}; " if self.meter.extractor else ""
+        return f"{features}{' and '.join(counts)} images of {' and '.join(folders)}"
+
+
+def same_names(dataset: BaseDataset) -> list[bool]:
+    """For each file of A, whether that of B in its sample has the same name, so that it is the truth."""
+    A, B = dataset.A_paths, dataset.B_paths
+    root_A, root_B = common_folder(A), common_folder(B)
+    return [
+        bool(B) and relative_name(path, root_A) == relative_name(B[index % len(B)], root_B)
+        for index, path in enumerate(A)
+    ]
+
+
+@dataclass
+class Best:
+    """The best figure of a run so far.
+
+    Attributes:
+        figure: its name.
+        value: NaN before the first one.
+        images: images seen.
+    """
+
+    figure: str
+    value: float = float("nan")
+    images: int = 0
+
+    def beaten_by(self, value: float) -> bool:
+        """Whether a value is better. NaN never is."""
+        return value == value and not (self.value >= value if figure(self.figure).higher else self.value <= value)
+
+
+class Evaluator:
+    """Measures a model while it trains, on held-out images. All processes share the images.
+
+    Computing the figures draws no random number and changes no network.
+
+    Args:
+        meter: what is measured.
+        dataset: of held-out images, in order, without augmentation.
+        looks: what the real images depend on beside their files.
+        count: of images, at most.
+        batch_size: images at a time, if their sizes are equal.
+        best: figure by which the best checkpoint is kept; empty for none.
+    """
+
+    def __init__(
+        self, meter: Meter, dataset: BaseDataset, looks: Sequence[object], *, count: int, batch_size: int, best: str
+    ):
+        self.meter, self.dataset, self.looks, self.count, self.batch_size = meter, dataset, looks, count, batch_size
+        self.best = Best(best)
+        self.is_best = False
+        self.describe = Measurement(meter, dataset, looks, count=count).describe
+
+    def evaluate(self, model: BaseModel, *, images: int) -> dict[str, float]:
+        """The figures of the model: name -> value; none on other ranks than 0.
+
+        It also sets `is_best`, in all processes.
+
+        Args:
+            model: in training.
+            images: seen so far in training.
+        """
+        measurement = Measurement(self.meter, self.dataset, self.looks, count=self.count)
+        measurement.needs_real = bool(distributed.all_reduce_max(measurement.needs_real))  # caches may differ
+        own = measurement.indices[distributed.rank() :: distributed.world_size()]
+        self.measure(model, measurement, own)
+        parts = distributed.gather(measurement.part())
+        values = measurement.figures(parts) if parts else {}
+        value = values.get(self.best.figure, float("nan"))
+        if better := self.best.beaten_by(value):
+            self.best = Best(self.best.figure, value, images)
+        self.is_best = bool(distributed.all_reduce_max(better))
+        return values
+
+    def check(self, model: BaseModel) -> None:
+        """Measure the first image, to find out whether the model, the images and the metrics fit each other.
+
+        Raises:
+            ValueError: they do not.
+        """
+        measurement = Measurement(self.meter, self.dataset, self.looks, count=self.count)
+        names = self.meter.names()
+        if self.best.figure and self.best.figure not in names:
+            raise ValueError(
+                f"best={self.best.figure} is not measured: choose from {', '.join(names)}, or other metrics"
+            )
+        measurement.check()
+        self.measure(model, measurement, range(1))
+
+    def measure(self, model: BaseModel, measurement: Measurement, indices: Iterable[int]) -> None:
+        """Run the model on samples of the dataset, with averaged weights if there are any."""
+        cycle = "cycle" in self.meter.metrics
+        with evaluating(model), model.optimization.autocast():
+            for numbers, batch in self.batches(indices):
+                measurement.add(model.measured(batch, cycle=cycle), numbers)
+
+    def batches(self, indices: Iterable[int]) -> Iterator[tuple[list[int], dict[str, Any]]]:
+        """Batches of samples of one size, with their numbers."""
+        remaining = iter(indices)
+        with ThreadPoolExecutor() as pool:
+            while numbers := list(itertools.islice(remaining, self.batch_size)):
+                loaded = zip(numbers, pool.map(lambda index: self.dataset[0, index], numbers), strict=True)
+                for _, group in itertools.groupby(loaded, key=lambda pair: shapes(pair[1])):
+                    part, samples = zip(*group, strict=True)
+                    yield list(part), default_collate(list(samples)) | {"index": part}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best figure so far, as plain values."""
+        return {"figure": self.best.figure, "value": self.best.value, "images": self.best.images}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore the best figure so far, if it is the one that is asked for."""
+        if state["figure"] == self.best.figure:
+            self.best = Best(**state)
+
+
+def create_measurement(opt: Options, dataset: BaseDataset, device: torch.device) -> Measurement:
+    """The measurement of --metrics on the images that test.py translates.
+
+    Raises:
+        ValueError: a package is not installed, there are too few images, or no pairs for a metric that needs them.
+    """
+    measurement = Measurement(
+        create_meter(opt, device), dataset, looks(opt), count=int(min(opt.num_test, len(dataset)))
+    )
+    measurement.check()
+    return measurement
+
+
+def create_evaluator(opt: Options, model: BaseModel) -> Evaluator | None:
+    """The evaluator that --metrics asks for; None without the flag.
+
+    Raises:
+        ValueError: there are no held-out images, too few, or images that do not suit the metrics.
+    """
+    if not opt.metrics:
+        return None
+    resized = {"load_size": opt.crop_size} if opt.preprocess.endswith("_and_crop") else {}
+    held_out = opt.replaced(
+        phase=held_out_phase(opt, model), no_flip=True, serial_batches=True, max_dataset_size=opt.metrics_images,
+        **resized,
+    )  # fmt: skip
+    dataset: BaseDataset = find_class("data", opt.dataset_mode)(held_out)
+    evaluator = Evaluator(
+        create_meter(opt, model.device), dataset, looks(held_out), count=opt.metrics_images,
+        batch_size=max(opt.batch_size, BATCH), best=opt.best,
+    )  # fmt: skip
+    evaluator.check(model)
+    return evaluator
+
+
+def looks(opt: Options) -> list[object]:
+    """Everything that real images depend on beside their files."""
+    return [opt.is_train, *((flag, opt.as_dict()[flag]) for flag in LOOKS)]
+
+
+def held_out_phase(opt: Options, model: BaseModel) -> str:
+    """The phase of the images to measure on. A model that makes images from noise does without held-out ones.
+
+    Raises:
+        ValueError: there are no held-out images.
+    """
+    root = Path(opt.dataroot)
+    for phase in PHASES:
+        if any((root / f"{phase}{domain}").is_dir() for domain in ("A", "B", "")):
+            return phase
+    if model.test_dataset_mode == "noise":
+        return str(opt.phase)
+    raise ValueError(
+        f"--metrics {','.join(opt.metrics)} needs images that are not trained on, in {root}: put some into "
+        + ("val" if opt.dataset_mode in ("aligned", "colorization") else "valA and valB")
+    )
+
+
+def shapes(sample: Mapping[str, Any]) -> list[torch.Size]:
+    """The shapes of the tensors of a sample."""
+    return [value.shape for value in sample.values() if isinstance(value, Tensor)]
+
+
+@contextmanager
+def evaluating(model: BaseModel) -> Iterator[None]:
+    """Put all networks in eval mode, averaged ones in the place of plain ones, and record no gradients.
+
+    When the block ends, everything is as before. Compiled networks run uncompiled: compiling them for other batches
+    would take longer than the evaluation.
+    """
+    networks = dict(model.named_children())
+    modes = {module: module.training for module in model.modules()}
+    for name, net in networks.items():
+        if name.endswith("_ema"):
+            setattr(model, name.removesuffix("_ema"), net)
+    model.eval()
+    try:
+        compiled = any(net._compiled_call_impl is not None for net in networks.values())
+        with torch.no_grad(), torch.compiler.set_stance("force_eager") if compiled else nullcontext():
+            yield
+    finally:
+        for name, net in networks.items():
+            setattr(model, name, net)
+        for module, training in modes.items():
+            module.training = training
