@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from models.networks import DISCRIMINATORS, GENERATORS
+from models.networks import DISCRIMINATORS, GENERATORS, resample
 from models.networks.attention import SelfAttention2d, attention_maps, block_inputs
 from models.networks.layers import init_weights, norm_layer, spectral_normalize
 from models.networks.patchgan import NLayerDiscriminator, PixelDiscriminator
@@ -173,9 +173,11 @@ def test_resizing_makes_no_checkerboard():
         assert spread > 1e-3 if name == "deconv" else spread < 1e-6, "a transposed convolution makes one"
 
 
+@pytest.mark.parametrize("largest", [0, 512])
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
-def test_blurring_layers_by_their_formula(precision):
+def test_blurring_layers_by_their_formula(precision, largest, monkeypatch):
     """Blur and keep every second pixel; spread pixels out and blur. The kernels are CUT's."""
+    monkeypatch.setattr(resample, "LARGEST_SIDE", largest)
     x = torch.randn(2, 3, 7, 6).to(precision)
     tolerance = {"rtol": 0, "atol": 0.03 if precision == torch.bfloat16 else 1e-6}
     half, double = Downsample(3), Upsample(3)

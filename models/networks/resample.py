@@ -1,18 +1,22 @@
 """Layers that halve and double the resolution (--resample)."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.networks.layers import ReflectionPad2d, no_autocast
+from models.networks.layers import no_autocast
 
 RESAMPLINGS = ("deconv", "nearest", "blur")
+LARGEST_SIDE = 512  # px, up to which matrix products are the faster way to blur
 
 
 class Downsample(nn.Module):
     """Blurs with [1, 2, 1] in both directions and keeps every second pixel, so that details do not become patterns.
 
-    The kernel is the buffer `filt`, as in CUT's checkpoints.
+    The kernel is the buffer `filt`, as in CUT's checkpoints. CPUs multiply rows and columns by matrices with the same
+    result, which takes a tenth of the time in bf16.
 
     Reference: Zhang 2019, Making Convolutional Networks Shift-Invariant Again, arXiv:1904.11486; Park et al. 2020,
     Contrastive Learning for Unpaired Image-to-Image Translation (CUT), arXiv:2007.15651.
@@ -23,17 +27,20 @@ class Downsample(nn.Module):
     def __init__(self, channels: int):
         super().__init__()
         self.register_buffer("filt", kernel([1, 2, 1], channels))
-        self.pad = ReflectionPad2d(1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, ceil(H / 2), ceil(W / 2)); both sides have at least 2 pixels."""
-        return F.conv2d(self.pad(x), self.filt, stride=2, groups=len(self.filt))
+        """(B, C, H, W) -> (B, C, ceil(H / 2), ceil(W / 2)), of the same dtype; both sides have at least 2 pixels."""
+        with no_autocast(x):
+            if suits_matrices(x):
+                return by_matrices(x, halve_line)
+            padded = F.pad(x, (1, 1, 1, 1), mode="reflect")
+            return F.conv2d(padded, self.filt.to(x.dtype), stride=2, groups=len(self.filt))
 
 
 class Upsample(nn.Module):
     """Doubles the resolution with the kernel [1, 3, 3, 1] in both directions, which is bilinear interpolation.
 
-    The buffer `filt` is there for CUT's checkpoints; interpolation is several times faster than this kernel.
+    The buffer `filt` is there for CUT's checkpoints. CPUs use matrices, see Downsample.
 
     Reference: see Downsample.
     """
@@ -46,7 +53,9 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, 2H, 2W), of the same dtype."""
-        with no_autocast(x):  # which would convert it to float32 on CPUs
+        with no_autocast(x):
+            if suits_matrices(x):
+                return by_matrices(x, double_line)
             return F.interpolate(x, scale_factor=2, mode="bilinear")
 
 
@@ -55,6 +64,32 @@ def kernel(weights: list[int], channels: int) -> Tensor:
     line = torch.tensor(weights, dtype=torch.get_default_dtype())
     line = line / line.sum()
     return torch.outer(line, line).repeat(channels, 1, 1, 1)
+
+
+def suits_matrices(x: Tensor) -> bool:
+    """Whether matrices resample images (B, C, H, W) fast: on CPUs, unless the images are large."""
+    return x.is_cpu and max(x.shape[2:]) <= LARGEST_SIDE
+
+
+def by_matrices(x: Tensor, resample: Callable[[Tensor], Tensor]) -> Tensor:
+    """Resample the rows and the columns of images (B, C, H, W) by matrix products.
+
+    Args:
+        resample: a linear function of lines, (N, 1, L) -> (N, 1, M). Lines with a single 1 give its matrix.
+    """
+    rows, columns = (resample(torch.eye(side, dtype=x.dtype).unsqueeze(1)).squeeze(1) for side in x.shape[2:])
+    return rows.T @ (x @ columns)
+
+
+def halve_line(lines: Tensor) -> Tensor:
+    """Blur lines (N, 1, L) with [1, 2, 1] and keep every second value: (N, 1, ceil(L / 2))."""
+    padded = F.pad(lines, (1, 1), mode="reflect")
+    return padded[..., :-2:2] / 4 + padded[..., 1:-1:2] / 2 + padded[..., 2::2] / 4
+
+
+def double_line(lines: Tensor) -> Tensor:
+    """Interpolate lines (N, 1, L) linearly to twice as many values: (N, 1, 2L)."""
+    return F.interpolate(lines, scale_factor=2, mode="linear")
 
 
 class ResizeConv2d(nn.Conv2d):
