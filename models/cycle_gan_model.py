@@ -3,6 +3,7 @@
 from argparse import ArgumentParser
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -49,6 +50,10 @@ class CycleGANModel(BaseModel):
             add("--lambda_A", type=weight, default=10.0, help="weight of the cycle loss A -> B -> A")
             add("--lambda_B", type=weight, default=10.0, help="weight of the cycle loss B -> A -> B")
             add("--lambda_identity", type=weight, default=0.5, help="identity loss, times the two above; 0 = off")
+            add("--identity_decay", action="store_true", help="let the identity loss fall to 0, linearly over the run")
+            text = "noise on translations before they are translated back, so that they cannot hide the image in tiny "
+            text += "patterns: its standard deviation, for images in [-1, 1]; 0 = none"
+            add("--cycle_noise", type=weight, default=0.0, help=text)
         return parser
 
     def __init__(self, opt: Any) -> None:
@@ -65,7 +70,7 @@ class CycleGANModel(BaseModel):
         """Build discriminators, losses and image pools, and add optimizers.
 
         Raises:
-            ValueError: the identity loss would compare images of different channels.
+            ValueError: the identity loss would compare images of different channels, or a flag has no effect.
         """
         super().prepare_training(opt, optimization)
         if opt.lambda_identity and opt.input_nc != opt.output_nc:
@@ -73,7 +78,10 @@ class CycleGANModel(BaseModel):
                 f"the identity loss compares images of A and B, but --input_nc {opt.input_nc} and --output_nc "
                 f"{opt.output_nc} differ: add --lambda_identity 0"
             )
+        if opt.identity_decay and not opt.lambda_identity:
+            raise ValueError("--identity_decay has no effect with --lambda_identity 0: omit it")
         self.lambda_A, self.lambda_B, self.lambda_identity = opt.lambda_A, opt.lambda_B, opt.lambda_identity
+        self.identity_decay, self.cycle_noise = opt.identity_decay, opt.cycle_noise
         self.add_discriminators(opt)
         self.gan_loss = create_gan_loss(opt)
         random_pairs = opt.dataset_mode == "unaligned" and not opt.serial_batches
@@ -135,12 +143,14 @@ class CycleGANModel(BaseModel):
             netD: the discriminator of the translations.
             weight: of the cycle loss and, times lambda_identity, of the identity loss.
         """
+        identity = self.lambda_identity * ((1 - self.optimization.progress) if self.identity_decay else 1)
         with self.optimization.autocast():
             fake = net(real)
             losses = [self.gan_loss.generator(netD, target, fake)]
-            rec, idt = run_together(back, fake, real) if self.lambda_identity else (back(fake), None)
+            sent = fake + self.cycle_noise * torch.randn_like(fake) if self.cycle_noise else fake
+            rec, idt = run_together(back, sent, real) if self.lambda_identity else (back(sent), None)
             if idt is not None:
-                losses.append(F.l1_loss(idt, real) * weight * self.lambda_identity)
+                losses.append(F.l1_loss(idt, real) * weight * identity)
             losses.append(F.l1_loss(rec, real) * weight)
         self.optimization.backward("G", *losses)
         loss_G, *loss_idt, loss_cycle = (loss.detach() for loss in losses)

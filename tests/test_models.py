@@ -182,6 +182,33 @@ def test_identity_loss_needs_equal_channels():
     training_model("--model", "cycle_gan", "--input_nc", "1", "--lambda_identity", "0")
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("progress", [0.0, 0.25])
+def test_cycle_noise_and_identity_decay_by_their_formula(progress, precision):
+    flags = ["--cycle_noise", "0.2", "--identity_decay", "--lambda_identity", "2", "--lr", "1e-9"]
+    model, batch = training_model("--model", "cycle_gan", *flags, "--precision", precision), random_batch(2)
+    model.optimization.progress = progress
+    torch.manual_seed(3)
+    losses, images = model.step(batch)
+    with torch.no_grad(), model.optimization.autocast():
+        torch.manual_seed(3)
+        for real, fake, rec, net, cycle, idt in (
+            ("real_A", "fake_B", "rec_A", model.netG_B, "cycle_A", "idt_B"),
+            ("real_B", "fake_A", "rec_B", model.netG_A, "cycle_B", "idt_A"),
+        ):
+            back = net(images[fake] + 0.2 * torch.randn_like(images[fake]))
+            torch.testing.assert_close(images[rec], back, rtol=0, atol=2e-5 if precision == "fp32" else 0.02)
+            expected = {cycle: 10 * (back - images[real]).abs().mean().item()}
+            expected[idt] = 10 * 2 * (1 - progress) * (net(images[real]) - images[real]).abs().mean().item()
+            assert {name: losses[name].item() for name in expected} == pytest.approx(expected, rel=1e-2)
+    assert not torch.allclose(model.netG_B(images["fake_B"]), images["rec_A"], atol=1e-3)
+
+
+def test_identity_decay_needs_an_identity_loss():
+    with pytest.raises(ValueError, match="--identity_decay has no effect with --lambda_identity 0"):
+        training_model("--model", "cycle_gan", "--identity_decay", "--lambda_identity", "0")
+
+
 @pytest.mark.parametrize(
     ("size", "message"), [(30, "multiples of 4"), (8, "netD_A cannot take images of 8x8 pixels: .* fewer layers")]
 )
