@@ -1,6 +1,5 @@
 """Adversarial losses of generators and discriminators."""
 
-import copy
 import math
 
 import pytest
@@ -78,14 +77,19 @@ def test_the_gradient_penalty_has_a_gradient():
     assert not torch.allclose(*gradients)
 
 
-@pytest.mark.parametrize("net", [NLayerDiscriminator(3, ndf=8, n_layers=1, norm="none", attention=["bottleneck"]),
-                                 SAGANDiscriminator(image_size=32, ndf=8)])  # fmt: skip
-def test_zero_centered_penalties_by_their_formula(net):
+@pytest.mark.parametrize("name", ["patchgan", "sagan"])
+def test_zero_centered_penalties_by_their_formula(name):
     """Their values by single images and patches, and their gradients by finite differences."""
     torch.manual_seed(0)
     real, fake = torch.randn(2, 2, 3, 32, 32, dtype=torch.float64)
-    net = copy.deepcopy(net).double()
-    nn.init.normal_(net.get_parameter("model.2.weight" if hasattr(net, "model") else "l2.0.weight"), 0, 0.1)
+    if name == "sagan":
+        net = SAGANDiscriminator(image_size=32, ndf=8).double()
+    else:
+        net = NLayerDiscriminator(3, ndf=8, n_layers=1, norm="none", attention=["bottleneck"]).double()
+    for module in list(net.modules()):  # a kink would make the penalty jump
+        for child, layer in module.named_children():
+            if isinstance(layer, nn.LeakyReLU):
+                setattr(module, child, nn.Tanh())
     loss = GANLoss("relativistic", lambda_r1=3.0, lambda_r2=5.0, lambda_zero_gp=7.0, penalty_every=2)
 
     def squared(images: Tensor) -> float:
