@@ -22,7 +22,7 @@ from models import create_model
 from models.base_model import BaseModel
 from options.base_options import Options
 from options.train_options import TrainOptions, nothing_left, run_flags
-from training.checkpoints import keep_as_old, removed_if_unused, run_lock
+from training.checkpoints import keep_as_old, keep_best_as_old, removed_if_unused, run_lock
 from training.compiling import compile_networks
 from training.dry_run import dry_run
 from training.evaluation import Evaluator, create_evaluator
@@ -120,6 +120,8 @@ def start(opt: Options, run_dir: Path, state: dict[str, Any] | None, locks: Exit
             lock(run_dir, locks)
             if not opt.continue_train or checkpoint_label(opt.epoch, opt.load_iter) not in ("latest", OLD):
                 keep_as_old(run_dir)
+            if not opt.continue_train:
+                keep_best_as_old(run_dir)
         log.info("%s", model.summary(verbose=opt.verbose))
         if opt.compile:
             steps = (opt.n_epochs + opt.n_epochs_decay) * math.ceil(epoch_size / loader.sampler.step_size(0))
@@ -210,21 +212,21 @@ def train(run: Run, position: Position, *, deadline: float) -> int:
                 if at.crossed(opt.print_freq):
                     losses = distributed.average(losses, share)
                 display.update(at, losses, partial(model.preview, images), optimization.learning_rates)
-                ended = (at.epoch_ended and running == epochs) or position.seconds >= limit
-                if evaluator and (at.crossed(opt.metrics_freq) or ended):
-                    values = evaluator.evaluate(model, images=at.images)
-                    display.show_metrics(
-                        at, values, note=evaluator.describe(), best=evaluator.best.figure, is_best=evaluator.is_best
-                    )
-                    if evaluator.is_best:
-                        save(BEST)
                 due = at.crossed(opt.save_latest_freq)
+                ended = (at.epoch_ended and running == epochs) or position.seconds >= limit
                 if at.epoch_ended:
                     optimization.end_epoch()
                     position.next_epoch()
-                    if running % opt.save_epoch_freq == 0:
-                        save(str(running))
-                    due |= running % opt.save_epoch_freq == 0
+                if evaluator and (at.crossed(opt.metrics_freq) or ended):
+                    values = evaluator.evaluate(model, images=at.images)
+                    display.show_metrics(
+                        at, values, note=evaluator.describe(), best=opt.best, is_best=evaluator.is_best
+                    )
+                    if evaluator.is_best:
+                        save(BEST)
+                if at.epoch_ended and running % opt.save_epoch_freq == 0:
+                    save(str(running))
+                    due = True
                 if opt.save_by_iter and at.crossed(opt.save_latest_freq):
                     save(f"iter_{at.images}")
                 stop = distributed.all_reduce_max(bool(signals or time.monotonic() > deadline))

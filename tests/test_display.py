@@ -23,7 +23,7 @@ from display.attention_maps import AttentionMap
 from display.background import Background
 from display.create import Display, Progress, create_display, is_installed
 from display.event_log import EventLog, LogReader
-from display.events import End, Images, Losses, Start, charts, from_json, to_json
+from display.events import End, Images, Losses, Metrics, Start, charts, from_json, to_json
 from display.pages.training import PageSink
 from display.sink import Sink
 from display.sinks.console import ConsoleSink
@@ -172,8 +172,12 @@ def test_the_log_has_everything_in_full_precision(tmp_path):
 
 def test_events_survive_the_log_and_non_finite_values_become_nan():
     at = progress(2, 3)
-    for event in (End.at(at, reason="stopped"), Images.at(at, pictures={"a": "b"}), Losses.at(at, values={"G": 1 / 3})):
+    metrics = Metrics.at(at, values={"kid": 1 / 3}, note="5 images", best="kid", is_best=True)
+    for event in (
+        End.at(at, reason="stopped"), Images.at(at, pictures={"a": "b"}), Losses.at(at, values={"G": 1 / 3}), metrics,
+    ):  # fmt: skip
         assert from_json(to_json(event)) == event
+    assert math.isnan(from_json(to_json(Metrics.at(at, values={"psnr": math.inf}, note=""))).values["psnr"])
     read = from_json(to_json(Losses.at(at, values={"G": math.nan, "D": math.inf, "E": 1.0})))
     assert math.isnan(read.values["G"])
     assert math.isnan(read.values["D"])

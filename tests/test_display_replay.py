@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 
 import train as training
-from display.events import Images, Losses
+from display.events import Images, Losses, Metrics
 from scripts import replay
 from test import main as run_test
 from tests.test_cli import train as run_training
@@ -101,7 +101,7 @@ def scalars(folder):
 
 def test_tensorboard(tiny_data, tmp_path):
     pytest.importorskip("tensorboard")
-    flags = ["--use_tensorboard", "--no_html", "--display_freq", "5"]
+    flags = ["--use_tensorboard", "--no_html", "--display_freq", "5", "--metrics", "l1"]
     run_dir = run_training(tmp_path, "--dataroot", tiny_data, *flags)
     places = ["--checkpoints_dir", str(tmp_path), "--name", "run", "--continue_train", "--use_tensorboard"]
     assert training.main([*places, "--n_epochs", "2"]) == 0
@@ -109,6 +109,9 @@ def test_tensorboard(tiny_data, tmp_path):
     logged = events(run_dir, Losses)
     assert curves["losses/G_A"] == [(event.images, pytest.approx(event.values["G_A"])) for event in logged]
     assert [step for step, _ in curves["losses/G_A"]] == list(range(1, 16))
+    assert curves["metrics/l1"] == [
+        (event.images, pytest.approx(event.values["l1"])) for event in events(run_dir, Metrics)
+    ]
     assert curves.keys() >= {"learning rates/lr_G", "peak memory, MB/peak_memory_mb"}
     assert "fake_B" in images
 
@@ -122,7 +125,9 @@ def test_tensorboard(tiny_data, tmp_path):
 def test_wandb_gets_losses_images_and_results(tiny_data, tmp_path, monkeypatch):
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
-    run_dir = run_training(tmp_path, "--dataroot", tiny_data, "--use_wandb", "--display_freq", "5", "--no_html")
+    run_dir = run_training(
+        tmp_path, "--dataroot", tiny_data, "--use_wandb", "--display_freq", "5", "--no_html", "--metrics", "l1"
+    )
     places = ["--checkpoints_dir", str(tmp_path), "--name", "run"]
     assert run_test([*places, "--results_dir", str(tmp_path / "results"), "--use_wandb", "--num_test", "2"]) == 0
     for folder, count in (("run", 2 * 8), ("results/run/test_latest", 2 * 6)):

@@ -100,6 +100,12 @@ def test_curves_and_images(tmp_path, port):
         assert curves(port, "learning_rates")["lr_D"] == ([0.5, 1.0, 1.5, 2.0], [0.0001] * 4)
         assert curves(port, "images_per_second").keys() == {"images_per_second"}
         assert curves(port, "peak_memory").keys() == {"peak_memory_mb"}
+        measured = shown_on(tmp_path, port, at=progress(2, 10))
+        for kid in (3.0, 2.0):
+            measured.show_metrics(progress(2, 10), {"kid": kid}, note="")
+        measured.update(progress(3, 1), losses(), dict, dict)
+        measured.close("finished")
+        assert curves(port, "metric_kid")["kid"][1] == [3.0, 2.0]
         client = Client("http://127.0.0.1", port, "lab")
         window = json.loads(client.get_window_data("run_1_images"))
         assert window["title"] == "run: epoch 2"

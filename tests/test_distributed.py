@@ -4,6 +4,7 @@ import copy
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,8 @@ from torch.utils.data import TensorDataset
 
 import train as training
 from data import EpochSampler, create_dataset
+from display.event_log import LogReader
+from display.events import Metrics
 from models.cycle_gan_model import CycleGANModel
 from options.train_options import TrainOptions
 from tests.conftest import draw_shapes
@@ -80,6 +83,39 @@ def test_two_processes_equal_one_with_batches_twice_as_large(nine_images, tmp_pa
     numbers = [[float(number) for line in lines for number in re.findall(r"\d+\.\d+", line)] for lines in (one, two)]
     assert len(numbers[0]) == 6 * 8
     assert numbers[0][:8] == pytest.approx(numbers[1][:8], abs=2e-3)  # rounding grows; the next tests are exact
+
+
+def test_processes_share_the_images_that_are_measured(nine_images, tmp_path):
+    data = tmp_path / "data"
+    for folder in ("trainA", "trainB"):
+        shutil.copytree(nine_images / folder, data / folder)
+        shutil.copytree(nine_images / folder, data / f"test{folder[-1]}")
+    flags = [
+        "--dataroot",
+        data,
+        "--n_epochs",
+        "1",
+        "--n_epochs_decay",
+        "0",
+        "--metrics",
+        "kid,l1,cycle",
+        "--best",
+        "kid",
+    ]
+    training.main(places(tmp_path / "one", *flags, "--batch_size", "2"))
+    together(ROOT / "train.py", *places(tmp_path / "two", *flags))
+    events = [
+        next(
+            event
+            for event in LogReader(tmp_path / folder / "run" / "events.jsonl").read()
+            if isinstance(event, Metrics)
+        )
+        for folder in ("one", "two")
+    ]
+    assert events[1].values == pytest.approx(events[0].values, rel=0.02), "training differs by rounding"
+    assert events[0].note == events[1].note and events[1].is_best
+    files = [{path.name for path in (tmp_path / name / "run").glob("best_*")} for name in ("one", "two")]
+    assert files[0] == files[1] != set()
 
 
 def steps(file: Path, flags: list[str], *, double: bool, before: Path | None = None) -> None:

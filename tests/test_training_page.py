@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from display.event_log import EventLog
-from display.events import End, Images, Losses, Progress, Start
+from display.events import End, Images, Losses, Metrics, Progress, Start
 from display.history import History
 from display.pages.charts import BUCKETS, limits, summarize
 from display.pages.training import PageSink
@@ -184,6 +184,28 @@ def test_curves_of_the_page(browser, tmp_path):
     assert xy[:, 0] == pytest.approx(np.arange(1, 9) / 8 * 400, abs=0.1)
     low, high = (float(browser.run(f"document.querySelector('.{name}').textContent")) for name in ("low", "high"))
     assert high - xy[:, 1] / 120 * (high - low) == pytest.approx(np.arange(1, 9) / 2, abs=0.03)
+    assert browser.problems() == []
+
+
+def test_the_best_point_of_a_metric_is_marked(browser, tmp_path):
+    write_events(tmp_path, 4)
+    sink = make_sink(tmp_path)
+    end_epoch(sink, 4, make_images(4))
+    for epoch, kid, ssim in ((1, 30.0, 0.1), (2, 12.5, 0.4), (4, 20.0, float("nan"))):
+        event = Metrics.at(at(epoch), values={"kid": kid, "ssim": ssim}, note="features; 5 images", best="kid")
+        EventLog(tmp_path).write(event)
+        sink.show([event])
+    browser.open(tmp_path / "web" / "index.html", width=1400)
+    charts = browser.run("[...document.querySelectorAll('.chart figcaption')].map(e => e.innerText)")
+    assert [text.replace("\xa0", " ") for text in charts[:2]] == [
+        "KID x1000 20, best 12.5 at 128 images", "SSIM nan, best 0.4 at 128 images",
+    ]  # fmt: skip
+    dots = browser.run("[...document.querySelectorAll('.dot')].map(e => e.getAttribute('points'))")
+    places = [[float(number) for number in dot.replace(" ", ",").split(",")] for dot in dots]
+    assert len(places) == 2 and all(place[:2] == place[2:] for place in places)
+    assert all(place[0] == 200 for place in places), "halfway"
+    assert places[0][1] > 100 and places[1][1] < 20, "low KID, high SSIM"
+    assert "features; 5 images" in browser.run("document.querySelector('.notes').innerText")
     assert browser.problems() == []
 
 

@@ -135,16 +135,18 @@ def replaced_checkpoint(run_dir: Path) -> dict[str, Path]:
 
 
 def keep_as_old(run_dir: Path) -> None:
-    """Keep the `replaced_checkpoint` in `run_dir` under the label `old`, before a new run overwrites it.
-
-    Its best checkpoint gets the label `old_best`.
-    """
+    """Keep the `replaced_checkpoint` in `run_dir` under the label `old`, before a new run overwrites it."""
     if files := replaced_checkpoint(run_dir):
         for path in run_dir.glob(f"{OLD}_*.pth*"):
             path.unlink()
         for name, path in files.items():  # the state comes last
             _link(path, run_dir / f"{OLD}{name.removeprefix('latest')}")
-    for path in run_dir.glob(f"{BEST}_*.pth*"):  # the new run has no best checkpoint yet
+
+
+def keep_best_as_old(run_dir: Path) -> None:
+    """Keep the best checkpoint in `run_dir` under the label `old_best`: a new run has none yet."""
+    finish_checkpoint(run_dir, BEST)
+    for path in sorted(run_dir.glob(f"{BEST}_*.pth"), reverse=True):  # the state, which makes it complete, first
         path.replace(path.with_name(f"{OLD}_{path.name}"))
 
 

@@ -1,11 +1,11 @@
 """Measure a model on a dataset: the figures of --metrics, in training and in testing."""
 
 import itertools
-import logging
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,6 @@ LOOKS = (
     "model", "dataset_mode", "direction", "preprocess", "center_crop", "load_size", "crop_size", "value_range",
     "input_nc", "output_nc", "seed",
 )  # fmt: skip
-
-log = logging.getLogger(__name__)
 
 
 def create_meter(opt: Options, device: torch.device) -> Meter:
@@ -135,23 +133,25 @@ def same_names(dataset: BaseDataset) -> list[bool]:
     ]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Best:
     """The best figure of a run so far.
 
     Attributes:
         figure: its name.
-        value: NaN before the first one.
-        images: images seen.
+        value: None before the first one.
+        images: seen in training.
     """
 
     figure: str
-    value: float = float("nan")
+    value: float | None = None
     images: int = 0
 
-    def beaten_by(self, value: float) -> bool:
+    def is_beaten_by(self, value: float) -> bool:
         """Whether a value is better. NaN never is."""
-        return value == value and not (self.value >= value if figure(self.figure).higher else self.value <= value)
+        if self.value is None or math.isnan(value):
+            return not math.isnan(value)
+        return value > self.value if figure(self.figure).higher else value < self.value
 
 
 class Evaluator:
@@ -191,8 +191,8 @@ class Evaluator:
         self.measure(model, measurement, own)
         parts = distributed.gather(measurement.part())
         values = measurement.figures(parts) if parts else {}
-        value = values.get(self.best.figure, float("nan"))
-        if better := self.best.beaten_by(value):
+        value = values.get(self.best.figure, math.nan)
+        if better := self.best.is_beaten_by(value):
             self.best = Best(self.best.figure, value, images)
         self.is_best = bool(distributed.all_reduce_max(better))
         return values
@@ -231,7 +231,7 @@ class Evaluator:
 
     def state_dict(self) -> dict[str, Any]:
         """The best figure so far, as plain values."""
-        return {"figure": self.best.figure, "value": self.best.value, "images": self.best.images}
+        return asdict(self.best)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore the best figure so far, if it is the one that is asked for."""

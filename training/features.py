@@ -88,7 +88,8 @@ def inception_extractor(path: Path, device: torch.device) -> Extractor:
         ) from error
     read_tensors(path)  # refuses anything but plain tensors: torch-fidelity would execute what is in the file
     try:
-        net = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=str(path))
+        with torch.random.fork_rng([]):  # it starts with random weights
+            net = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=str(path))
     except (RuntimeError, pickle.UnpicklingError) as error:
         raise RemediedError(
             f"metrics_weights={path}: this is not the file weights-inception-2015-12-05-6726825d.pth that "

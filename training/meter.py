@@ -1,5 +1,6 @@
 """The metrics of --metrics: what each image contributes, and the figures of all images together."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -172,7 +173,7 @@ class Meter:
                 )
             if name.startswith("iou_"):
                 both, either = records[name].sum(0).tolist()
-                values[name] = both / either if either else float("nan")
+                values[name] = both / either if either else math.nan
             else:
                 values[name] = records[name].double().mean().item()
         if self.compares_sets:

