@@ -119,6 +119,8 @@ def find_trained(argv: Sequence[str] | None = None) -> Trained:
         ValueError: the file of --weights is not a generator, or the saved options are damaged.
     """
     argv = sys.argv[1:] if argv is None else argv
+    if any(word.partition("=")[0] == "--weights" for word in argv):
+        argv = ["--model=test", *argv]  # the one that takes a file, unless another is named
     flags = TestOptions().peek(argv)
     label = checkpoint_label(flags["epoch"], flags["load_iter"])
     file = Path(flags["weights"]) if flags.get("weights") else None

@@ -235,10 +235,10 @@ def test_a_run_with_one_generator_has_one_direction(run, tmp_path):
 
 
 def test_a_file_without_options_translates_a_folder(tiny_data, tmp_path, file, capsys):
-    argv = ["--model", "test", "--weights", str(file), "--dataroot", str(tiny_data / "testB")]
+    argv = ["--weights", str(file), "--dataroot", str(tiny_data / "testB")]
     assert testing.main([*argv, "--results_dir", str(tmp_path / "results"), "--preprocess", "none"]) == 0
     shown = capsys.readouterr().out
-    assert "--netG resnet_6blocks --input_nc 3 --output_nc 3 --ngf 8 --norm instance --no_dropout" in shown
+    assert "netG=resnet_6blocks, input_nc=3, output_nc=3, ngf=8, norm=instance, no_dropout=True" in shown
     results = tmp_path / "results" / "horse2zebra" / "test_latest"
     with Image.open(results / "images" / "3_fake.png") as made, Image.open(tiny_data / "testB" / "3.jpg") as image:
         assert made.tobytes() == Translator.load(file, device="cpu")(image).tobytes()
