@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from data.base_dataset import BaseDataset
+from models.feature_queue import FeatureQueue
 from models.image_pool import ImagePool
 from models.networks.attention import attention_blocks
 from util.errors import RemediedError
@@ -82,6 +83,7 @@ class BaseModel(nn.Module):
         unused_flags: shared flags that the model does not read. The parser refuses them.
         optimization: set by `prepare_training`.
         pools: the image pools, by name. Checkpoints contain them.
+        queues: the feature queues of discriminators with a batch head, by name. Checkpoints contain them.
         needs_one_size: why all images of training need one size, as the start of a message; empty if they do not.
     """
 
@@ -95,6 +97,7 @@ class BaseModel(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.pools: dict[str, ImagePool] = {}
+        self.queues: dict[str, FeatureQueue] = {}
 
     @staticmethod
     def modify_commandline_options(parser: ArgumentParser, is_train: bool) -> ArgumentParser:

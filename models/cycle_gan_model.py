@@ -9,8 +9,9 @@ from torch.nn import functional as F
 
 from models import networks
 from models.base_model import AttentionView, BaseModel, Images, Losses, Optimization
+from models.feature_queue import create_queues, with_queues
 from models.image_pool import ImagePool
-from models.losses import add_gan_flags, create_gan_loss
+from models.losses import Scorer, add_gan_flags, create_gan_loss
 from models.networks.layers import run_together
 from options import values
 from util.paths import BUNDLED
@@ -86,7 +87,10 @@ class CycleGANModel(BaseModel):
         self.gan_loss = create_gan_loss(opt)
         random_pairs = opt.dataset_mode == "unaligned" and not opt.serial_batches
         self.needs_one_size = self.gan_loss.needs_one_size if opt.pool_size > 0 or random_pairs else ""
+        if opt.batch_head:
+            self.needs_one_size = f"batch_head={opt.batch_head} compares images of several steps"
         self.pools = {"fake_A": ImagePool(opt.pool_size), "fake_B": ImagePool(opt.pool_size)}
+        self.queues = create_queues(opt.batch_head, "D_A", "D_B")
         optimization.add("G", [self.netG_A, self.netG_B], lr=opt.lr_G)
         optimization.add("D", [self.netD_A, self.netD_B], lr=opt.lr_D)
         optimization.add_averages(self, "netG_A", "netG_B")
@@ -109,11 +113,12 @@ class CycleGANModel(BaseModel):
     def step(self, batch: dict) -> tuple[Losses, Images]:
         """Update the generators, then the discriminators on fake images from the pools; see BaseModel."""
         real_A, real_B = self.inputs(batch, "A", "B")
-        A = self.backward_cycle(real_A, real_B, self.netG_A, self.netG_B, self.netD_A, self.lambda_A)
-        B = self.backward_cycle(real_B, real_A, self.netG_B, self.netG_A, self.netD_B, self.lambda_B)
+        D_A, D_B = (with_queues(f"D_{side}", self.get_submodule(f"netD_{side}"), self.queues) for side in "AB")
+        A = self.backward_cycle(real_A, real_B, self.netG_A, self.netG_B, D_A, self.lambda_A)
+        B = self.backward_cycle(real_B, real_A, self.netG_B, self.netG_A, D_B, self.lambda_B)
         self.optimization.update("G")
-        losses_D_A = self.backward_D("A", self.netD_A, real_B, self.pools["fake_B"].query(A.fake))
-        losses_D_B = self.backward_D("B", self.netD_B, real_A, self.pools["fake_A"].query(B.fake))
+        losses_D_A = self.backward_D("A", D_A, real_B, self.pools["fake_B"].query(A.fake))
+        losses_D_B = self.backward_D("B", D_B, real_A, self.pools["fake_A"].query(B.fake))
         self.optimization.update("D")
         self.optimization.end_step()
 
@@ -129,7 +134,7 @@ class CycleGANModel(BaseModel):
         return without_none(losses) | self.gammas(), without_none(images)
 
     def backward_cycle(
-        self, real: Tensor, target: Tensor, net: nn.Module, back: nn.Module, netD: nn.Module, weight: float
+        self, real: Tensor, target: Tensor, net: nn.Module, back: nn.Module, netD: Scorer, weight: float
     ) -> Cycle:
         """Translate images with `net` and back, and accumulate the gradients of the losses of both generators.
 
@@ -157,7 +162,7 @@ class CycleGANModel(BaseModel):
         images = fake.detach(), rec.detach(), None if idt is None else idt.detach()
         return Cycle(*images, loss_G, loss_cycle, loss_idt[0] if loss_idt else None)
 
-    def backward_D(self, side: str, netD: nn.Module, real: Tensor, fake: Tensor) -> Losses:
+    def backward_D(self, side: str, netD: Scorer, real: Tensor, fake: Tensor) -> Losses:
         """Accumulate the gradients of the discriminator of a side, "A" or "B". Returns its losses, detached."""
         with self.optimization.autocast():
             terms = self.gan_loss.discriminator(

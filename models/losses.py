@@ -3,6 +3,7 @@
 import math
 from argparse import ArgumentParser
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,12 +11,15 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from models.feature_queue import QueuedDiscriminator
 from models.networks.layers import no_autocast, run_together
 from options import values
 from util.errors import RemediedError
 
 GAN_MODES = ("lsgan", "vanilla", "wgangp", "hinge", "relativistic")
 ZERO_CENTERED = ("r1", "r2", "zero_gp")  # gradient penalties
+
+Scorer = Callable[[Tensor], Tensor] | QueuedDiscriminator
 
 
 def add_gan_flags(parser: ArgumentParser) -> None:
@@ -89,14 +93,14 @@ class GANLoss:
             return "gan_mode='relativistic' compares real and fake images"
         return f"lambda_zero_gp={self.lambda_zero_gp} mixes real and fake images" if self.lambda_zero_gp else ""
 
-    def generator(self, net: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor) -> Tensor:
+    def generator(self, net: Scorer, real: Tensor, fake: Tensor) -> Tensor:
         """The loss of the generator (a scalar) for fake images, scored by the discriminator `net`.
 
         Only relativistic looks at the real images. It compares image i and patch j of both. If a last batch has fewer
         real images, it leaves out the other fake ones.
 
         Args:
-            net: the discriminator.
+            net: the discriminator; with a batch head, a QueuedDiscriminator.
             real: images (B, C, H, W).
             fake: images (B, C, H, W).
 
@@ -106,18 +110,18 @@ class GANLoss:
         if self.mode == "relativistic":
             self.check_sizes(real, fake)
             with torch.no_grad():  # the generator has no part in this score
-                on_real = net(real)
-            return relativistic(net(fake[: len(real)]), on_real)
-        score = net(fake)
+                on_real = scorer(net, "real")(real)
+            return relativistic(scorer(net, "fake")(fake[: len(real)]), on_real)
+        score = scorer(net, "fake")(fake)
         return -score.mean() if self.mode == "hinge" else self.distance(score, True)
 
     def discriminator(
-        self, net: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, *, step: int = 0, progress: float = 0.0
+        self, net: Scorer, real: Tensor, fake: Tensor, *, step: int = 0, progress: float = 0.0
     ) -> dict[str, Tensor]:
         """The terms of the loss of the discriminator `net`, for `total`. None has a gradient for the generator.
 
         Args:
-            net: the discriminator.
+            net: the discriminator; with a batch head, a QueuedDiscriminator.
             real: images (B, C, H, W).
             fake: images (B, C, H, W).
             step: number of the training step, from 0.
@@ -131,18 +135,25 @@ class GANLoss:
         """
         fake = fake.detach()
         self.check_sizes(real, fake)
-        on_real, on_fake = run_together(net, real, fake)
+        features: dict[str, Tensor] = {}
+        if isinstance(net, QueuedDiscriminator):
+            on_real, features["real"] = net.with_features("real", real)
+            on_fake, features["fake"] = net.with_features("fake", fake)
+        else:
+            on_real, on_fake = run_together(net, real, fake)
         if self.mode == "relativistic":
             terms = {"pair": relativistic(on_real, on_fake)}
         else:
             terms = {"real": self.distance(on_real, True), "fake": self.distance(on_fake, False)}
         if self.mode == "wgangp":
-            terms["penalty"] = self.lambda_gp * gradient_penalty(net, real, fake)
-        return terms | self.penalties(net, real, fake, step=step, progress=progress)
+            terms["penalty"] = self.lambda_gp * gradient_penalty(scorer(net, "fake"), real, fake)
+        terms |= self.penalties(net, real, fake, step=step, progress=progress)
+        if isinstance(net, QueuedDiscriminator):  # not before the penalties, which see the same queues
+            for kind, queue in net.queues.items():
+                queue.push(features[kind])
+        return terms
 
-    def penalties(
-        self, net: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, *, step: int, progress: float
-    ) -> dict[str, Tensor]:
+    def penalties(self, net: Scorer, real: Tensor, fake: Tensor, *, step: int, progress: float) -> dict[str, Tensor]:
         """The zero-centered gradient penalties of a step, computed in float32 or wider and weighted.
 
         R1 and R2 are lambda / 2 times `squared_gradient` of real and fake images, and lambda falls to a tenth over the
@@ -163,12 +174,12 @@ class GANLoss:
         falling = self.penalty_every * (0.1 + 0.9 * (1 + math.cos(math.pi * progress)) / 2)
         terms = {}
         if self.lambda_r1:
-            terms["r1"] = self.lambda_r1 / 2 * falling * squared_gradient(net, real)
+            terms["r1"] = self.lambda_r1 / 2 * falling * squared_gradient(scorer(net, "real"), real)
         if self.lambda_r2:
-            terms["r2"] = self.lambda_r2 / 2 * falling * squared_gradient(net, fake)
+            terms["r2"] = self.lambda_r2 / 2 * falling * squared_gradient(scorer(net, "fake"), fake)
         if self.lambda_zero_gp:
             mixed = torch.lerp(fake, real, torch.rand((), device=real.device))
-            terms["zero_gp"] = self.lambda_zero_gp * self.penalty_every * squared_gradient(net, mixed)
+            terms["zero_gp"] = self.lambda_zero_gp * self.penalty_every * squared_gradient(scorer(net, "fake"), mixed)
         return terms
 
     def logged(self, terms: dict[str, Tensor], *, suffix: str = "") -> dict[str, Tensor]:
@@ -213,6 +224,11 @@ class GANLoss:
                 "size.",
                 remedy={"preprocess": "resize_and_crop"},
             )
+
+
+def scorer(net: Scorer, kind: str) -> Callable[[Tensor], Tensor]:
+    """The function that scores images of a kind, "real" or "fake"."""
+    return partial(net.score, kind) if isinstance(net, QueuedDiscriminator) else net
 
 
 def relativistic(winner: Tensor, loser: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from models import networks
 from models.base_model import AttentionView, BaseModel, Images, Losses, Optimization
+from models.feature_queue import create_queues, with_queues
 from models.image_pool import ImagePool
 from models.losses import add_gan_flags, create_gan_loss
 from options import values
@@ -47,7 +48,10 @@ class Pix2PixModel(BaseModel):
         self.add_discriminators(opt)
         self.gan_loss = create_gan_loss(opt)
         self.needs_one_size = self.gan_loss.needs_one_size if opt.pool_size > 0 else ""
+        if opt.batch_head:
+            self.needs_one_size = f"batch_head={opt.batch_head} compares images of several steps"
         self.pools = {"fake_AB": ImagePool(opt.pool_size)}
+        self.queues = create_queues(opt.batch_head, "D")
         optimization.add("G", [self.netG], lr=opt.lr_G)
         optimization.add("D", [self.netD], lr=opt.lr_D)
         optimization.add_averages(self, "netG")
@@ -63,18 +67,19 @@ class Pix2PixModel(BaseModel):
 
     def step(self, batch: dict) -> tuple[Losses, Images]:
         """Update the discriminator on fake images from the pool, then the generator; see BaseModel."""
+        netD = with_queues("D", self.netD, self.queues)
         with self.optimization.autocast():
             x = self.translate(batch)
             real_AB, fake_AB = (torch.cat([x["real_A"], x[label]], 1) for label in ("real_B", "fake_B"))
             terms = self.gan_loss.discriminator(
-                self.netD, real_AB, self.pools["fake_AB"].query(fake_AB), step=self.optimization.updates,
+                netD, real_AB, self.pools["fake_AB"].query(fake_AB), step=self.optimization.updates,
                 progress=self.optimization.progress,
             )  # fmt: skip
         self.optimization.backward("D", self.gan_loss.total(terms))
         self.optimization.update("D")
         with self.optimization.autocast():
             losses = {
-                "G_GAN": self.gan_loss.generator(self.netD, real_AB, fake_AB),
+                "G_GAN": self.gan_loss.generator(netD, real_AB, fake_AB),
                 "G_L1": F.l1_loss(x["fake_B"], x["real_B"]) * self.lambda_L1,
             }
         self.optimization.backward("G", *losses.values())

@@ -32,7 +32,9 @@ class SAGANModel(BaseModel):
 
     results_title = "samples"
     test_dataset_mode = "noise"
-    unused_flags = ("norm", "no_dropout", "resample", "n_layers_D", "output_nc", "pool_size", "checkpoint_blocks")
+    unused_flags = (
+        "norm", "no_dropout", "resample", "n_layers_D", "batch_head", "output_nc", "pool_size", "checkpoint_blocks",
+    )  # fmt: skip
 
     @staticmethod
     def modify_commandline_options(parser: ArgumentParser, is_train: bool) -> ArgumentParser:

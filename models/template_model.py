@@ -19,7 +19,7 @@ class TemplateModel(BaseModel):
     """A generator from A to B, trained on pairs with an L1 loss."""
 
     # The parser refuses these shared flags, which this model does not read.
-    unused_flags = ("attn_D", "spectral_norm_D", "lr_D")
+    unused_flags = ("attn_D", "spectral_norm_D", "lr_D", "batch_head")
 
     @staticmethod
     def modify_commandline_options(parser: ArgumentParser, is_train: bool) -> ArgumentParser:

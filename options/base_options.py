@@ -323,6 +323,8 @@ def add_network_flags(parser: ArgumentParser) -> None:
     add("--attn_G", default="none", help=stages.format("G", resnet))
     patchgan = "layer1, layer2 ..., bottleneck (stride 8); sagan's: l1 ..., sagan_resnet's: block1 ..."
     add("--attn_D", default="none", help=stages.format("D", patchgan))
+    text = "end PatchGANs with a head that sees how much images differ, also from so many earlier ones; 0 = off"
+    add("--batch_head", type=values.non_negative_int, default=0, help=f"{text}; UVCGAN2 has 3")
     switch = argparse.BooleanOptionalAction
     add("--spectral_norm_G", action=switch, default=False, help="spectral normalization in G")
     add("--spectral_norm_D", action=switch, default=False, help="spectral normalization in D")

@@ -63,6 +63,10 @@ def test_every_discriminator_is_inferred(netD, norm, resample):
     net = spectral_normalize(DISCRIMINATORS[netD](6, ndf=16, norm=norm, **own, **depth))
     flags = {"netD": netD, "input_nc": 6, "ndf": 16, "norm": norm, **own} | ({"n_layers_D": 4} if depth else {})
     assert infer_discriminator(net.state_dict()) == flags | {"attn_D": "none", "spectral_norm_D": True}
+    if netD != "pixel":
+        net = DISCRIMINATORS[netD](6, ndf=16, norm=norm, **own, **depth, batch_head=True)
+        flags |= {"attn_D": "none", "spectral_norm_D": False, "batch_head": 3}
+        assert infer_discriminator(net.state_dict()) == flags
 
 
 def test_the_order_of_weights_in_a_file_does_not_matter():

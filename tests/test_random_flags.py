@@ -23,6 +23,7 @@ MODELS = [name for name in choices("models") if name != "test"]  # which is for 
 SHARED: dict[str, list] = {
     "attn_G": ["none", "bottleneck", "down2,up1"],
     "attn_D": ["none", "bottleneck", "layer1"],
+    "batch_head": [0, 2],
     "batch_size": [1, 2, 3],
     "beta1": [0.0, 0.5],
     "center_crop": [0, 20, "max"],

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 
 from models.base_model import BaseModel
+from models.feature_queue import FeatureQueue
+from models.image_pool import ImagePool
 from models.weights import load_networks, no_weights
 from options.base_options import Options, from_portable, read_saved
 from options.train_options import TrainOptions, changed_flags, run_flags
@@ -71,16 +73,21 @@ def random_state() -> dict:
     return state
 
 
+def buffers(model: BaseModel) -> dict[str, ImagePool | FeatureQueue]:
+    """The image pools and feature queues of a model, by name."""
+    return {**model.pools, **model.queues}
+
+
 def training_state(model: BaseModel, optimization: Optimization) -> dict[str, Any]:
     """The state that resuming needs in addition to weights and random state, as tensors and plain values."""
-    pools = {name: [image.cpu() for image in pool.images] for name, pool in model.pools.items()}
+    pools = {name: [image.cpu() for image in pool.images] for name, pool in buffers(model).items()}
     return optimization.state_dict() | {"pools": pools}
 
 
 def load_training_state(model: BaseModel, optimization: Optimization, state: dict[str, Any], *, epoch: int) -> None:
     """Restore the result of `training_state`, to resume in `epoch`."""
     optimization.load_state_dict(state, epoch=epoch)
-    for name, pool in model.pools.items():
+    for name, pool in buffers(model).items():
         pool.images = [image.to(model.device) for image in state["pools"][name]]
 
 
@@ -123,7 +130,7 @@ def restore(model: BaseModel, optimization: Optimization, state: dict[str, Any])
     """
     start = Position(**{name: state[name] for name in SAVED if name in state}, resumed=True)
     saved = [{"pools": state["model"]["pools"], "random": state["random"]}, *state["other_processes"]]
-    new = {"pools": {name: [] for name in model.pools}, "random": random_state()}  # of a process that joins
+    new = {"pools": {name: [] for name in buffers(model)}, "random": random_state()}  # of a process that joins
     own = [*saved, new][min(distributed.rank(), len(saved))]
     load_training_state(model, optimization, state["model"] | {"pools": own["pools"]}, epoch=start.epoch)
     torch.set_rng_state(own["random"]["cpu"])

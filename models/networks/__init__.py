@@ -126,6 +126,10 @@ def define_D(opt: Any, input_nc: int) -> nn.Module:
         ValueError: flags have unknown values or exclude each other.
     """
     own: dict[str, Any] = {} if opt.netD == "pixel" else {"resample": opt.resample}  # pixel resamples nothing
+    if opt.batch_head:
+        own["batch_head"] = True
+        if opt.netD == "pixel":
+            raise ValueError(f"--batch_head {opt.batch_head} needs --netD basic or n_layers, not pixel")
     if opt.netD == "n_layers":
         own["n_layers"] = opt.n_layers_D
     elif opt.n_layers_D != BASIC_LAYERS:

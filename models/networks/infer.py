@@ -18,6 +18,8 @@ GENERATOR_FLAGS = frozenset(
     ("netG", "input_nc", "output_nc", "ngf", "norm", "no_dropout", "resample", "attn_G", "spectral_norm_G")
 )
 
+UVCGAN2_QUEUE = 3  # images, in the queues of its batch head
+
 Flags = dict[str, Any]
 Shapes = dict[str, tuple[int, ...]]
 
@@ -114,16 +116,21 @@ def _generators(shapes: Shapes) -> Iterator[tuple[Flags, Shapes]]:
 
 def _discriminators(shapes: Shapes) -> Iterator[tuple[Flags, Shapes]]:
     """Flags and shapes of all discriminators with the width of the first of `shapes` and as many convolutions."""
-    convolutions = [shape for key, shape in shapes.items() if len(shape) == 4 and not key.endswith(".filt")]
-    if len(convolutions) < 3:
+    batch_head = "head.1.weight" in shapes
+    body = {key: shape for key, shape in shapes.items() if not key.startswith("head.") and not key.endswith(".filt")}
+    convolutions = [shape for shape in body.values() if len(shape) == 4]
+    if len(convolutions) < (2 if batch_head else 3):
         return
-    (ndf, input_nc, *_), n_layers = convolutions[0], len(convolutions) - 2
+    (ndf, input_nc, *_), n_layers = convolutions[0], len(convolutions) - (1 if batch_head else 2)
     for netD, norm, resample in itertools.product(DISCRIMINATORS, NORMS, ("deconv", "blur")):
         own: Flags = {} if netD == "pixel" else {"resample": resample}
+        keywords = {"batch_head": True} if batch_head and own else {}
         depth = {"n_layers": n_layers} if netD == "n_layers" else {}
         arguments = {"input_nc": input_nc, "ndf": ndf, "norm": norm, **own}
         flags = {"netD": netD, **arguments} | ({"n_layers_D": n_layers} if depth else {})
-        yield flags, _shapes(DISCRIMINATORS[netD], **arguments, **depth)
+        if keywords:
+            flags["batch_head"] = UVCGAN2_QUEUE  # weights do not show the length
+        yield flags, _shapes(DISCRIMINATORS[netD], **arguments, **depth, **keywords)
 
 
 def _sagans(shapes: Shapes) -> Iterator[tuple[Flags, Shapes]]:

@@ -2,10 +2,11 @@
 
 from collections.abc import Iterable
 
+import torch
 from torch import Tensor, nn
 
 from models.networks.attention import AttentiveChain
-from models.networks.layers import needs_bias, norm_layer
+from models.networks.layers import MinibatchStd, needs_bias, norm_layer
 from models.networks.resample import Downsample, check_resampling
 
 
@@ -21,6 +22,9 @@ class NLayerDiscriminator(AttentiveChain):
             whose checkpoints fit; deconv and nearest, which are for generators, leave stride 2.
         attention: stages followed by a SelfAttention2d block: layer1 ... layer{n_layers + 1}, or bottleneck, the last
             layer with stride 2 (stride 8 of the image with 3 layers).
+        batch_head: replace the last convolution by a head that sees how much the images of a batch differ: MinibatchStd
+            and two 3 x 3 convolutions, as in UVCGAN2 (Torbunov et al. 2023, arXiv:2303.16280). Scores are one row and
+            column larger.
 
     Shapes:
         (B, input_nc, H, W) -> scores (B, 1, h, w) before the sigmoid; 256 x 256 pixels give 30 x 30 scores.
@@ -40,6 +44,7 @@ class NLayerDiscriminator(AttentiveChain):
         norm: str = "instance",
         resample: str = "deconv",
         attention: Iterable[str] = (),
+        batch_head: bool = False,
     ):
         check_resampling(resample)
         make_norm, bias = norm_layer(norm), needs_bias(norm)
@@ -56,8 +61,32 @@ class NLayerDiscriminator(AttentiveChain):
                 layers += [layer(channels) for layer in blur]
             stages[f"layer{i}"] = len(layers) - 1, channels
             before = channels
-        layers.append(nn.Conv2d(before, 1, 4, stride=1, padding=1))
+        if not batch_head:
+            layers.append(nn.Conv2d(before, 1, 4, stride=1, padding=1))
         super().__init__(layers, stages, attention, {"bottleneck": (f"layer{n_layers}",)})
+        self.head: nn.Sequential | None = None
+        if batch_head:
+            first, last = nn.Conv2d(before + 1, before, 3, padding=1), nn.Conv2d(before, 1, 3, padding=1)
+            self.head = nn.Sequential(MinibatchStd(), first, nn.LeakyReLU(0.2), last)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Score images (B, input_nc, H, W). The scores have the dtype of `x`, under autocast too."""
+        return super().forward(x) if self.head is None else self.with_features(x)[0]
+
+    def with_features(self, x: Tensor, beside: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Score images with the batch head, and return the features that it saw. Never compiled.
+
+        Args:
+            x: images (B, input_nc, H, W).
+            beside: the features of other images, (N, C, h, w), which count as part of the batch.
+
+        Returns:
+            Scores (B, 1, h, w) and features (B, C, h, w), in the dtype of `x`.
+        """
+        assert self.head is not None
+        features = super().forward(x)
+        together = features if beside is None else torch.cat([features, beside])
+        return self.head(together)[: len(x)].to(x.dtype), features
 
 
 class PixelDiscriminator(nn.Module):
