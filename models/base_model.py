@@ -181,7 +181,9 @@ class BaseModel(nn.Module):
 
     def example_input(self, name: str, size: tuple[int, int], *, batch_size: int = 1) -> Tensor:
         """A blank input for the network `name`: (batch_size, C, height, width), where `size` is (width, height)."""
-        channels = next(weight for weight in self.get_submodule(name).parameters() if weight.dim() == 4).shape[1]
+        net = self.get_submodule(name)
+        first = next(weight for weight in net.parameters() if weight.dim() == 4)
+        channels = getattr(net, "input_nc", first.shape[1])
         return torch.zeros(batch_size, channels, size[1], size[0])
 
     def check_sizes(self, sizes: Iterable[tuple[int, int]]) -> None:

@@ -11,24 +11,27 @@ from models import networks
 from models.base_model import AttentionView, BaseModel, Images, Losses, Optimization
 from models.feature_queue import create_queues, with_queues
 from models.image_pool import ImagePool
-from models.losses import Scorer, add_gan_flags, create_gan_loss
+from models.losses import GANLoss, Scorer, add_gan_flags, create_gan_loss
 from models.networks.layers import run_together
 from options import values
 from util.paths import BUNDLED
+
+HINGE = GANLoss("hinge")  # of projected discriminators
 
 
 class Cycle(NamedTuple):
     """One direction of a training step, detached: images (B, C, H, W) in [-1, 1] and losses (scalars).
 
-    `idt` and `loss_idt` are None without identity loss.
+    `idt` and `loss_idt` are None without identity loss, `loss_projected` without a projected discriminator.
     """
 
     fake: Tensor
     rec: Tensor
     idt: Tensor | None
     loss_G: Tensor
-    loss_cycle: Tensor
     loss_idt: Tensor | None
+    loss_cycle: Tensor
+    loss_projected: Tensor | None
 
 
 class CycleGANModel(BaseModel):
@@ -43,10 +46,13 @@ class CycleGANModel(BaseModel):
     @staticmethod
     def modify_commandline_options(parser: ArgumentParser, is_train: bool) -> ArgumentParser:
         """Add the weights of the cycle and identity losses; by default no dropout and the bundled chart images."""
+        text = "weight of the loss of G on a second discriminator for each domain, as --netD projected; 0 = none"
+        group = parser.add_argument_group("cycle_gan")
+        group.add_argument("--lambda_projected", type=values.non_negative_float, default=0.0, help=text)
         parser.set_defaults(no_dropout=True, dataroot=str(BUNDLED / "chart"))
         if is_train:
             add_gan_flags(parser)
-            add = parser.add_argument_group("cycle_gan").add_argument
+            add = group.add_argument
             weight = values.non_negative_float
             add("--lambda_A", type=weight, default=10.0, help="weight of the cycle loss A -> B -> A")
             add("--lambda_B", type=weight, default=10.0, help="weight of the cycle loss B -> A -> B")
@@ -84,7 +90,14 @@ class CycleGANModel(BaseModel):
         self.lambda_A, self.lambda_B, self.lambda_identity = opt.lambda_A, opt.lambda_B, opt.lambda_identity
         self.identity_decay, self.cycle_noise = opt.identity_decay, opt.cycle_noise
         self.add_discriminators(opt)
-        self.gan_loss = create_gan_loss(opt)
+        self.gan_loss, self.lambda_projected = create_gan_loss(opt), opt.lambda_projected
+        self.projected: dict[str, nn.Module] = {}  # by side; in a dict, they are not registered twice
+        discriminators = [self.netD_A, self.netD_B]
+        if opt.lambda_projected:
+            self.netP_A = networks.define_projected_D(opt, opt.output_nc, "lambda_projected").to(self.device)
+            self.netP_B = networks.define_projected_D(opt, opt.input_nc, "lambda_projected").to(self.device)
+            self.projected = {"A": self.netP_A, "B": self.netP_B}
+            discriminators += self.projected.values()
         random_pairs = opt.dataset_mode == "unaligned" and not opt.serial_batches
         self.needs_one_size = self.gan_loss.needs_one_size if opt.pool_size > 0 or random_pairs else ""
         if opt.batch_head:
@@ -92,7 +105,7 @@ class CycleGANModel(BaseModel):
         self.pools = {"fake_A": ImagePool(opt.pool_size), "fake_B": ImagePool(opt.pool_size)}
         self.queues = create_queues(opt.batch_head, "D_A", "D_B")
         optimization.add("G", [self.netG_A, self.netG_B], lr=opt.lr_G)
-        optimization.add("D", [self.netD_A, self.netD_B], lr=opt.lr_D)
+        optimization.add("D", discriminators, lr=opt.lr_D)
         optimization.add_averages(self, "netG_A", "netG_B")
 
     def forward(self, batch: dict) -> Images:
@@ -114,8 +127,8 @@ class CycleGANModel(BaseModel):
         """Update the generators, then the discriminators on fake images from the pools; see BaseModel."""
         real_A, real_B = self.inputs(batch, "A", "B")
         D_A, D_B = (with_queues(f"D_{side}", self.get_submodule(f"netD_{side}"), self.queues) for side in "AB")
-        A = self.backward_cycle(real_A, real_B, self.netG_A, self.netG_B, D_A, self.lambda_A)
-        B = self.backward_cycle(real_B, real_A, self.netG_B, self.netG_A, D_B, self.lambda_B)
+        A = self.backward_cycle("A", real_A, real_B, self.netG_A, self.netG_B, D_A, self.lambda_A)
+        B = self.backward_cycle("B", real_B, real_A, self.netG_B, self.netG_A, D_B, self.lambda_B)
         self.optimization.update("G")
         losses_D_A = self.backward_D("A", D_A, real_B, self.pools["fake_B"].query(A.fake))
         losses_D_B = self.backward_D("B", D_B, real_A, self.pools["fake_A"].query(B.fake))
@@ -124,7 +137,8 @@ class CycleGANModel(BaseModel):
 
         losses: dict[str, Tensor | None] = {
             "G_A": A.loss_G, "G_B": B.loss_G, "cycle_A": A.loss_cycle, "cycle_B": B.loss_cycle,
-            "idt_A": B.loss_idt, "idt_B": A.loss_idt, **losses_D_A, **losses_D_B,
+            "idt_A": B.loss_idt, "idt_B": A.loss_idt, "projected_A": A.loss_projected, "projected_B": B.loss_projected,
+            **losses_D_A, **losses_D_B,
         }  # fmt: skip
         images: dict[str, Tensor | None] = {
             "real_A": real_A, "fake_B": A.fake, "rec_A": A.rec,
@@ -134,13 +148,14 @@ class CycleGANModel(BaseModel):
         return without_none(losses) | self.gammas(), without_none(images)
 
     def backward_cycle(
-        self, real: Tensor, target: Tensor, net: nn.Module, back: nn.Module, netD: Scorer, weight: float
+        self, side: str, real: Tensor, target: Tensor, net: nn.Module, back: nn.Module, netD: Scorer, weight: float
     ) -> Cycle:
         """Translate images with `net` and back, and accumulate the gradients of the losses of both generators.
 
         The two directions run one after the other, so that only one autograd graph is in memory.
 
         Args:
+            side: of the generator and its discriminators, "A" or "B".
             real: images (B, C, H, W) in [-1, 1].
             target: real images of the other domain.
             net: the generator of this direction.
@@ -151,25 +166,34 @@ class CycleGANModel(BaseModel):
         identity = self.lambda_identity * ((1 - self.optimization.progress) if self.identity_decay else 1)
         with self.optimization.autocast():
             fake = net(real)
-            losses = [self.gan_loss.generator(netD, target, fake)]
+            loss_G = self.gan_loss.generator(netD, target, fake)
             sent = fake + self.cycle_noise * torch.randn_like(fake) if self.cycle_noise else fake
             rec, idt = run_together(back, sent, real) if self.lambda_identity else (back(sent), None)
-            if idt is not None:
-                losses.append(F.l1_loss(idt, real) * weight * identity)
-            losses.append(F.l1_loss(rec, real) * weight)
-        self.optimization.backward("G", *losses)
-        loss_G, *loss_idt, loss_cycle = (loss.detach() for loss in losses)
-        images = fake.detach(), rec.detach(), None if idt is None else idt.detach()
-        return Cycle(*images, loss_G, loss_cycle, loss_idt[0] if loss_idt else None)
+            loss_idt = None if idt is None else F.l1_loss(idt, real) * weight * identity
+            loss_cycle, loss_projected = F.l1_loss(rec, real) * weight, None
+            if self.projected:
+                loss_projected = HINGE.generator(self.projected[side], target, fake) * self.lambda_projected
+        losses = loss_G, loss_idt, loss_cycle, loss_projected
+        self.optimization.backward("G", *(loss for loss in losses if loss is not None))
+        return Cycle(
+            fake.detach(), rec.detach(), detached(idt), loss_G.detach(), detached(loss_idt), loss_cycle.detach(),
+            detached(loss_projected),
+        )  # fmt: skip
 
     def backward_D(self, side: str, netD: Scorer, real: Tensor, fake: Tensor) -> Losses:
-        """Accumulate the gradients of the discriminator of a side, "A" or "B". Returns its losses, detached."""
+        """Accumulate the gradients of the discriminators of a side, "A" or "B". Returns their losses, detached."""
         with self.optimization.autocast():
             terms = self.gan_loss.discriminator(
                 netD, real, fake, step=self.optimization.updates, progress=self.optimization.progress
             )
         self.optimization.backward("D", self.gan_loss.total(terms))
-        return self.gan_loss.logged(terms, suffix=f"_{side}")
+        losses = self.gan_loss.logged(terms, suffix=f"_{side}")
+        if self.projected:
+            with self.optimization.autocast():
+                loss = HINGE.total(HINGE.discriminator(self.projected[side], real, fake))
+            self.optimization.backward("D", loss)
+            losses[f"projected_D_{side}"] = loss.detach()
+        return losses
 
     def attention_views(self) -> dict[str, AttentionView]:
         """Show the generators on real images and the discriminators on translations."""
@@ -183,6 +207,11 @@ class CycleGANModel(BaseModel):
         """See BaseModel. In the other direction, A and B are swapped."""
         label = name.removeprefix("net")
         return [label.translate(str.maketrans("AB", "BA")) if reverse else label]
+
+
+def detached(tensor: Tensor | None) -> Tensor | None:
+    """A tensor without its autograd graph."""
+    return None if tensor is None else tensor.detach()
 
 
 def without_none(tensors: dict[str, Tensor | None]) -> dict[str, Tensor]:

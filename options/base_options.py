@@ -14,6 +14,7 @@ from options.choices import (
     DEVICES,
     DIRECTIONS,
     DISCRIMINATORS,
+    FEATURE_DISCRIMINATORS,
     FEATURES,
     GENERATORS,
     IMAGE_DISCRIMINATORS,
@@ -233,6 +234,11 @@ class BaseOptions:
             )
         if flags["load_size"] is None:
             flags["load_size"] = flags["crop_size"]
+        # A discriminator that learned from features would be judged too well by the same features.
+        if flags.get("metrics_features") == "lite0" and (flags["netD"] == "projected" or flags.get("lambda_projected")):
+            if "metrics_features" in given:
+                parser.error("--metrics_features lite0 judges a run that learns from the same features: take lite2")
+            flags["metrics_features"] = "lite2"
         cut = flags["preprocess"] in ("resize_and_crop", "scale_width_and_crop")
         if cut and flags["crop_size"] > flags["load_size"]:
             parser.error(f"--crop_size {flags['crop_size']} is larger than --load_size {flags['load_size']}")
@@ -303,9 +309,11 @@ def add_network_flags(parser: ArgumentParser) -> None:
     add = parser.add_argument_group("network").add_argument
     add("--input_nc", type=values.positive_int, default=3, help="channels of input images: 3 = color, 1 = gray")
     add("--output_nc", type=values.positive_int, default=3, help="channels of output images: 3 = color, 1 = gray")
-    generators, discriminators = [*GENERATORS, *NOISE_GENERATORS], [*DISCRIMINATORS, *IMAGE_DISCRIMINATORS]
+    generators = [*GENERATORS, *NOISE_GENERATORS]
+    discriminators = [*DISCRIMINATORS, *FEATURE_DISCRIMINATORS, *IMAGE_DISCRIMINATORS]
     add("--netG", default="resnet_9blocks", choices=generators, help="generator; sagan and sagan_resnet: from noise")
-    add("--netD", default="basic", choices=discriminators, help="discriminator; basic = n_layers with 3")
+    text = "discriminator; basic = n_layers with 3; projected = small heads on frozen ImageNet features"
+    add("--netD", default="basic", choices=discriminators, help=text)
     add("--ngf", type=values.positive_int, default=64, help="channels of G's first layer")
     add("--ndf", type=values.positive_int, default=64, help="channels of D's first layer")
     add("--n_layers_D", type=values.positive_int, default=3, help="downsampling layers of --netD n_layers")

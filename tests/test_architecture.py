@@ -12,6 +12,7 @@ from torch import nn
 from models import losses
 from models.networks import (
     DISCRIMINATORS,
+    FEATURE_DISCRIMINATORS,
     GENERATORS,
     IMAGE_DISCRIMINATORS,
     NOISE_GENERATORS,
@@ -90,6 +91,7 @@ assert not [function for function in registered if function.__module__.split("."
         (choices.GENERATORS, GENERATORS),
         (choices.NOISE_GENERATORS, NOISE_GENERATORS),
         (choices.DISCRIMINATORS, DISCRIMINATORS),
+        (choices.FEATURE_DISCRIMINATORS, FEATURE_DISCRIMINATORS),
         (choices.IMAGE_DISCRIMINATORS, IMAGE_DISCRIMINATORS),
         (choices.NORMS, layers.NORMS),
         (choices.RESAMPLINGS, resample.RESAMPLINGS),

@@ -100,7 +100,7 @@ def test_a_killed_run_goes_on_without_a_gap_or_a_double_line(tiny_data, tmp_path
     "flags",
     [
         "--lr_policy linear --gan_mode wgangp",
-        "--lr_policy step --lr_decay_iters 1 --cycle_noise 0.1 --identity_decay",
+        "--lr_policy step --lr_decay_iters 1 --cycle_noise 0.1 --identity_decay --lambda_projected 1",
         "--lr_policy plateau --ema_halflife 1",
         "--lr_policy cosine --batch_size 2 --num_threads 2",
         "--model cycle_gan_attn --pool_size 1 --precision bf16 --resample blur",

@@ -4,7 +4,7 @@ The classes take keywords and need no options.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeVar
@@ -13,6 +13,7 @@ from torch import nn
 
 from models.networks.layers import init_weights, spectral_normalize
 from models.networks.patchgan import NLayerDiscriminator, PixelDiscriminator
+from models.networks.projected import ProjectedDiscriminator
 from models.networks.resnet import ResnetGenerator
 from models.networks.sagan import (
     ImageDiscriminator,
@@ -35,6 +36,9 @@ DISCRIMINATORS: dict[str, Callable[..., nn.Module]] = {
     "basic": partial(NLayerDiscriminator, n_layers=BASIC_LAYERS),
     "n_layers": NLayerDiscriminator,
     "pixel": PixelDiscriminator,
+}
+FEATURE_DISCRIMINATORS: dict[str, Callable[..., nn.Module]] = {
+    "projected": ProjectedDiscriminator,
 }
 NOISE_GENERATORS: dict[str, Callable[..., NoiseGenerator]] = {
     "sagan": SAGANGenerator,
@@ -120,11 +124,15 @@ def define_G(opt: Any, input_nc: int, output_nc: int) -> nn.Module:
 
 
 def define_D(opt: Any, input_nc: int) -> nn.Module:
-    """Build and initialize the discriminator --netD: (B, input_nc, H, W) -> scores (B, 1, h, w).
+    """Build and initialize the discriminator --netD: (B, input_nc, H, W) -> scores (B, 1, h, w), or (B, 4, h, w).
 
     Raises:
         ValueError: flags have unknown values or exclude each other.
     """
+    if opt.netD in FEATURE_DISCRIMINATORS:
+        if opt.batch_head:
+            raise ValueError(f"--batch_head {opt.batch_head} needs --netD basic or n_layers, not {opt.netD}")
+        return define_projected_D(opt, input_nc, "netD", "attn_D", attention=stages(opt.attn_D))
     own: dict[str, Any] = {} if opt.netD == "pixel" else {"resample": opt.resample}  # pixel resamples nothing
     if opt.batch_head:
         own["batch_head"] = True
@@ -138,6 +146,21 @@ def define_D(opt: Any, input_nc: int) -> nn.Module:
         make = choose(opt.netD, DISCRIMINATORS)
         net = make(input_nc, ndf=opt.ndf, norm=opt.norm, attention=stages(opt.attn_D), **own)
     return initialize(net, opt, spectral=opt.spectral_norm_D)
+
+
+def define_projected_D(opt: Any, input_nc: int, *flags: str, attention: Iterable[str] = ()) -> nn.Module:
+    """Build and initialize a projected discriminator, with spectral norm: (B, 3, H, W) -> scores (B, 4, h, w).
+
+    Args:
+        flags: which asked for it, for messages.
+        attention: of the discriminator, which has none.
+
+    Raises:
+        ValueError: flags do not suit it, or its pretrained weights are not installed.
+    """
+    with from_flags(opt, *flags):
+        net = ProjectedDiscriminator(input_nc, ndf=opt.ndf, attention=attention)
+    return initialize(net, opt, spectral=True)
 
 
 def define_noise_G(opt: Any, output_nc: int) -> NoiseGenerator:

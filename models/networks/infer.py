@@ -52,6 +52,8 @@ def infer_discriminator(weights: Mapping[str, Tensor]) -> Flags:
         ValueError: no discriminator has these names and shapes.
     """
     shapes = _plain_shapes(weights)
+    if "across_channels0" in shapes:
+        return {"netD": "projected", "input_nc": 3, "ndf": shapes["across_channels0"][0]}
     for flags, candidate in _discriminators(shapes):
         if candidate == shapes:
             return flags | _extras(weights, "D")
