@@ -9,12 +9,14 @@ from torch.nn import functional as F
 
 from models import networks
 from models.base_model import AttentionView, BaseModel, Images, Losses, Optimization
+from models.content import ContentLoss
 from models.feature_queue import create_queues, with_queues
 from models.image_pool import ImagePool
 from models.losses import GANLoss, Scorer, add_gan_flags, create_gan_loss
 from models.networks.layers import run_together
 from options import values
 from util.paths import BUNDLED
+from util.rules import parse_rule
 
 HINGE = GANLoss("hinge")  # of projected discriminators
 
@@ -22,7 +24,7 @@ HINGE = GANLoss("hinge")  # of projected discriminators
 class Cycle(NamedTuple):
     """One direction of a training step, detached: images (B, C, H, W) in [-1, 1] and losses (scalars).
 
-    `idt` and `loss_idt` are None without identity loss, `loss_projected` without a projected discriminator.
+    `idt` and the losses of parts that are off are None.
     """
 
     fake: Tensor
@@ -32,6 +34,7 @@ class Cycle(NamedTuple):
     loss_idt: Tensor | None
     loss_cycle: Tensor
     loss_projected: Tensor | None
+    loss_content: Tensor | None
 
 
 class CycleGANModel(BaseModel):
@@ -58,6 +61,8 @@ class CycleGANModel(BaseModel):
             add("--lambda_B", type=weight, default=10.0, help="weight of the cycle loss B -> A -> B")
             add("--lambda_identity", type=weight, default=0.5, help="identity loss, times the two above; 0 = off")
             add("--identity_decay", action="store_true", help="let the identity loss fall to 0, linearly over the run")
+            text = "weight of a loss that keeps the classes of pixels of --content in their place; 0 = off"
+            add("--lambda_content", type=weight, default=0.0, help=text)
             text = "noise on translations before they are translated back, so that they cannot hide the image in tiny "
             text += "patterns: its standard deviation, for images in [-1, 1]; 0 = none"
             add("--cycle_noise", type=weight, default=0.0, help=text)
@@ -89,6 +94,12 @@ class CycleGANModel(BaseModel):
             raise ValueError("--identity_decay has no effect with --lambda_identity 0: omit it")
         self.lambda_A, self.lambda_B, self.lambda_identity = opt.lambda_A, opt.lambda_B, opt.lambda_identity
         self.identity_decay, self.cycle_noise = opt.identity_decay, opt.cycle_noise
+        self.lambda_content, self.content_loss = opt.lambda_content, None
+        if opt.lambda_content:
+            rules = [parse_rule(text) for text in opt.content]
+            swapped = [rule.swapped() for rule in rules] if opt.direction == "BtoA" else rules
+            with networks.from_flags(opt, "lambda_content"):
+                self.content_loss = ContentLoss(swapped)
         self.add_discriminators(opt)
         self.gan_loss, self.lambda_projected = create_gan_loss(opt), opt.lambda_projected
         self.projected: dict[str, nn.Module] = {}  # by side; in a dict, they are not registered twice
@@ -138,7 +149,7 @@ class CycleGANModel(BaseModel):
         losses: dict[str, Tensor | None] = {
             "G_A": A.loss_G, "G_B": B.loss_G, "cycle_A": A.loss_cycle, "cycle_B": B.loss_cycle,
             "idt_A": B.loss_idt, "idt_B": A.loss_idt, "projected_A": A.loss_projected, "projected_B": B.loss_projected,
-            **losses_D_A, **losses_D_B,
+            "content_A": A.loss_content, "content_B": B.loss_content, **losses_D_A, **losses_D_B,
         }  # fmt: skip
         images: dict[str, Tensor | None] = {
             "real_A": real_A, "fake_B": A.fake, "rec_A": A.rec,
@@ -173,11 +184,14 @@ class CycleGANModel(BaseModel):
             loss_cycle, loss_projected = F.l1_loss(rec, real) * weight, None
             if self.projected:
                 loss_projected = HINGE.generator(self.projected[side], target, fake) * self.lambda_projected
-        losses = loss_G, loss_idt, loss_cycle, loss_projected
+            loss_content = None
+            if self.content_loss:
+                loss_content = self.content_loss(real, fake, domain=side) * self.lambda_content
+        losses = loss_G, loss_idt, loss_cycle, loss_projected, loss_content
         self.optimization.backward("G", *(loss for loss in losses if loss is not None))
         return Cycle(
             fake.detach(), rec.detach(), detached(idt), loss_G.detach(), detached(loss_idt), loss_cycle.detach(),
-            detached(loss_projected),
+            detached(loss_projected), detached(loss_content),
         )  # fmt: skip
 
     def backward_D(self, side: str, netD: Scorer, real: Tensor, fake: Tensor) -> Losses:

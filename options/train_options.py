@@ -81,6 +81,8 @@ def changed_flags(opt: Options, saved: Mapping[str, Any]) -> list[str]:
     free = TrainOptions.own_flags | TrainOptions.free_flags
     if opt.model == f"{saved.get('model')}_attn":
         free |= {"model", "attn_G", "attn_D"}
+    if opt.as_dict().get("lambda_content"):
+        free -= {"content"}  # then it is part of a loss
     current = opt.as_dict() | {"dataroot": str(Path(opt.dataroot).absolute())}
     return [
         f"--{flag} {value} (so far {saved[flag]})"

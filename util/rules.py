@@ -47,7 +47,11 @@ class Rule:
         Returns:
             A tensor or array of bool of the same shape.
         """
-        return _value(self.conditions[domain], channels)
+        return self.value(domain, channels, OPERATORS)
+
+    def value(self, domain: str, channels: Mapping[str, Any], operators: Mapping[type, Callable[..., Any]]) -> Any:
+        """The value of a condition with other operators than OPERATORS, such as margins in place of truth values."""
+        return _value(self.conditions[domain], channels, operators)
 
 
 def parse_rule(text: str) -> Rule:
@@ -109,25 +113,25 @@ def _check(node: ast.expr, *, is_condition: bool) -> None:
         _check(child, is_condition=kind)
 
 
-def _value(node: ast.expr, channels: Mapping[str, Any]) -> Any:
+def _value(node: ast.expr, channels: Mapping[str, Any], operators: Mapping[type, Callable[..., Any]]) -> Any:
     """The value of a node that `_check` accepts."""
     match node:
         case ast.BoolOp(op=op, values=[first, *others]):
-            result = _value(first, channels)
+            result = _value(first, channels, operators)
             for other in others:
-                result = OPERATORS[type(op)](result, _value(other, channels))
+                result = operators[type(op)](result, _value(other, channels, operators))
             return result
         case ast.Compare(left=left, ops=ops, comparators=others):
-            values = [_value(value, channels) for value in (left, *others)]
+            values = [_value(value, channels, operators) for value in (left, *others)]
             result = None
             for low, sign, high in zip(values, ops, values[1:], strict=False):
-                found = OPERATORS[type(sign)](low, high)
-                result = found if result is None else result & found
+                found = operators[type(sign)](low, high)
+                result = found if result is None else operators[ast.And](result, found)
             return result
         case ast.BinOp(left=left, op=op, right=right):
-            return OPERATORS[type(op)](_value(left, channels), _value(right, channels))
+            return operators[type(op)](_value(left, channels, operators), _value(right, channels, operators))
         case ast.UnaryOp(op=op, operand=operand):
-            return OPERATORS[type(op)](_value(operand, channels))
+            return operators[type(op)](_value(operand, channels, operators))
         case ast.Name(id=name):
             return channels[name]
         case ast.Constant(value=value):
