@@ -40,7 +40,6 @@ SHARED: dict[str, list] = {
     "init_type": ["normal", "xavier", "kaiming", "orthogonal"],
     "input_nc": [1, 3],
     "lambda_identity": [0, 0.5],
-    "lambda_content": [1],
     "lambda_projected": [1],
     "lambda_r1": [0, 2],
     "lambda_r2": [0, 2],
