@@ -1,11 +1,13 @@
 """Translate images with a trained model: python test.py --name maps. Writes results/maps/test_latest/index.html."""
 
+import collections
 import contextlib
 import dataclasses
 import itertools
 import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -29,9 +31,12 @@ from training.metrics import mean_absolute_error, psnr, ssim
 from util import distributed
 from util.command import configure_logging, run_command, writing
 from util.device import autocast, keep_freed_memory, select_device
+from util.images import save_file, to_images
 from util.threads import ThreadChooser, choose_threads
 
 log = logging.getLogger("test")
+
+WAITING = 1000  # samples in memory, at most
 
 LogResult = Callable[[str, Mapping[str, Tensor]], None]  # takes the name of an image and its results
 TRUTH = {"fake_B": "real_B", "fake_B_rgb": "real_B_rgb"}  # label of a translation -> label of its truth
@@ -69,6 +74,10 @@ def main(argv: list[str] | None = None) -> int:
         log.info("%s", model.summary(verbose=True))
     for name, path in files.items():
         log.info("%s is %s", name, path)
+    if opt.model == "sagan" and opt.samples_only:
+        folder = Path(opt.results_dir) / opt.name / f"samples_{trained.label}"
+        with writing("--results_dir", folder):
+            return save_samples(model, loader, folder, threads, precision=opt.precision)
     add_discriminators(trained, model, sizes)
     measurement = None
     if opt.metrics:
@@ -117,6 +126,30 @@ def save_results(
     page.save()
     limited = f", limited by --num_test {count}" if count < total else ""
     log.info("%d of %d images made%s. Open %s", count, total, limited, folder / "index.html")
+    return 0
+
+
+def save_samples(model: BaseModel, loader: EpochLoader, folder: Path, threads: ThreadChooser, *, precision: str) -> int:
+    """Write the sample of each seed as a PNG file into `folder`, in place of those there. Returns the exit status."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in folder.glob("seed*.png"):
+        path.unlink()
+    saved: collections.deque[Future[None]] = collections.deque()
+    with ThreadPoolExecutor() as pool, tqdm(total=len(loader.dataset), unit="image", disable=None) as bar:
+        for batch in loader:
+            with threads.timed(batch), torch.no_grad(), autocast(model.device, precision):
+                samples = to_images(model(batch)["sample"])
+            names = batch["A_paths"]
+            saved.extend(
+                pool.submit(save_file, sample, folder / f"{name}.png")
+                for name, sample in zip(names, samples, strict=True)
+            )
+            while len(saved) > WAITING:  # the disk may be slower than the generator
+                saved.popleft().result()
+            bar.update(len(names))
+        for future in saved:
+            future.result()
+    log.info("%d samples are in %s", len(loader.dataset), folder)
     return 0
 
 

@@ -59,6 +59,8 @@ class SAGANModel(BaseModel):
             add("--diffaugment", default="none", help=text)
         else:
             parser.set_defaults(eval=True)
+            text = "write the image of each seed, and nothing else, to RESULTS_DIR/NAME/samples_EPOCH"
+            add("--samples_only", action="store_true", help=text)
         return parser
 
     def __init__(self, opt: Any) -> None:

@@ -39,11 +39,10 @@ def measured(run_dir) -> list[Metrics]:
 )
 def test_training_does_not_notice_metrics(tiny_data, paired_data, tmp_path, flags):
     data = ["--dataroot", str(paired_data if "pix2pix" in flags else tiny_data)]
-    others, metrics = flags.split("--metrics")
-    plain = train(tmp_path / "plain", *data, *others.split())
-    with_metrics = train(
-        tmp_path / "measured", *data, *others.split(), *f"--metrics {metrics}".split(), "--metrics_freq", "4"
-    )
+    common, metrics = flags.split("--metrics ")
+    flags = common.split()
+    plain = train(tmp_path / "plain", *data, *flags)
+    with_metrics = train(tmp_path / "measured", *data, *flags, "--metrics", *metrics.split(), "--metrics_freq", "4")
     assert len(measured(with_metrics)) == 3
     state = "latest_state.pth"
     states = [read_tensors(run / state) for run in (plain, with_metrics)]

@@ -9,7 +9,7 @@ from data.arrays import read_array
 from data.image_file import ImageReader
 from data.transforms import Transform
 from tests.test_arrays import values
-from util.images import PixelFormat, save_image, save_result, to_image, write_array
+from util.images import PixelFormat, save_image, save_result, to_image, to_images, write_array
 
 FORMATS = [
     PixelFormat(),
@@ -126,3 +126,10 @@ def test_save_makes_folders_and_keeps_the_order_of_colors(tmp_path):
     with Image.open(tmp_path / "a" / "b" / "orange.png") as image:
         assert image.size == (6, 4)
         assert image.getpixel((2, 3)) == (255, 128, 0)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_a_batch_gives_the_same_images_as_its_parts(channels):
+    batch = torch.randn(3, channels, 5, 7, generator=torch.Generator().manual_seed(0))
+    for image, tensor in zip(to_images(batch), batch, strict=True):
+        assert (image.mode, image.tobytes()) == (to_image(tensor).mode, to_image(tensor).tobytes())

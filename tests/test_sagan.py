@@ -5,6 +5,7 @@ import itertools
 
 import pytest
 import torch
+from PIL import Image, ImageChops
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
@@ -379,3 +380,25 @@ def test_training_and_testing_on_images_of_several_sizes_and_modes(tmp_path, mon
 def test_images_are_loaded_in_the_size_of_the_networks():
     for flags, size in (("--crop_size 128", 128), ("--crop_size 32", 32), ("--crop_size 32 --load_size 40", 40)):
         assert TrainOptions().parse(["--model", "sagan", *flags.split()]).load_size == size
+
+
+def test_samples_only_writes_the_images_of_the_page_and_nothing_else(tmp_path):
+    draw_shapes("a").save(tmp_path / "a.png")
+    run = ["--name", "run", "--checkpoints_dir", str(tmp_path / "checkpoints")]
+    flags = ["--dataroot", str(tmp_path), "--n_epochs", "1", "--n_epochs_decay", "0", "--display_id", "0"]
+    assert training.main([*run, *TINY, *flags, "--device", "cpu"]) == 0
+    results = tmp_path / "results"
+    place = [*run, "--results_dir", str(results), "--device", "cpu"]
+    samples = results / "run" / "samples_latest"
+    samples.mkdir(parents=True)
+    (samples / "seed9999.png").write_bytes(b"of an earlier call")
+    assert testing.main([*place, "--samples_only", "--seeds", "3,5", "--batch_size", "2"]) == 0
+    assert sorted(path.name for path in samples.iterdir()) == ["seed0003.png", "seed0005.png"]
+    assert [path.name for path in (results / "run").iterdir()] == ["samples_latest"]
+    assert testing.main([*place, "--seeds", "5"]) == 0
+    with (
+        Image.open(samples / "seed0005.png") as image,
+        Image.open(results / "run" / "test_latest" / "images" / "seed0005_sample.png") as other,
+    ):
+        difference = ImageChops.difference(image, other)
+    assert all(high <= 1 for _, high in difference.getextrema()), "batches differ by rounding"

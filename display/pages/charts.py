@@ -55,7 +55,7 @@ def _add_chart(family: Mapping[str, Curve], end: float, *, are_metrics: bool = F
     titles = {name: figure(name).title if are_metrics else name for name in family}
     points = {name: best_point(name, curve) for name, curve in family.items()} if are_metrics else {}
     best = {name: point for name, point in points.items() if point}
-    with h.figure(cls="chart"):
+    with h.figure(cls="chart measured" if are_metrics else "chart"):
         with h.figcaption():
             for number, (name, (_, values)) in enumerate(family.items()):
                 label = h.span(h.b(titles[name]), f" {values[-1]:.4g}", cls=f"curve{number % COLORS}")
