@@ -24,6 +24,7 @@ from models import create_model
 from models.networks.attention import attend
 from options.train_options import TrainOptions
 from training.compiling import compile_networks
+from training.evaluation import create_meter, evaluating
 from training.optimization import create_optimization
 from util.device import keep_freed_memory
 from util.paths import BUNDLED
@@ -62,6 +63,22 @@ def training(*, model: str, size: int, batch: int = 1, flags: Sequence[str] = ()
             compile_networks(net, steps=1_000_000, sizes=[(size, size)], batch_size=batch)
 
     return Case(lambda: net.step(images), items=batch, prepare=prepare)
+
+
+def measuring(*, model: str, size: int, batch: int = 8, flags: Sequence[str] = ()) -> Case:
+    """What `--metrics kid` does with a batch of held-out images: translate them and compute features."""
+    keep_freed_memory()
+    opt = TrainOptions().parse(["--model", model, "--metrics", "kid", *flags])
+    net = create_model(opt)
+    net.prepare_training(opt, create_optimization(opt, net.device))
+    meter = create_meter(opt, net.device)
+    images = {side: torch.rand(batch, 3, size, size) * 2 - 1 for side in "AB"}
+
+    def step() -> None:
+        with evaluating(net), net.optimization.autocast():
+            meter.measure(net.measured(images, cycle=False), [False] * batch)
+
+    return Case(step, items=batch)
 
 
 def plain_attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -192,6 +209,7 @@ def testing(*, count: int, size: int = 256, model: str = "cycle_gan", flags: Seq
 CASES: dict[str, Callable[..., Case]] = {
     function.__name__: function
     for function in (
-        plain_cycle_gan, plain_sagan, training, attention, convolution, plain_loading, loading, plain_testing, testing
+        plain_cycle_gan, plain_sagan, training, measuring, attention, convolution, plain_loading, loading,
+        plain_testing, testing,
     )
 }  # fmt: skip

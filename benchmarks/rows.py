@@ -11,6 +11,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from options.train_options import TrainOptions
+
 ROOT = Path(__file__).parent.parent
 GB = 1e9
 
@@ -138,6 +140,23 @@ def overhead(name: str, aim: float, baseline: tuple[str, dict], ours: tuple[str,
     return Row(name, f"<= {aim}x the time", measure)
 
 
+def metrics(name: str, aim: float, size: int, *flags: str) -> Row:
+    """A row of how much of a run's time --metrics kid takes at its default frequency and number of images."""
+
+    def measure(rounds: int, peaks: Mapping[str, Peak]) -> Figure:
+        keywords: dict[str, Any] = {"model": "cycle_gan", "size": size, "flags": flags}
+        training, measuring = Worker("training", **keywords), Worker("measuring", **keywords)
+        opt = TrainOptions().parse([])
+        parts = [opt.metrics_images / opt.metrics_freq / ratio for ratio in interleaved(training, measuring, rounds)]
+        part = statistics.median(parts)
+        seconds = [statistics.median(worker.per_item) for worker in (measuring, training)]
+        details = f"{seconds[0]:.3g} s for an image, {opt.metrics_images} images every {opt.metrics_freq}, "
+        details += f"{seconds[1]:.3g} s a step"
+        return Figure(part, f"{part:.2%}", part <= aim, details, {"parts": parts})
+
+    return Row(name, f"<= {aim:.0%} of the time", measure)
+
+
 def memory(name: str, aim: float, baseline: tuple[str, dict], ours: tuple[str, dict]) -> Row:
     """A row of the peak memory of our process as a part of the baseline's."""
 
@@ -215,6 +234,8 @@ ROWS = [
     ),
     speed("sagan 64 px, batch 64, fp32", 1.5, ("plain_sagan", {"batch": 64}), ours("sagan", 64, batch=64), "fp32"),
     overhead("cycle_gan_attn over cycle_gan, 256 px, fp32", 1.08, ours("cycle_gan", 256), ours("cycle_gan_attn", 256)),
+    metrics("--metrics kid, cycle_gan 256 px, fp32", 0.03, 256),
+    metrics("--metrics kid, cycle_gan 64 px, 6 blocks, bf16", 0.03, 64, *SMALL, *BF16),
     memory("peak memory, cycle_gan 256 px, bf16", 0.55, plain(256, 9), ours("cycle_gan", 256, *BF16)),
     memory(
         "peak memory, cycle_gan 256 px, bf16, --checkpoint_blocks",
