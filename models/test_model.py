@@ -12,7 +12,7 @@ class TestModel(BaseModel):
     """The generator of any run: G_A of cycle_gan, or G_B for the other --direction, or G of pix2pix."""
 
     __test__ = False  # pytest would collect the class for its name
-    unused_flags = ("metrics", "metrics_features", "metrics_weights", "content")
+    unused_flags = ("metrics", "metrics_features", "metrics_weights", "content", "label_dir")
 
     @staticmethod
     def modify_commandline_options(parser: ArgumentParser, is_train: bool) -> ArgumentParser:

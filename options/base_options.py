@@ -352,3 +352,8 @@ def add_metric_flags(parser: ArgumentParser) -> None:
     text = "classes of pixels that content compares, such as 'sea: A(B - G > 15, B > 150); B(B > R - 20)'; default: "
     text += "edges and gray values"
     add("--content", nargs="+", type=values.rule, default=[], metavar="RULE", help=text)
+    text = (
+        "folders of label maps, by the names of the images: content finds their classes in translations by color and "
+    )
+    text += "texture"
+    add("--label_dir", type=values.label_dir, default="", metavar="A=FOLDER,B=FOLDER", help=text)

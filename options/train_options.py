@@ -33,7 +33,8 @@ class TrainOptions(BaseOptions):
             "display_id", "display_ncols", "display_server", "display_port", "display_env",
             "display_winsize", "use_tensorboard", "use_wandb", "wandb_project_name", "verbose",
             "num_threads", "checkpoint_blocks", "device", "gpu_ids", "skip_bad_images", "cpu_threads", "metrics",
-            "metrics_freq", "metrics_images", "metrics_features", "metrics_weights", "content", "best",
+            "metrics_freq", "metrics_images", "metrics_features", "metrics_weights", "content", "label_dir",
+            "best",
         )
     )  # fmt: skip
 

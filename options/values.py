@@ -77,6 +77,21 @@ def rule(text: str) -> str:
     return text
 
 
+def label_dirs(text: str) -> tuple[str, str]:
+    """The folders of a --label_dir, A=FOLDER,B=FOLDER."""
+    match = re.fullmatch("A=(.+),B=(.+)", text)
+    if match is None:
+        raise ArgumentTypeError(f"{text!r} does not name two folders: A=FOLDER,B=FOLDER")
+    return match[1], match[2]
+
+
+def label_dir(text: str) -> str:
+    """A --label_dir, unchanged; or empty."""
+    if text:
+        label_dirs(text)
+    return text
+
+
 def is_plain_name(text: str) -> bool:
     """Whether `text` can name a folder or file inside another one."""
     return Path(text).name == text not in ("", "..") and "\\" not in text and text.isprintable()

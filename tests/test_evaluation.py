@@ -1,11 +1,13 @@
 """Metrics in training and in testing: what they measure, the best checkpoint, and that a run does not notice them."""
 
+import itertools
 import shutil
 import sys
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import test as testing
 import train as training
@@ -140,6 +142,44 @@ def test_samples_are_those_of_the_seeds_of_testing(tiny_data):
     with evaluating(model):
         z = torch.randn(128, generator=torch.Generator().manual_seed(7))
         assert torch.allclose(model.measured(batch, cycle=False)["fake_B"][1], model.netG(z[None])[0], atol=1e-5)
+
+
+@pytest.fixture
+def labeled_data(tmp_path):
+    """Bright squares on dark ground, in A red and in B blue, and their label maps 0 and 9."""
+    for number, (folder, color) in itertools.product(range(4), {"A": "red", "B": "blue"}.items()):
+        for phase in ("train", "test"):
+            image, labels = Image.new("RGB", (32, 32), "black"), Image.new("L", (32, 32))
+            box = (4 + number, 8, 20 + number, 24)
+            image.paste(color, box)
+            labels.paste(9, box)
+            for kind, drawn in ((f"{phase}{folder}", image), (f"labels{folder}", labels)):
+                (tmp_path / "data" / kind).mkdir(parents=True, exist_ok=True)
+                drawn.save(tmp_path / "data" / kind / f"{number}.png")
+    return tmp_path / "data"
+
+
+def test_label_maps(labeled_data, tmp_path):
+    flags = [*TINY_MODEL, "--dataroot", str(labeled_data), "--metrics", "content", "--no_flip"]
+    folders = ["--label_dir", f"A={labeled_data}/labelsA,B={labeled_data}/labelsB"]
+    opt = TrainOptions().parse([*flags, *folders])
+    model = build_training_model(opt)
+    evaluator = create_evaluator(opt, model)
+    assert evaluator is not None and evaluator.meter.names() == ["iou_0", "iou_9"]
+    blue = torch.nn.Conv2d(3, 3, 1)  # from red to blue
+    blue.weight.data = torch.eye(3).flip(0)[..., None, None]
+    blue.bias.data.zero_()
+    model.netG_A = blue
+    good = evaluator.evaluate(model, images=0)
+    assert good["iou_9"] > 0.85 and good["iou_0"] > 0.9
+    blue.weight.data *= -1
+    blue.bias.data.fill_(-0.5)
+    assert evaluator.evaluate(model, images=0)["iou_9"] < 0.1
+    (labeled_data / "labelsA" / "2.png").unlink()
+    with pytest.raises(ValueError, match="labelsA has no label map named 2"):
+        create_evaluator(opt, model)
+    with pytest.raises(ValueError, match="not cropped"):
+        create_evaluator(TrainOptions().parse([*flags, *folders, "--preprocess", "crop"]), model)
 
 
 def only_train(data, folder):

@@ -16,8 +16,10 @@ from torch.utils.data import default_collate
 from data.base_dataset import BaseDataset
 from data.image_folder import common_folder, relative_name
 from models.base_model import BaseModel
+from options import values
 from options.base_options import Options
 from training.features import cache_key, create_extractor, read_cache, write_cache
+from training.labels import LabelMaps, Labels
 from training.meter import OF_PAIRS, OF_SETS, Meter, Records, figure, join
 from training.metrics import check_count
 from util import distributed
@@ -33,18 +35,41 @@ LOOKS = (
 )  # fmt: skip
 
 
-def create_meter(opt: Options, device: torch.device) -> Meter:
+def create_meter(opt: Options, device: torch.device, dataset: BaseDataset | None = None) -> Meter:
     """The meter that --metrics asks for.
 
+    Args:
+        device: of the network of features.
+        dataset: that is measured, for --label_dir.
+
     Raises:
-        ValueError: a package is not installed, or a file of weights has other content.
+        ValueError: a package is not installed, or a file of weights or a label map has other content.
     """
     rules = [parse_rule(text) for text in opt.content]
     if opt.direction == "BtoA":
         rules = [rule.swapped() for rule in rules]
     sets = any(metric in OF_SETS for metric in opt.metrics)
     extractor = create_extractor(opt.metrics_features, opt.metrics_weights, device) if sets else None
-    return Meter(opt.metrics, extractor, rules)
+    labels = create_labels(opt, dataset) if opt.label_dir and dataset is not None else None
+    return Meter(opt.metrics, extractor, rules, labels)
+
+
+def create_labels(opt: Options, dataset: BaseDataset) -> Labels:
+    """The classes of pixels in the label maps of --label_dir.
+
+    Raises:
+        ValueError: a label map is missing or has other content, or does not fit cropped images.
+    """
+    resized = opt.preprocess != "resize_and_crop" or opt.load_size == opt.crop_size
+    if opt.center_crop or opt.preprocess in ("crop", "scale_width_and_crop") or not resized:
+        raise ValueError(
+            "--label_dir: label maps are resized like their images, but not cropped: use images as a whole"
+        )
+    if not dataset.B_paths:
+        raise ValueError(f"--label_dir needs images of two domains: it is not for --dataset_mode {opt.dataset_mode}")
+    A, B = (Path(folder) for folder in values.label_dirs(opt.label_dir))
+    folders = {"A": B, "B": A} if opt.direction == "BtoA" else {"A": A, "B": B}
+    return Labels.learn(LabelMaps(folders), dataset)
 
 
 class Measurement:
@@ -94,6 +119,10 @@ class Measurement:
         new = [number for number, index in enumerate(indices) if index < self.made]
         if new:
             part = {label: batch[new] for label, batch in images.items()}
+            if self.meter.labels:
+                height, width = part["fake_B"].shape[2:]
+                paths = [self.dataset.A_paths[indices[number]] for number in new]
+                part["label_A"] = self.meter.labels.maps.read("A", paths, (height, width))
             self.records.append(self.meter.measure(part, [self.paired[indices[number]] for number in new]))
         real = [number for number, index in enumerate(indices) if index < self.real_count]
         if real and self.needs_real:
@@ -190,12 +219,12 @@ class Evaluator:
         own = measurement.indices[distributed.rank() :: distributed.world_size()]
         self.measure(model, measurement, own)
         parts = distributed.gather(measurement.part())
-        values = measurement.figures(parts) if parts else {}
-        value = values.get(self.best.figure, math.nan)
+        figures = measurement.figures(parts) if parts else {}
+        value = figures.get(self.best.figure, math.nan)
         if better := self.best.is_beaten_by(value):
             self.best = Best(self.best.figure, value, images)
         self.is_best = bool(distributed.all_reduce_max(better))
-        return values
+        return figures
 
     def check(self, model: BaseModel) -> None:
         """Measure the first image, to find out whether the model, the images and the metrics fit each other.
@@ -267,7 +296,7 @@ def create_evaluator(opt: Options, model: BaseModel) -> Evaluator | None:
     )  # fmt: skip
     dataset: BaseDataset = find_class("data", opt.dataset_mode)(held_out)
     evaluator = Evaluator(
-        create_meter(opt, model.device), dataset, looks(held_out), count=opt.metrics_images,
+        create_meter(held_out, model.device, dataset), dataset, looks(held_out), count=opt.metrics_images,
         batch_size=max(opt.batch_size, BATCH), best=opt.best,
     )  # fmt: skip
     evaluator.check(model)

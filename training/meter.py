@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from training.features import Extractor
+from training.labels import Labels
 from training.metrics import (
     edge_correlation,
     frechet_distance,
@@ -75,16 +76,20 @@ class Meter:
     Args:
         metrics: some of METRICS in options/choices.py.
         extractor: of features; None if no metric compares sets of images.
-        rules: classes of pixels whose IoU is the metric `content`; without any, it compares edges and gray values.
+        rules: classes of pixels whose IoU is the metric `content`.
+        labels: more such classes, by label maps. Without both, it compares edges and gray values.
     """
 
     metrics: Sequence[str]
     extractor: Extractor | None = None
     rules: Sequence[Rule] = ()
+    labels: Labels | None = None
 
     def names(self) -> list[str]:
         """The figures, in order."""
-        content = [f"iou_{rule.name}" for rule in self.rules] or list(OF_SHAPES)
+        content = [f"iou_{rule.name}" for rule in self.rules]
+        content += self.labels.names() if self.labels else []
+        content = content or list(OF_SHAPES)
         several = {"precision_recall": ["precision", "recall"], "content": content}
         return [name for metric in self.metrics for name in several.get(metric, [metric])]
 
@@ -103,7 +108,8 @@ class Meter:
         """What images contribute.
 
         Args:
-            images: label -> (B, C, H, W) in [-1, 1]: fake_B, and real_A, real_B and rec_A if there are any.
+            images: label -> (B, C, H, W) in [-1, 1]: fake_B, and real_A, real_B and rec_A if there are any; label_A,
+                the label maps (B, H, W) of A.
             paired: for each image, whether its real_B is the truth, because it has the same name.
         """
         records: Records = {}
@@ -146,7 +152,9 @@ class Meter:
                     f"'{rule.name}: A(R > 150); B(B > R)'"
                 )
             records[f"iou_{rule.name}"] = overlap(found, wanted)
-        if not self.rules:
+        if self.labels:
+            records |= self.labels.overlaps(fake, images["label_A"])
+        if not self.rules and not self.labels:
             if "real_A" not in images:
                 raise ValueError("content compares a translation with its input, and these images have none")
             real = images["real_A"].float()
