@@ -6,18 +6,21 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from data import EpochLoader, create_dataset
-from display.attention_maps import attention_of
+from display.attention_maps import AttentionMap, attention_of
 from display.create import check_packages, create_display
 from display.display import Display, NoDisplay
+from display.event_log import FILE
 from display.events import Progress
+from display.history import History
 from models import create_model
 from models.base_model import BaseModel
 from options.base_options import Options
@@ -27,6 +30,8 @@ from training.compiling import compile_networks
 from training.dry_run import dry_run
 from training.evaluation import Evaluator, create_evaluator
 from training.finite import LossGuard, NotFiniteError
+from training.health import Health
+from training.health_checks import Attention
 from training.optimization import Optimization, create_optimization
 from training.resume import Position, parse_options, resume, resume_command, roll_back, save_run, saved_state
 from util import distributed
@@ -189,8 +194,15 @@ def train(run: Run, position: Position, *, deadline: float) -> int:
         opt.save(run_dir)  # not earlier: on a full disk, it would lie beside the weights of an earlier run
 
     page = "" if opt.no_html else f"; the page of the run is {run_dir / 'web' / 'index.html'}"
-    attention, resumed = partial(attention_of, model, precision=opt.precision), position.resumed
+
+    def attention(images: dict[str, Tensor]) -> list[AttentionMap]:
+        maps = attention_of(model, images, opt.precision)
+        health.see({f"{block.network} {block.stage}": Attention(block.gamma, block.uniformity) for block in maps})
+        return maps
+
+    resumed = position.resumed
     display = create_display(opt, run_dir, progress(), attention, resumed=resumed) if shown else NoDisplay()
+    health = Health(model, opt.as_dict(), known_findings(run_dir) if shown else ())
     with stop_requests() as signals, closed_on_error(display):
         for running in range(position.epoch, epochs + 1) if position.seconds < limit else ():
             loader.sampler.set_epoch(running, skip=position.epoch_images)
@@ -212,6 +224,10 @@ def train(run: Run, position: Position, *, deadline: float) -> int:
                 if at.crossed(opt.print_freq):
                     losses = distributed.average(losses, share)
                 display.update(at, losses, partial(model.preview, images), optimization.learning_rates)
+                health.count(seconds=now - stepping_since, waiting=stepping_since - waiting_since)
+                if shown and at.crossed(opt.health_freq):
+                    for finding in health.look(at.step, losses, images, loss_scale=optimization.loss_scale()):
+                        display.health(at, **asdict(finding))
                 due = at.crossed(opt.save_latest_freq)
                 ended = (at.epoch_ended and running == epochs) or position.seconds >= limit
                 if at.epoch_ended:
@@ -248,6 +264,13 @@ def train(run: Run, position: Position, *, deadline: float) -> int:
     length = f"all {epochs} epochs are" if position.epoch > epochs else f"all {opt.train_minutes:g} minutes are"
     log.info("%s done; weights are in %s%s. Next: python test.py %s", length, run_dir, page, run_flags(opt))
     return 0
+
+
+def known_findings(run_dir: Path) -> list[tuple[str, str]]:
+    """Check and subject of the ongoing findings in the log of a run, which a resumed run does not repeat."""
+    history = History(run_dir / FILE)
+    history.read()
+    return [(finding.begin.check, finding.begin.subject) for finding in history.ongoing]
 
 
 def batches(loader: EpochLoader, save: Callable[[], None]) -> Iterator[dict]:

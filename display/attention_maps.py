@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from models.base_model import AttentionView, BaseModel
 from models.networks.any_size import AnySize, visible_cells
 from models.networks.attention import SelfAttention2d, attention_blocks, block_inputs
+from models.networks.layers import evaluating
 from util.device import autocast
 from util.images import to_image
 
@@ -57,6 +58,11 @@ class AttentionMap:
     def __getitem__(self, index: int) -> "AttentionMap":
         """Return the maps of one image of a batch."""
         return dataclasses.replace(self, weights=self.weights[index], entropy=self.entropy[index])
+
+    @property
+    def uniformity(self) -> float:
+        """The mean entropy as a fraction of that of uniform attention."""
+        return self.entropy.mean().item() / math.log2(self.cells[0] * self.cells[1])
 
     def figure(self, image: Tensor) -> Image.Image:
         """Draw the map of the query position with the lowest entropy over `image`, (C, H, W) in [-1, 1]."""
@@ -143,14 +149,10 @@ def attention_of(model: BaseModel, images: Mapping[str, Tensor], precision: str 
         images: (B, C, H, W) in [-1, 1], as `model.preview` returns them.
         precision: fp32, bf16 or fp16.
     """
-    modes = {module: module.training for module in model.modules()}
-    try:
-        with autocast(model.device, precision), Watch(model.eval().attention_views()) as watch:
+    with evaluating(model):
+        with autocast(model.device, precision), Watch(model.attention_views()) as watch:
             watch.run_missing({label: image[:1] for label, image in images.items()})
         return watch.maps()
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 def even_grid(height: int, width: int, maximum: int = MAX_QUERIES) -> list[tuple[int, int]]:

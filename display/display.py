@@ -10,7 +10,7 @@ from torch import Tensor
 
 from display.attention_maps import AttentionMap
 from display.event_log import EventLog
-from display.events import End, Event, Images, Losses, Metrics, Progress, Start
+from display.events import End, Event, Health, Images, Losses, Metrics, Progress, Start
 from display.pages.page import attention_label
 from display.sink import Sink
 from util.device import peak_memory
@@ -94,6 +94,10 @@ class Display:
             is_best: this is the best one so far.
         """
         self._show(Metrics.at(at, values=dict(values), note=note, best=best, is_best=is_best))
+
+    def health(self, at: Progress, **finding: Any) -> None:
+        """Show a finding: the fields of `training.health.Finding`."""
+        self._show(Health.at(at, **finding))
 
     def close(self, reason: str) -> None:
         """Close the sinks. `reason` is finished, stopped or failed."""

@@ -89,6 +89,18 @@ class Images(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Health(Event):
+    """A finding of `training.health` begins, or is over. The fields are those of `training.health.Finding`."""
+
+    check: str
+    subject: str
+    sentence: str
+    advice: str
+    figure: float
+    over: bool
+
+
+@dataclass(frozen=True, kw_only=True)
 class End(Event):
     """Training ends."""
 
@@ -96,7 +108,7 @@ class End(Event):
 
 
 KINDS: dict[str, type[Event]] = {
-    "start": Start, "losses": Losses, "metrics": Metrics, "images": Images, "end": End,
+    "start": Start, "losses": Losses, "metrics": Metrics, "images": Images, "health": Health, "end": End,
 }  # fmt: skip
 NAMES = {kind: name for name, kind in KINDS.items()}
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from display.events import End, Event, Images, Losses, Metrics, Progress, Start
+from display.events import End, Event, Health, Images, Losses, Metrics, Progress, Start
 
 
 class Sink:
@@ -35,6 +35,8 @@ class Sink:
                     self.metrics(event)
                 case Images() if self.wants_images(event):
                     self.images(event)
+                case Health():
+                    self.health(event)
                 case End():
                     self.end(event)
 
@@ -49,6 +51,9 @@ class Sink:
 
     def images(self, event: Images) -> None:
         """Show images."""
+
+    def health(self, event: Health) -> None:
+        """Show a finding that begins or is over."""
 
     def end(self, event: End) -> None:
         """Training ends."""

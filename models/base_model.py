@@ -70,6 +70,27 @@ class AttentionView:
         return cls(net, labels[-1], lambda images: torch.cat([images[label] for label in labels], 1))
 
 
+@dataclass(frozen=True)
+class GeneratorView:
+    """A generator as the checks of `training.health` see it: by labels of the images that `step` returned.
+
+    Attributes:
+        fake: the images that it made.
+        real: real images of the same domain; for paired data, the truth of `fake`.
+        source: the images that it translated, if these and `fake` show the same kind of values, else "".
+        paired: whether `real` is the truth.
+        score: images, and the label of those to judge -> the logits of the discriminator; None without one.
+        back: the generator that translates `fake` back; None without one.
+    """
+
+    fake: str
+    real: str
+    source: str = ""
+    paired: bool = False
+    score: Callable[[Images, str], Tensor] | None = None
+    back: nn.Module | None = None
+
+
 class BaseModel(nn.Module):
     """A set of networks with a training step.
 
@@ -235,6 +256,10 @@ class BaseModel(nn.Module):
 
     def attention_views(self) -> dict[str, AttentionView]:
         """Views of the networks built so far whose attention maps appear on pages, by the name shown there."""
+        return {}
+
+    def generator_views(self) -> dict[str, GeneratorView]:
+        """Views of the generators in training, by name, such as G_A, for the checks of `training.health`."""
         return {}
 
 

@@ -1,9 +1,10 @@
 """Colorization of gray images: pix2pix from lightness to color, in CIE Lab."""
 
 from argparse import ArgumentParser
+from dataclasses import replace
 from typing import Any
 
-from models.base_model import AttentionView, Images
+from models.base_model import AttentionView, GeneratorView, Images
 from models.pix2pix_model import Pix2PixModel
 from util.color import join_lab
 
@@ -41,3 +42,7 @@ class ColorizationModel(Pix2PixModel):
     def attention_views(self) -> dict[str, AttentionView]:
         """Show the generator only: no image shows the input of the discriminator, L and ab."""
         return {"G": AttentionView.on(self.netG, "real_A")}
+
+    def generator_views(self) -> dict[str, GeneratorView]:
+        """The generator. Its input, L, cannot be compared with its output, ab."""
+        return {name: replace(view, source="") for name, view in super().generator_views().items()}

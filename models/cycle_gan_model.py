@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models import networks
-from models.base_model import AttentionView, BaseModel, Images, Losses, Optimization
+from models.base_model import AttentionView, BaseModel, GeneratorView, Images, Losses, Optimization
 from models.content import ContentLoss
 from models.feature_queue import create_queues, with_queues
 from models.image_pool import ImagePool
@@ -216,6 +216,17 @@ class CycleGANModel(BaseModel):
             views["D_A"] = AttentionView.on(self.netD_A, "fake_B")
             views["D_B"] = AttentionView.on(self.netD_B, "fake_A")
         return views
+
+    def generator_views(self) -> dict[str, GeneratorView]:
+        """Each generator, with the discriminator of its images and the generator that translates them back."""
+        return {
+            "G_A": GeneratorView(
+                "fake_B", "real_B", "real_A", score=lambda images, label: self.netD_A(images[label]), back=self.netG_B
+            ),
+            "G_B": GeneratorView(
+                "fake_A", "real_A", "real_B", score=lambda images, label: self.netD_B(images[label]), back=self.netG_A
+            ),
+        }
 
     def sources(self, name: str, *, reverse: bool) -> list[str]:
         """See BaseModel. In the other direction, A and B are swapped."""

@@ -4,10 +4,11 @@ from argparse import ArgumentParser
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from models import networks
-from models.base_model import AttentionView, BaseModel, Images, Losses, Optimization
+from models.base_model import AttentionView, BaseModel, GeneratorView, Images, Losses, Optimization
 from models.feature_queue import create_queues, with_queues
 from models.image_pool import ImagePool
 from models.losses import add_gan_flags, create_gan_loss
@@ -93,3 +94,11 @@ class Pix2PixModel(BaseModel):
         if hasattr(self, "netD"):
             views["D"] = AttentionView.on(self.netD, "real_A", "fake_B")
         return views
+
+    def generator_views(self) -> dict[str, GeneratorView]:
+        """The generator, with the discriminator of pairs."""
+
+        def score(images: Images, label: str) -> Tensor:
+            return self.netD(torch.cat([images["real_A"], images[label]], 1))
+
+        return {"G": GeneratorView("fake_B", "real_B", "real_A", paired=True, score=score)}

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from data.base_dataset import BaseDataset
 from models import networks
 from models.augment import DiffAugment
-from models.base_model import AttentionView, BaseModel, Images, Losses, Optimization
+from models.base_model import AttentionView, BaseModel, GeneratorView, Images, Losses, Optimization
 from models.losses import add_gan_flags, create_gan_loss
 from options import values
 from util.errors import RemediedError
@@ -52,7 +52,8 @@ class SAGANModel(BaseModel):
             add_gan_flags(parser)
             parser.set_defaults(
                 gan_mode="hinge", lr_G=1e-4, lr_D=4e-4, beta1=0.0, beta2=0.9, batch_size=64, ema_decay=0.999,
-                print_freq=1000, display_freq=5000, update_html_freq=5000, display_winsize=512,
+                print_freq=1000, display_freq=5000, update_html_freq=5000, health_freq=1000,
+                display_winsize=512,
             )  # fmt: skip
             add("--d_steps", type=values.positive_int, default=1, help="updates of D per step, each with new fakes")
             text = "augment all images that D sees, for small datasets: color,translation,cutout or some of them"
@@ -176,6 +177,10 @@ class SAGANModel(BaseModel):
         if hasattr(self, "netD"):
             views["D"] = AttentionView.on(self.netD, "sample")
         return views
+
+    def generator_views(self) -> dict[str, GeneratorView]:
+        """The generator, with its discriminator, which sees these images without augmentation."""
+        return {"G": GeneratorView("fake", "real", score=lambda images, label: self.netD(images[label]))}
 
 
 def interpolate(start: Tensor, end: Tensor, steps: int) -> Tensor:

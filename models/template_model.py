@@ -10,7 +10,7 @@ from typing import Any
 from torch.nn import functional as F
 
 from models import networks
-from models.base_model import AttentionView, BaseModel, Images, Losses, Optimization
+from models.base_model import AttentionView, BaseModel, GeneratorView, Images, Losses, Optimization
 from options import values
 from util.paths import BUNDLED
 
@@ -60,3 +60,7 @@ class TemplateModel(BaseModel):
     def attention_views(self) -> dict[str, AttentionView]:
         """Show the generator over its input."""
         return {"G": AttentionView.on(self.netG, "real_A")}
+
+    def generator_views(self) -> dict[str, GeneratorView]:
+        """The generator, for the health checks of training: labels of its images, of the truth and of its input."""
+        return {"G": GeneratorView("fake_B", "real_B", "real_A", paired=True)}

@@ -30,11 +30,10 @@ class TrainOptions(BaseOptions):
         (
             "n_epochs", "n_epochs_decay", "train_minutes", "max_minutes", "on_nan", "save_latest_freq",
             "save_epoch_freq", "save_by_iter", "print_freq", "update_html_freq", "no_html", "display_freq",
-            "display_id", "display_ncols", "display_server", "display_port", "display_env",
-            "display_winsize", "use_tensorboard", "use_wandb", "wandb_project_name", "verbose",
-            "num_threads", "checkpoint_blocks", "device", "gpu_ids", "skip_bad_images", "cpu_threads", "metrics",
-            "metrics_freq", "metrics_images", "metrics_features", "metrics_weights", "content", "label_dir",
-            "best",
+            "health_freq", "display_id", "display_ncols", "display_server", "display_port", "display_env",
+            "display_winsize", "use_tensorboard", "use_wandb", "wandb_project_name", "verbose", "num_threads",
+            "checkpoint_blocks", "device", "gpu_ids", "skip_bad_images", "cpu_threads", "metrics", "metrics_freq",
+            "metrics_images", "metrics_features", "metrics_weights", "content", "label_dir", "best",
         )
     )  # fmt: skip
 
@@ -206,6 +205,12 @@ def add_display_flags(parser: ArgumentParser) -> None:
         type=values.non_negative_int,
         default=400,
         help="images between updates in visdom and the like",
+    )
+    add(
+        "--health_freq",
+        type=values.non_negative_int,
+        default=200,
+        help="images between looks at the health of the run, see docs/health.md; 0 = never",
     )
     add("--display_id", type=values.whole_number, default=1, help="window id in visdom; 0 or less = no visdom")
     add(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from display.event_log import EventLog
-from display.events import End, Images, Losses, Metrics, Progress, Start
+from display.events import End, Health, Images, Losses, Metrics, Progress, Start
 from display.history import History
 from display.pages.charts import BUCKETS, limits, summarize
 from display.pages.training import PageSink
@@ -79,6 +79,23 @@ def test_page_of_a_run(browser, tmp_path, width):
     assert browser.run("[...document.querySelectorAll('article figcaption')].map(e => e.textContent)") == [
         "A", "A → B", "A → B → A", "A → A", "B", "B → A", "B → A → B", "B → B",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_findings_stand_at_the_top_until_they_are_over(browser, tmp_path, width):
+    write_events(tmp_path, 3)
+    sink = make_sink(tmp_path)
+    end_epoch(sink, 1, make_images(1))
+    found = {"subject": "G_A", "sentence": HOSTILE[0], "advice": "Try --lr_D 0.0001.", "figure": 0.5}
+    for epoch, check, over in ((1, "flat output", False), (2, "mode collapse", False), (3, "mode collapse", True)):
+        EventLog(tmp_path).write(Health.at(at(epoch), check=check, over=over, **found))
+    end_epoch(sink, 3, make_images(3))
+    check_page(browser, tmp_path / "web" / "index.html", width=width, images=6)
+    texts = browser.run("[...document.querySelectorAll('.health p > *')].map(e => e.textContent)")
+    assert texts == ["flat output", f"{HOSTILE[0]} Try --lr_D 0.0001.", "since epoch 1, image 64"]
+    sizes = "[...document.querySelectorAll('.health *')].map(e => parseFloat(getComputedStyle(e).fontSize))"
+    assert browser.run(f"Math.min(...{sizes})") >= 12
+    assert browser.run("document.querySelector('.health').getBoundingClientRect().top") < 400
 
 
 def test_timeline(browser, tmp_path):

@@ -188,6 +188,10 @@ class Optimization:
         """The learning rates of the next step, to log with the losses, by names such as lr_G."""
         return {f"lr_{name}": optimizer.param_groups[0]["lr"] for name, optimizer in self.optimizers.items()}
 
+    def loss_scale(self) -> float | None:
+        """The factor of fp16 losses; None in other precisions. It is read from the GPU, which takes a moment."""
+        return self.scaler.get_scale() if self.scaler.is_enabled() else None
+
     def set_lr_halvings(self, halvings: int) -> None:
         """Multiply the learning rates of flags and schedules by 0.5**halvings."""
         factor = 0.5 ** (halvings - self.lr_halvings)

@@ -11,7 +11,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from display.events import End, Event, Images, Metrics, Start
-from display.history import History
+from display.history import Episode, History
 from display.pages.charts import add_charts
 from display.pages.page import (
     ATTENTION,
@@ -104,6 +104,8 @@ class PageSink(Sink):
             add_header(f"{self.name} · training", f"epoch {min(at.epoch, at.epochs)} of {at.epochs}")
             h.progress(value=f"{at.done:.4f}", max=1, aria_label=f"{at.done:.0%} done")
             add_notes(self._notes(at, running=running))
+            if self.history.ongoing:
+                _add_findings(self.history.ongoing)
             if self.history.curves or self.history.metrics:
                 add_charts(self.history.curves, self.history.metrics)
             _add_timeline(len(cards))
@@ -147,6 +149,16 @@ class PageSink(Sink):
                 card.add(label, f"{stem}_{label}.png", self.names)
             cards.append(card)
         return cards
+
+
+def _add_findings(findings: Sequence[Episode]) -> None:
+    with h.section(cls="health", aria_label="health"):
+        for finding in findings:
+            event = finding.begin
+            with h.p():
+                h.b(event.check)
+                h.span(f"{event.sentence} {event.advice}")
+                h.small(f"since epoch {event.epoch}, image {event.images:,}")
 
 
 def _add_timeline(count: int) -> None:

@@ -5,7 +5,7 @@ import time
 
 from tqdm import tqdm
 
-from display.events import Losses, Metrics, Progress, charts
+from display.events import Health, Losses, Metrics, Progress, charts
 from display.sink import Sink
 from display.sinks.loss_log import loss_line
 from training.meter import in_words
@@ -52,6 +52,13 @@ class ConsoleSink(Sink):
         best = f"; the best {event.best} so far is kept as --epoch best" if event.is_best else ""
         position = f"(epoch: {event.epoch}, iters: {event.epoch_images})"
         log.info("%s %s; %s%s", position, in_words(event.values), event.note, best)
+
+    def health(self, event: Health) -> None:
+        """Log a warning that stands out, or that it is over."""
+        if event.over:
+            log.info("health: %s is over%s", event.check, f" ({event.subject})" if event.subject else "")
+        else:
+            log.warning("health: %s. %s %s", event.check, event.sentence, event.advice)
 
     def close(self) -> None:
         """Close the bar."""

@@ -1,7 +1,7 @@
 """Normalization, weight initialization and spectral normalization, shared by all networks."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -220,3 +220,22 @@ def spectral_normalize(net: nn.Module, exclude: tuple[str, ...] = ()) -> nn.Modu
             norm = SpectralNorm(module.weight, dim=int(isinstance(module, nn.ConvTranspose2d)))
             parametrize.register_parametrization(module, "weight", norm)
     return net
+
+
+@contextmanager
+def evaluating(net: nn.Module) -> Iterator[None]:
+    """Run `net` and its modules in eval mode inside this context, and return them to their modes.
+
+    Neither buffers nor random states change. Compiled networks run eagerly: compiling them again for eval mode takes
+    longer than a few images are worth.
+    """
+    modes = {module: module.training for module in net.modules()}
+    with ExitStack() as stack:
+        if any(module._compiled_call_impl for module in modes):
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        try:
+            net.eval()
+            yield
+        finally:
+            for module, training in modes.items():
+                module.training = training
