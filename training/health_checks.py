@@ -472,7 +472,7 @@ CHECKS = (
         "checkerboard", Look, grid_strength, 10.0, True,
         "Ten times the neighboring frequencies. Real images and healthy runs have 1 to 3.",
         "{subject}: the images have a grid of 2, 4 or 8 pixels ({figure:.0f} times the energy of real images there).",
-        (Try("upsample", "nearest"),),
+        (Try("resample", "blur"),),
     ),
     Check(
         "saturation", Look, clipping, 0.25, True,
