@@ -31,7 +31,7 @@ from training.dry_run import dry_run
 from training.evaluation import Evaluator, create_evaluator
 from training.finite import LossGuard, NotFiniteError
 from training.health import Health
-from training.health_checks import Attention
+from training.health_checks import Attention, Content
 from training.optimization import Optimization, create_optimization
 from training.resume import Position, parse_options, resume, resume_command, roll_back, save_run, saved_state
 from util import distributed
@@ -238,6 +238,9 @@ def train(run: Run, position: Position, *, deadline: float) -> int:
                     display.show_metrics(
                         at, values, note=evaluator.describe(), best=opt.best, is_best=evaluator.is_best
                     )
+                    if shown:
+                        inputs = evaluator.untranslated
+                        health.see({name: Content(values[name], inputs[name]) for name in inputs})
                     if evaluator.is_best:
                         save(BEST)
                 if at.epoch_ended and running % opt.save_epoch_freq == 0:

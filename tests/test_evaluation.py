@@ -115,6 +115,17 @@ def test_testing_gives_the_figures_of_training(tiny_data, tmp_path, capsys):
     assert line in (tmp_path / "results" / "run" / "test_latest" / "index.html").read_text()
 
 
+def test_content_of_the_inputs_is_that_of_translations_that_change_nothing(tiny_data):
+    flags = [*TINY_MODEL, "--dataroot", str(tiny_data), "--metrics", "content", "--content", "blue: B > R"]
+    opt = TrainOptions().parse(flags)
+    model = build_training_model(opt)
+    evaluator = create_evaluator(opt, model)
+    assert evaluator is not None
+    model.netG_A.forward = lambda images: images
+    assert evaluator.evaluate(model, images=0) == evaluator.untranslated
+    assert 0 < evaluator.untranslated["iou_blue"] < 1
+
+
 def test_validation_images_come_before_test_images_and_averages_before_plain_weights(tiny_data, tmp_path):
     data = tmp_path / "data"
     shutil.copytree(tiny_data, data)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -257,6 +258,17 @@ class Evaluator:
                 for _, group in itertools.groupby(loaded, key=lambda pair: shapes(pair[1])):
                     part, samples = zip(*group, strict=True)
                     yield list(part), default_collate(list(samples)) | {"index": part}
+
+    @cached_property
+    def untranslated(self) -> dict[str, float]:
+        """The figures of content that the inputs themselves have, by rules: a translation should have better ones."""
+        if "content" not in self.meter.metrics or not self.meter.rules:
+            return {}
+        meter = Meter(["content"], rules=self.meter.rules)
+        measurement = Measurement(meter, self.dataset, self.looks, count=self.count)
+        for numbers, batch in self.batches(range(measurement.made)):
+            measurement.add({"fake_B": batch["A"], "real_A": batch["A"], "real_B": batch["B"]}, numbers)
+        return measurement.figures([measurement.part()])
 
     def state_dict(self) -> dict[str, Any]:
         """The best figure so far, as plain values."""
