@@ -10,9 +10,10 @@ oldest := networks models losses optimization weights init_from infer sagan cont
 setuptools := "setuptools>=77,<81"
 install := -m pip install --no-build-isolation
 
-.PHONY: help demo chart emoji faces faces_hour test test-oldest faults benchmarks format
+.PHONY: help show demo chart emoji faces faces_hour test test-oldest faults benchmarks format
 
 help:
+	@echo 'make show        install, translate bundled images with bundled weights'
 	@echo 'make demo        install, train on the bundled images (5 minutes on 2 cores), translate the test images'
 	@echo 'make chart       like demo, with the longer recipe (60 minutes)'
 	@echo 'make emoji       stickers to figures on a stage (60 minutes)'
@@ -23,6 +24,10 @@ help:
 	@echo 'make faults      run the tests that take minutes, such as repeatedly killed runs (10 at most, on 2 cores)'
 	@echo 'make benchmarks  measure speed and memory against plain PyTorch (half an hour on 2 quiet cores)'
 	@echo 'make format      format the code as make test requires'
+
+show: $(VENV)/installed
+	$(python) test.py --weights weights/chart_AtoB.safetensors --dataroot datasets/chart/testA
+	$(python) test.py --weights weights/chart_BtoA.safetensors --dataroot datasets/chart/testB
 
 demo chart emoji: $(VENV)/installed
 	$(python) train.py @recipes/$@.txt
