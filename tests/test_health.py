@@ -283,7 +283,7 @@ def test_looking_changes_no_training(name):
         health = Health(model, {})
         torch.manual_seed(3)
         for step in range(3):
-            model.optimization.begin_step(share=1.0)
+            model.optimization.begin_step(share=1.0, progress=0.0, images=1, images_before=0)
             losses, images = model.step(batch(name))
             if looks:
                 before = [module.training for module in model.modules()]
