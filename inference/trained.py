@@ -30,7 +30,7 @@ class Source:
 
     Attributes:
         run_dir: the folder of the weights.
-        label: of the checkpoint: latest, the number of an epoch, or iter_N.
+        label: of the checkpoint: latest, best, the number of an epoch, or iter_N.
         file: a single file of weights instead of a run.
         flags: the saved options of the run, overridden by `inferred`.
         inferred: the flags inferred from the weights; empty if the options of the run were saved.
@@ -57,7 +57,7 @@ def find_source(run_dir: Path, label: str, *, file: Path | None = None) -> Sourc
 
     Args:
         run_dir: the folder of the run.
-        label: of the checkpoint: latest, the number of an epoch, or iter_N.
+        label: of the checkpoint: latest, best, the number of an epoch, or iter_N.
         file: weights of a generator in `run_dir`, to use instead of the checkpoint.
 
     Raises:

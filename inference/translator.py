@@ -54,7 +54,7 @@ class Translator:
             source: the folder of the run, such as checkpoints/NAME, or a file of a generator, whose flags are
                 inferred.
             direction: AtoB or BtoA; None takes the direction of training.
-            epoch: latest or the number of an epoch.
+            epoch: latest, best or the number of an epoch.
             ema: prefer averaged weights.
             evaluate: use running statistics in batch norm and no dropout, as test.py --eval does.
             device: of the generator; None takes a GPU if there is one.

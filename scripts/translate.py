@@ -65,7 +65,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--epoch",
         type=values.plain_name,
         default="latest",
-        help="weights of the run: latest, or the number of an epoch",
+        help="weights of the run: latest, best, or the number of an epoch",
     )
     add("--no_ema", action="store_true", help="the trained weights, not their average, if the run has both")
     add("--eval", action="store_true", help="running statistics in batch norm, no dropout")
