@@ -151,6 +151,9 @@ def test_rules_find_pixels_by_color():
     values = {"R": red, "G": torch.zeros(2), "B": blue}
     assert sea.mask("A", values).tolist() == [False, True]
     assert sea.mask("B", values).tolist() == [False, True]
+    assert sea.swapped().mask("B", values).tolist() == sea.mask("A", values).tolist()
+    dark = parse_rule("dark: A(R + G + B < 150)")
+    assert dark.mask("A", values).tolist() == [False, False] and dark.swapped().conditions.keys() == {"B"}
     both = parse_rule("warm: R >= 2 * B, 10 < R < 300")
     assert both.mask("A", values).tolist() == both.mask("B", values).tolist() == [True, False]
 
