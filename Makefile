@@ -10,15 +10,15 @@ oldest := networks models losses optimization weights init_from infer sagan cont
 setuptools := "setuptools>=77,<81"
 install := -m pip install --no-build-isolation
 
-.PHONY: help show demo chart emoji faces faces_hour test test-oldest faults benchmarks format
+.PHONY: help show demo chart emoji cats cats_hour test test-oldest faults benchmarks format
 
 help:
 	@echo 'make show        install, translate bundled images with bundled weights'
 	@echo 'make demo        install, train on the bundled images (5 minutes on 2 cores), translate the test images'
 	@echo 'make chart       like demo, with the longer recipe (60 minutes)'
 	@echo 'make emoji       stickers to figures on a stage (60 minutes)'
-	@echo 'make faces       install, train SAGAN on the bundled faces (10 minutes), generate some'
-	@echo 'make faces_hour  like faces, with the longer recipe (an hour)'
+	@echo 'make cats        install, train SAGAN on the bundled cats (10 minutes), generate some'
+	@echo 'make cats_hour   like cats, with the longer recipe (an hour)'
 	@echo 'make test        install the development tools too, run lint, types and tests'
 	@echo 'make test-oldest download PyTorch 2.6 into .venv-oldest (5 GB), run the tests that depend on it most'
 	@echo 'make faults      run the tests that take minutes, such as repeatedly killed runs (10 at most, on 2 cores)'
@@ -33,7 +33,7 @@ demo chart emoji: $(VENV)/installed
 	$(python) train.py @recipes/$@.txt
 	$(python) test.py --name $@ --metrics kid,l1,ssim,content
 
-faces faces_hour: $(VENV)/installed
+cats cats_hour: $(VENV)/installed
 	$(python) train.py @recipes/$@.txt
 	$(python) test.py --name $@
 

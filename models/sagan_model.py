@@ -38,9 +38,9 @@ class SAGANModel(BaseModel):
 
     @staticmethod
     def modify_commandline_options(parser: ArgumentParser, is_train: bool) -> ArgumentParser:
-        """Add the flags of noise and discriminator steps; by default SAGAN at 64 pixels on the bundled faces."""
+        """Add the flags of noise and discriminator steps; by default SAGAN at 64 pixels on the bundled cats."""
         parser.set_defaults(
-            dataroot=str(BUNDLED / "peeps"), dataset_mode="single", load_size=None, crop_size=64,
+            dataroot=str(BUNDLED / "cats"), dataset_mode="single", load_size=None, crop_size=64,
             center_crop="max", netG="sagan", netD="sagan", attn_G="default", attn_D="default", spectral_norm_G=True,
             spectral_norm_D=True, init_type="orthogonal", init_gain=1.0,
         )  # fmt: skip

@@ -51,7 +51,6 @@ COUNTS = {
     "chart": {"trainA": 929, "trainB": 940, "valA": 71, "valB": 60, "testA": 83, "testB": 83},
     "emoji": {"trainA": 766, "trainB": 764, "valA": 67, "valB": 63, "testA": 100, "testB": 100},
     "cats": {"trainA": 2000, "valA": 200, "testA": 200},
-    "peeps": {"train": 1489},
 }
 
 
