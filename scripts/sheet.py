@@ -1,0 +1,60 @@
+"""Put the first results of a test on one sheet: python -m scripts.sheet results/demo/test_latest sheet.png."""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F
+from torchvision.utils import make_grid
+
+from data.image_file import read_image
+from options import values
+from util.command import run_command
+from util.images import save_image
+
+GAP = 2  # px between images
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Write the sheet: a row for each label, a column for each image. Returns the exit status."""
+    args = parse(argv)
+    folder = args.results / "images"
+    names = [
+        path.name.removesuffix(f"_{args.labels[0]}.png") for path in sorted(folder.glob(f"*_{args.labels[0]}.png"))
+    ]
+    if not names:
+        raise ValueError(f"{folder} has no image of the label {args.labels[0]}: is {args.results} a folder of test.py?")
+    names = names[: args.count]
+    images = [load(folder / f"{name}_{label}.png", args.scale) for label in args.labels for name in names]
+    if sizes := sorted({f"{image.shape[2]}x{image.shape[1]}" for image in images})[1:]:
+        raise ValueError(f"images of one sheet need one size, and {folder} has {', '.join(sizes)} px too")
+    grid = make_grid(torch.stack(images), nrow=len(names), padding=GAP, pad_value=1)
+    save_image(grid, args.target)
+    print(f"{args.target}: {len(names)} columns, rows {', '.join(args.labels)}")
+    return 0
+
+
+def load(path: Path, scale: int) -> Tensor:
+    """An image, (3, H, W) in [-1, 1], with every pixel `scale` px wide."""
+    image = F.pil_to_tensor(read_image(path)) / 127.5 - 1
+    return image.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="scripts.sheet", description=__doc__, allow_abbrev=False)
+    add = parser.add_argument
+    add("results", type=Path, help="folder that test.py wrote")
+    add("target", type=Path, metavar="OUT", help="the image file to write")
+    text = "rows, top to bottom (default: real_A fake_B real_B fake_A)"
+    add("--labels", nargs="+", default=["real_A", "fake_B", "real_B", "fake_A"], metavar="LABEL", help=text)
+    add("--count", type=values.positive_int, default=10, help="images, in the order of their names (default: 10)")
+    add("--scale", type=values.positive_int, default=1, help="enlarge pixels to so many px (default: 1)")
+    add("--verbose", action="store_true", help="print tracebacks of errors")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, arguments=()))
