@@ -342,7 +342,7 @@ def test_freed_memory_is_reused():
 
 
 def test_tf32_needs_a_gpu():
-    with pytest.raises(ValueError, match="--tf32 is for NVIDIA GPUs, not for cpu"):
+    with pytest.raises(ValueError, match="TF32 is for NVIDIA GPUs, not for cpu"):
         use_tf32(torch.device("cpu"))
 
 
