@@ -233,6 +233,8 @@ class BaseModel(nn.Module):
             for width, height in representative_sizes(sizes, getattr(net, "stride", 1)):
                 try:
                     made = meta_net(self.example_input(name, (width, height)).to("meta")).shape[2:]
+                    if 0 in made:  # an error of its own since torch 2.7
+                        raise ValueError("no pixel is left")
                 except (RuntimeError, ValueError) as error:
                     raise ValueError(
                         f"{name} cannot take images of {width}x{height} pixels: {advice} ({error})"

@@ -178,7 +178,7 @@ class GANLoss:
         if self.lambda_r2:
             terms["r2"] = self.lambda_r2 / 2 * falling * squared_gradient(scorer(net, "fake"), fake)
         if self.lambda_zero_gp:
-            mixed = torch.lerp(fake, real, torch.rand((), device=real.device))
+            mixed = torch.lerp(fake, real, torch.rand((), device=real.device).to(real.dtype))
             terms["zero_gp"] = self.lambda_zero_gp * self.penalty_every * squared_gradient(scorer(net, "fake"), mixed)
         return terms
 
