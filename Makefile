@@ -26,8 +26,8 @@ help:
 	@echo 'make format      format the code as make test requires'
 
 show: $(VENV)/installed
-	$(python) test.py --weights weights/chart_AtoB.safetensors --dataroot datasets/chart/testA
-	$(python) test.py --weights weights/chart_BtoA.safetensors --dataroot datasets/chart/testB
+	$(python) test.py --weights weights/chart_AtoB.safetensors --dataroot datasets/chart/testA --preprocess none
+	$(python) test.py --weights weights/chart_BtoA.safetensors --dataroot datasets/chart/testB --preprocess none
 
 demo chart emoji: $(VENV)/installed
 	$(python) train.py @recipes/$@.txt
