@@ -17,7 +17,6 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 from torchvision.transforms.v2.functional import to_pil_image
 
-import test
 from benchmarks import plain
 from data import create_dataset
 from models import create_model
@@ -249,6 +248,8 @@ def testing(
         flags: of test.py.
         network: flags of the run.
     """
+    import test  # its page needs dominate, which the other cases do without
+
     root = make_dataset(count=count, size=size, suffix=".png")
     sizes = ["--load_size", str(size), "--crop_size", str(size)]
     opt = TrainOptions().parse(["--name", "run", "--checkpoints_dir", str(root), "--model", model, *sizes, *network])

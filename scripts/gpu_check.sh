@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # What an NVIDIA GPU has to show, most important first, in 9 minutes: correct results, speed, and a short training.
 #
-#   scripts/gpu_check.sh           # on a GPU
-#   DRY=1 scripts/gpu_check.sh     # the same commands with tiny cases on the CPU, to try them out
+#   scripts/gpu_check.sh                             # on a GPU: tests, benchmarks, and the recipe chart
+#   MINUTES=4 scripts/gpu_check.sh chart demo        # these parts, and so many minutes of training for each recipe
+#   DRY=1 scripts/gpu_check.sh                       # the same commands with tiny cases on the CPU, to try them out
 #
-# Writes to the folder $OUT, by default gpu_check: log.txt, results.md and results.json of the benchmarks, and of two
-# recipes a sheet of results and the averaged weights of the generators. Every part has a time limit, and a part that
+# Writes to the folder $OUT, by default gpu_check: log.txt, results.md and results.json of the benchmarks, and of each
+# recipe a sheet of results and the averaged weights of the generators. Every part has a time limit, and a part that
 # fails does not keep the others from running. The last lines say how each ended; the exit status is 1 if one failed.
 #
 # Needs PyTorch, torchvision, torchmetrics, tifffile, safetensors, filelock, tqdm and pytest. Other packages are
@@ -54,10 +55,11 @@ recipe() { # name, minutes: trains, translates the test images, keeps a sheet an
 }
 export -f recipe
 
-DEVICE=cuda SMALL= WEB= limits=(170 230 120 80) minutes=(1.4 0.8) benchmark=(--minutes 3.2 --rounds 20) tests=()
+DEVICE=cuda SMALL="" WEB="" MINUTES=${MINUTES:-1.2} tests=190 benchmarks=215 training=$((75 + ${MINUTES%.*} * 60))
+rows=(--minutes 3 --rounds 20) cases=()
 if [[ $DRY ]]; then
-    DEVICE=cpu SMALL="--ngf 8 --ndf 8 --max_dataset_size 4 --metrics_images 4" limits=(900 900 900 900)
-    minutes=(0.05 0.05) benchmark=(--quick) tests=(-k "golden or losses")
+    DEVICE=cpu SMALL="--ngf 8 --ndf 8 --max_dataset_size 4 --metrics_images 4" MINUTES=0.05
+    tests=900 benchmarks=900 training=900 rows=(--quick) cases=(-k "golden or losses")
     export TEST_DEVICE=cpu
 elif ! has torch; then
     echo "$PYTHON has no PyTorch: name another one, PYTHON=.venv/bin/python $0"
@@ -78,11 +80,18 @@ for index in range(torch.cuda.device_count()):
     print(torch.cuda.get_device_properties(index))
 "
 
-# A line for each test, in the order of the file.
-part tests "${limits[0]}" "$PYTHON" -m pytest -m gpu tests/test_gpu.py -p no:cacheprovider -v --tb=short "${tests[@]}"
-part benchmarks "${limits[1]}" "$PYTHON" -m benchmarks --device "$DEVICE" --out "$OUT" "${benchmark[@]}"
-part chart "${limits[2]}" bash -c "recipe chart ${minutes[0]}"
-part demo "${limits[3]}" bash -c "recipe demo ${minutes[1]}"
+[[ $# -gt 0 ]] || set -- tests benchmarks chart
+for name in "$@"; do
+    case $name in
+        tests) # a line for each, in the order of the file
+            part tests "$tests" "$PYTHON" -m pytest -m gpu tests/test_gpu.py -p no:cacheprovider -v --tb=short "${cases[@]}"
+            ;;
+        benchmarks)
+            part benchmarks "$benchmarks" "$PYTHON" -m benchmarks --device "$DEVICE" --out "$OUT" "${rows[@]}"
+            ;;
+        *) part "$name" "$training" bash -c "recipe $name $MINUTES" ;;
+    esac
+done
 
 printf '%s\n' "${summary[@]}"
 [[ "${summary[*]}" != *FAILED* ]]
