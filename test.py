@@ -30,7 +30,7 @@ from training.meter import in_words
 from training.metrics import mean_absolute_error, psnr, ssim
 from util import distributed
 from util.command import configure_logging, run_command, writing
-from util.device import autocast, keep_freed_memory, select_device
+from util.device import autocast, choose_precision, keep_freed_memory, select_device
 from util.images import save_file, to_images
 from util.threads import ThreadChooser, choose_threads
 
@@ -66,6 +66,7 @@ def main(argv: list[str] | None = None) -> int:
     torch.manual_seed(opt.seed)  # of dropout, which upstream keeps on
     loader = create_dataset(opt)
     device = select_device(opt.device, opt.gpu_ids)
+    precision = choose_precision(opt.precision, device)
     threads = choose_threads(opt.cpu_threads, device=device)
     model, files = trained.build(device)
     sizes = {size for sizes in loader.dataset.sizes.values() for size in sizes}
@@ -77,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
     if opt.model == "sagan" and opt.samples_only:
         folder = Path(opt.results_dir) / opt.name / f"samples_{trained.label}"
         with writing("--results_dir", folder):
-            return save_samples(model, loader, folder, threads, precision=opt.precision)
+            return save_samples(model, loader, folder, threads, precision=precision)
     add_discriminators(trained, model, sizes)
     measurement = None
     if opt.metrics:
@@ -90,12 +91,12 @@ def main(argv: list[str] | None = None) -> int:
     with writing(flag, options):
         opt.save(options)
     with writing("--results_dir", folder):
-        return save_results(opt, model, loader, files, folder, threads, measurement)
+        return save_results(opt, model, loader, files, folder, threads, precision, measurement)
 
 
 def save_results(
     opt: Options, model: BaseModel, loader: EpochLoader, files: dict[str, Path], folder: Path, threads: ThreadChooser,
-    measurement: Measurement | None,
+    precision: str, measurement: Measurement | None,
 ) -> int:  # fmt: skip
     """Translate every image into `folder`. Returns the exit status."""
     a, b = ("B", "A") if opt.direction == "BtoA" else ("A", "B")
@@ -107,7 +108,7 @@ def save_results(
     count = int(min(opt.num_test, total))
     for caption, figure in model.overview(loader.dataset).items():
         page.add_overview(caption, figure)
-    translations = translate(model, loader, threads, precision=opt.precision)
+    translations = translate(model, loader, threads, precision=precision)
     if measurement:
         translations = measured(translations, measurement)
     results = tqdm(

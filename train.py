@@ -196,7 +196,7 @@ def train(run: Run, position: Position, *, deadline: float) -> int:
     page = "" if opt.no_html else f"; the page of the run is {run_dir / 'web' / 'index.html'}"
 
     def attention(images: dict[str, Tensor]) -> list[AttentionMap]:
-        maps = attention_of(model, images, opt.precision)
+        maps = attention_of(model, images, optimization.precision)
         health.see({f"{block.network} {block.stage}": Attention(block.gamma, block.uniformity) for block in maps})
         return maps
 
