@@ -233,7 +233,9 @@ def train(run: Run, position: Position, *, deadline: float) -> int:
                 if at.epoch_ended:
                     optimization.end_epoch()
                     position.next_epoch()
-                if evaluator and (at.crossed(opt.metrics_freq) or ended):
+                # 1: the time is up, 2: a signal, which does not wait for figures
+                stop = distributed.all_reduce_max(2 if signals else int(time.monotonic() > deadline))
+                if evaluator and (at.crossed(opt.metrics_freq) or ended or stop == 1):
                     values = evaluator.evaluate(model, images=at.images)
                     display.show_metrics(
                         at, values, note=evaluator.describe(), best=opt.best, is_best=evaluator.is_best
@@ -248,7 +250,6 @@ def train(run: Run, position: Position, *, deadline: float) -> int:
                     due = True
                 if opt.save_by_iter and at.crossed(opt.save_latest_freq):
                     save(f"iter_{at.images}")
-                stop = distributed.all_reduce_max(bool(signals or time.monotonic() > deadline))
                 if due or stop or ended:
                     save("latest")
                 if ended:
