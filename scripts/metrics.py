@@ -84,8 +84,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--label", default="", help=text)
     text = "classes of pixels for the metric content, such as 'sea: A(B - G > 15, B > 150); B(B > R - 20)'"
     add("--content", nargs="+", type=values.rule, default=[], metavar="RULE", help=text)
-    text = "label maps for the metric content, by the names of the images: A=FOLDER for those of FAKES, as their inputs "
-    text += "have them, and B=FOLDER for REALS, from which a small segmenter learns"
+    text = "label maps for the metric content, by the names of the images: those of the inputs of FAKES, and those of "
+    text += "REALS, from which a small segmenter learns"
     add("--label_dir", type=values.label_dirs, metavar="A=FOLDER,B=FOLDER", help=text)
     text = "EfficientNet-Lite0 or Lite2 for kid, fid and precision_recall (default: lite0)"
     add("--metrics_features", choices=FEATURES, default="lite0", help=text)

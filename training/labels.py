@@ -101,7 +101,12 @@ class LabelMaps:
         return self.files[domain][name]
 
     def read(self, domain: str, names: Sequence[str], size: tuple[int, int]) -> Tensor:
-        """The label maps of images, by their names without folder and suffix, resized to (height, width) without mixing values: (B, height, width) of uint8.
+        """Label maps, resized to (height, width) without mixing values: (B, height, width) of uint8.
+
+        Args:
+            domain: A or B.
+            names: of the images, without folder and suffix.
+            size: (height, width) in pixels.
 
         Raises:
             ValueError: a label map is missing or is no image of one channel of 8 bits.
