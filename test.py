@@ -30,7 +30,7 @@ from training.meter import in_words
 from training.metrics import mean_absolute_error, psnr, ssim
 from util import distributed
 from util.command import configure_logging, run_command, writing
-from util.device import autocast, choose_precision, keep_freed_memory, select_device
+from util.device import autocast, choose_precision, keep_freed_memory, select_device, tuning
 from util.images import save_file, to_images
 from util.threads import ThreadChooser, choose_threads
 
@@ -68,8 +68,9 @@ def main(argv: list[str] | None = None) -> int:
     device = select_device(opt.device, opt.gpu_ids)
     precision = choose_precision(opt.precision, device)
     threads = choose_threads(opt.cpu_threads, device=device)
-    model, files = trained.build(device)
     sizes = {size for sizes in loader.dataset.sizes.values() for size in sizes}
+    tuning(device, precision=precision, training=False, sizes=len(sizes)).apply()
+    model, files = trained.build(device)
     model.check_sizes(sizes)
     if opt.verbose:
         log.info("%s", model.summary(verbose=True))

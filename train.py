@@ -36,7 +36,7 @@ from training.resume import Position, parse_options, resume, resume_command, rol
 from util import distributed
 from util.checkpoint_files import BEST, OLD, checkpoint_label
 from util.command import configure_logging, run_command, writing
-from util.device import keep_freed_memory, select_device, use_tf32
+from util.device import create_tuning, keep_freed_memory, select_device
 from util.signals import stop_requests
 from util.threads import ThreadChooser, choose_threads
 
@@ -93,11 +93,13 @@ def start(opt: Options, run_dir: Path, state: dict[str, Any] | None, locks: Exit
     loader = create_dataset(opt)
     device = select_device(opt.device, opt.gpu_ids)
     threads = choose_threads(opt.cpu_threads, device=device, compiled=opt.compile)
-    if opt.tf32:
-        use_tf32(device)
-    model, optimization = create_model(opt).to(device), create_optimization(opt, device)
-    model.prepare_training(opt, optimization)
     sizes = {size for sizes in loader.dataset.sizes.values() for size in sizes}
+    optimization = create_optimization(opt, device)
+    tuning = create_tuning(opt, device, precision=optimization.precision, sizes=len(sizes))
+    tuning.apply()
+    model = create_model(opt).to(device)
+    model.prepare_training(opt, optimization)
+    model.to(memory_format=tuning.memory_format)
     model.check_sizes(sizes)
     if rank := distributed.rank():
         torch.manual_seed(opt.seed + rank)  # the weights are the same in all processes, the noise is not
@@ -129,7 +131,10 @@ def start(opt: Options, run_dir: Path, state: dict[str, Any] | None, locks: Exit
         log.info("%s", model.summary(verbose=opt.verbose))
         if opt.compile:
             steps = (opt.n_epochs + opt.n_epochs_decay) * math.ceil(epoch_size / loader.sampler.step_size(0))
-            log.info("%s", compile_networks(model, steps=steps, sizes=sizes, batch_size=opt.batch_size))
+            compiled = compile_networks(
+                model, steps=steps, sizes=sizes, batch_size=opt.batch_size, mode=tuning.compile_mode
+            )
+            log.info("%s", compiled)
         status = train_until_done(Run(opt, run_dir, loader, model, optimization, threads, evaluator), position)
     distributed.shutdown()
     return status

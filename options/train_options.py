@@ -65,6 +65,10 @@ class TrainOptions(BaseOptions):
             parser.error("--save_by_iter keeps the checkpoints of --save_latest_freq, which is 0: there are none")
         if flags["best"] and not flags["metrics"]:
             parser.error(f"--best {flags['best']} needs the metric: add --metrics")
+        if flags["tf32"] and flags["no_tf32"]:
+            parser.error("--tf32 and --no_tf32 contradict each other: leave one of them out")
+        if flags["cuda_graphs"] and not flags["compile"]:
+            parser.error("--cuda_graphs needs --compile: it replays the kernels of compiled networks")
         epochs = flags["n_epochs"] + flags["n_epochs_decay"]
         if flags["epoch_count"] > epochs:
             parser.error(
@@ -147,8 +151,13 @@ def add_speed_flags(parser: ArgumentParser) -> None:
     add("--compile", action="store_true", help=text)
     text = "recompute G's residual blocks in the backward pass: much less memory for large images, 25%% slower"
     add("--checkpoint_blocks", action="store_true", help=text)
+    text = "with --compile on an NVIDIA GPU: replay CUDA graphs, which is faster for small networks and batches"
+    add("--cuda_graphs", action="store_true", help=text)
     text = "TF32 matrix products on NVIDIA GPUs: faster, with 10 bits of mantissa, as in PyTorch's convolutions"
     add("--tf32", action="store_true", help=text)
+    add("--no_tf32", action="store_true", help="no TF32 on NVIDIA GPUs, in convolutions neither: slower, all 24 bits")
+    text = "only kernels that give the same bits in every run; slower on GPUs, whose runs then resume exactly too"
+    add("--deterministic", action="store_true", help=text)
     text = (
         "CPU threads of a step; 0 = OMP_NUM_THREADS, or measured at the start and again when steps slow down. Results "
     )
