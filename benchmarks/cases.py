@@ -79,10 +79,10 @@ def training(
     keep_freed_memory()
     sizes = ["--batch_size", str(batch), "--crop_size", str(size), "--load_size", str(size)]
     opt = TrainOptions().parse(["--model", model, *sizes, *flags, *["--compile"] * compiled])
-    tuning = create_tuning(opt, torch.device(device), sizes=1)
+    optimization = create_optimization(opt, torch.device(device))
+    tuning = create_tuning(opt, optimization.device, precision=optimization.precision, sizes=1)
     tuning.apply()
     net = create_model(opt).to(device)
-    optimization = create_optimization(opt, net.device)
     net.prepare_training(opt, optimization)
     net.to(memory_format=torch.channels_last if channels_last else tuning.memory_format)
     images = {side: torch.rand(batch, 3, size, size) * 2 - 1 for side in "AB"}

@@ -42,6 +42,7 @@ class SAGANModel(BaseModel):
     test_dataset_mode = "noise"
     unused_flags = (
         "norm", "no_dropout", "resample", "n_layers_D", "batch_head", "output_nc", "pool_size", "checkpoint_blocks",
+        "tile", "tile_overlap",
     )  # fmt: skip
 
     @staticmethod
@@ -146,7 +147,7 @@ class SAGANModel(BaseModel):
         losses = average_losses(losses_G) | average_losses(losses_D) | self.gammas()
         return losses, {"fake": fake, "real": real}
 
-    def example_input(self, name: str, size: tuple[int, int], *, batch_size: int = 1) -> Tensor:
+    def example_input(self, name: str, size: tuple[int, int], *, batch_size: int = 1) -> Tensor | None:
         """See BaseModel; the generator takes noise, (batch_size, z_dim)."""
         if name.startswith("netG"):
             return torch.zeros(batch_size, self.netG.z_dim)

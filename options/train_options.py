@@ -145,9 +145,10 @@ def add_training_flags(parser: ArgumentParser) -> None:
 def add_speed_flags(parser: ArgumentParser) -> None:
     """Precision, compilation, memory and threads."""
     add = parser.add_argument_group("speed").add_argument
-    text = "of the forward pass. bf16: about twice as fast on processors that support it, results differ in the third "
-    text += "digit; fp16: the same on older NVIDIA GPUs; weights, losses and statistics stay fp32"
-    add("--precision", default="fp32", choices=PRECISIONS, help=text)
+    text = "of the forward pass. bf16: about twice as fast on processors with instructions for it, results differ in "
+    text += "the third digit; auto: bf16 there, else fp32; fp16: the same on older NVIDIA GPUs; weights, losses and "
+    text += "statistics stay fp32"
+    add("--precision", default="fp32", choices=("auto", *PRECISIONS), help=text)
     text = "compile the networks: takes a minute or more, then steps are up to 10%% faster; results differ by rounding"
     add("--compile", action="store_true", help=text)
     text = "recompute G's residual blocks in the backward pass: much less memory for large images, 25%% slower"

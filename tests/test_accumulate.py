@@ -46,10 +46,11 @@ def trajectory(model: BaseModel, batches: list[dict[str, Tensor]]) -> list[dict[
         ["--model", "cycle_gan", "--gan_mode", "relativistic", "--norm", "none"],
         ["--model", "pix2pix", "--dataroot", ".", "--norm", "instance", "--no_dropout", "--netG", "resnet_6blocks"],
         ["--model", "template", "--norm", "instance", "--no_dropout"],
+        ["--model", "cut", "--num_patches", "100000"],
         [*SAGAN, "--d_steps", "2", *PENALTIES],
         [*SAGAN, "--gan_mode", "relativistic"],
     ],
-    ids=["cycle_gan_attn", "relativistic", "pix2pix", "template", "sagan", "sagan relativistic"],
+    ids=["cycle_gan_attn", "relativistic", "pix2pix", "template", "cut", "sagan", "sagan relativistic"],
 )
 def test_three_batches_of_two_equal_a_batch_of_six(flags):
     with default_dtype(torch.float64):

@@ -237,6 +237,15 @@ def test_fp16_needs_a_gpu():
         training_model("--precision", "fp16")
 
 
+@pytest.mark.parametrize(("flag", "native", "computed"), [
+    ("auto", True, "bf16"), ("auto", False, "fp32"), ("bf16", False, "bf16"), ("fp32", True, "fp32"),
+])  # fmt: skip
+def test_auto_takes_bf16_where_the_processor_has_instructions_for_it(monkeypatch, caplog, flag, native, computed):
+    monkeypatch.setattr("util.device.computes_bf16", lambda device: native)
+    assert training_model("--precision", flag).optimization.precision == computed
+    assert ("no bf16 instructions" in caplog.text) == (flag == "bf16")
+
+
 def test_scaled_losses_give_the_same_averages_of_gradients():
     """Adam would take the same step with scaled gradients. Scaling by a power of 2 does not round."""
     averages = []

@@ -171,9 +171,11 @@ def measure(opt: Options, loader: EpochLoader, resume: Resume) -> tuple[BaseMode
     device = select_device(opt.device, opt.gpu_ids)
     if opt.cpu_threads:
         torch.set_num_threads(opt.cpu_threads)
-    tuning = create_tuning(opt, device, sizes=len({size for sizes in loader.dataset.sizes.values() for size in sizes}))
+    optimization = create_optimization(opt, device)
+    sizes = {size for sizes in loader.dataset.sizes.values() for size in sizes}
+    tuning = create_tuning(opt, device, precision=optimization.precision, sizes=len(sizes))
     tuning.apply()
-    model, optimization = create_model(opt).to(device), create_optimization(opt, device)
+    model = create_model(opt).to(device)
     model.prepare_training(opt, optimization)
     model.to(memory_format=tuning.memory_format)
     check_sizes(opt, model, loader)

@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from training.schedules import make_scheduler, set_epoch
 from util import distributed
-from util.device import autocast
+from util.device import autocast, choose_precision
 
 
 def create_optimization(opt: Any, device: torch.device) -> "Optimization":
@@ -25,7 +25,7 @@ def create_optimization(opt: Any, device: torch.device) -> "Optimization":
         raise ValueError(f"--precision fp16 is for NVIDIA GPUs, not for {device.type}: use bf16 or fp32")
     return Optimization(
         device,
-        precision=opt.precision,
+        precision=choose_precision(opt.precision, device),
         betas=(opt.beta1, opt.beta2),
         ema_decay=opt.ema_decay,
         ema_halflife=opt.ema_halflife,

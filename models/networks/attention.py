@@ -246,6 +246,22 @@ class AttentiveChain(nn.Module):
                 x = self.attention[self._block_after[index]](x)
         return x.to(dtype)
 
+    def outputs(self, x: Tensor, layers: Sequence[int]) -> list[Tensor]:
+        """The outputs of these layers of `model`, by ascending number, before attention; later layers do not run.
+
+        The output of the last layer of `model` has the dtype of `x`.
+        """
+        dtype, last, outputs = x.dtype, len(self.model) - 1, []
+        for index, layer in enumerate(self.model):
+            x = layer(x)
+            if index in layers:
+                outputs.append(x.to(dtype) if index == last else x)
+                if len(outputs) == len(layers):
+                    break
+            if index in self._block_after:
+                x = self.attention[self._block_after[index]](x)
+        return outputs
+
 
 def attention_blocks(net: nn.Module) -> dict[str, SelfAttention2d]:
     """The attention blocks of a network, in order: name, such as block5 or attn1, -> block."""
