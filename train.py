@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from data import EpochLoader, create_dataset
+from data.reductions import of_results, reductions
 from display.attention_maps import AttentionMap, attention_of
 from display.create import check_packages, create_display
 from display.display import Display, NoDisplay
@@ -38,6 +39,7 @@ from util import distributed
 from util.checkpoint_files import BEST, OLD, checkpoint_label
 from util.command import configure_logging, run_command, writing
 from util.device import keep_freed_memory, select_device, use_tf32
+from util.images import write_formats
 from util.signals import stop_requests
 from util.threads import ThreadChooser, choose_threads
 
@@ -92,6 +94,12 @@ def start(opt: Options, run_dir: Path, state: dict[str, Any] | None, locks: Exit
     keep_freed_memory()
     torch.manual_seed(opt.seed)
     loader = create_dataset(opt)
+    if distributed.is_main():
+        for line in (
+            *reductions(loader.dataset, Path(opt.dataroot), train=True),
+            of_results(loader.dataset.domain_formats),
+        ):
+            log.info("%s", line)
     device = select_device(opt.device, opt.gpu_ids)
     threads = choose_threads(opt.cpu_threads, device=device, compiled=opt.compile)
     if opt.tf32:
@@ -170,7 +178,7 @@ def train(run: Run, position: Position, *, deadline: float) -> int:
     opt, run_dir, loader, model, optimization = run.opt, run.run_dir, run.loader, run.model, run.optimization
     evaluator = run.evaluator
     epochs, epoch_size, started = opt.n_epochs + opt.n_epochs_decay, len(loader.dataset), time.monotonic()
-    guard, before = LossGuard(), position.seconds
+    guard, before, steps_before = LossGuard(), position.seconds, position.steps
     limit = 60 * opt.train_minutes or math.inf
 
     def progress(batch_size: int = 0, step_seconds: float = 0.0, data_seconds: float = 0.0) -> Progress:
@@ -191,7 +199,9 @@ def train(run: Run, position: Position, *, deadline: float) -> int:
     save("latest")  # so the run can be resumed from its first step, and the disk has room
     shown = distributed.is_main()
     if shown:
-        opt.save(run_dir)  # not earlier: on a full disk, it would lie beside the weights of an earlier run
+        # not earlier: on a full disk, they would lie beside the weights of an earlier run
+        opt.save(run_dir)
+        write_formats(run_dir, loader.dataset.domain_formats)
 
     page = "" if opt.no_html else f"; the page of the run is {run_dir / 'web' / 'index.html'}"
 
@@ -264,6 +274,9 @@ def train(run: Run, position: Position, *, deadline: float) -> int:
             if ended:
                 break
     display.close("finished")
+    if position.steps == steps_before:
+        longer = f"--train_minutes {2 * opt.train_minutes:g}" if opt.train_minutes else f"--n_epochs {2 * opt.n_epochs}"
+        log.info("nothing was left to do; to train longer, raise its length: %s %s", resume_command(opt), longer)
     length = f"all {epochs} epochs are" if position.epoch > epochs else f"all {opt.train_minutes:g} minutes are"
     log.info("%s done; weights are in %s%s. Next: python test.py %s", length, run_dir, page, run_flags(opt))
     return 0
