@@ -34,7 +34,7 @@ from training.meter import in_words
 from training.metrics import mean_absolute_error, psnr, ssim
 from util import distributed
 from util.command import SKIPPED, configure_logging, run_command, writing
-from util.device import autocast, keep_freed_memory, select_device
+from util.device import autocast, choose_precision, keep_freed_memory, select_device, tuning
 from util.images import PixelFormat, is_viewable, save_file, save_image, to_images
 from util.threads import ThreadChooser, choose_threads
 
@@ -74,9 +74,11 @@ def main(argv: list[str] | None = None) -> int:
         log.info("%s", line)
     log.info("%s", of_results({letter: made[side] for side, letter in zip("AB", loader.dataset.domains, strict=True)}))
     device = select_device(opt.device, opt.gpu_ids)
+    precision = choose_precision(opt.precision, device)
     threads = choose_threads(opt.cpu_threads, device=device)
-    model, files = trained.build(device)
     sizes = {size for sizes in loader.dataset.sizes.values() for size in sizes}
+    tuning(device, precision=precision, training=False, sizes=len(sizes)).apply()
+    model, files = trained.build(device)
     model.check_sizes(sizes)
     if opt.verbose:
         log.info("%s", model.summary(verbose=True))
@@ -85,7 +87,7 @@ def main(argv: list[str] | None = None) -> int:
     if opt.model == "sagan" and opt.samples_only:
         folder = Path(opt.results_dir) / opt.name / f"samples_{trained.label}"
         with writing("--results_dir", folder):
-            return save_samples(model, loader, folder, threads, made["A"], precision=opt.precision)
+            return save_samples(model, loader, folder, threads, made["A"], precision=precision)
     if opt.batch_size > 1 and not opt.eval and any(isinstance(layer, BATCH_NORMS) for layer in model.modules()):
         log.warning(
             "batch norm computes statistics over the images of a batch, so results depend on --batch_size %d: "
@@ -104,12 +106,12 @@ def main(argv: list[str] | None = None) -> int:
     with writing(flag, options):
         opt.save(options)
     with writing("--results_dir", folder):
-        return save_results(opt, model, loader, files, folder, threads, measurement, made)
+        return save_results(opt, model, loader, files, folder, threads, precision, measurement, made)
 
 
 def save_results(
     opt: Options, model: BaseModel, loader: EpochLoader, files: dict[str, Path], folder: Path, threads: ThreadChooser,
-    measurement: Measurement | None, made: Mapping[str, PixelFormat],
+    precision: str, measurement: Measurement | None, made: Mapping[str, PixelFormat],
 ) -> int:  # fmt: skip
     """Translate every image into `folder`, results in the formats `made`. Returns the exit status."""
     a, b = ("B", "A") if opt.direction == "BtoA" else ("A", "B")
@@ -121,7 +123,7 @@ def save_results(
     count = int(min(opt.num_test, total))
     for caption, figure in model.overview(loader.dataset).items():
         page.add_overview(caption, figure)
-    translations = translate(model, loader, threads, precision=opt.precision)
+    translations = translate(model, loader, threads, precision=precision)
     if measurement:
         translations = measured(translations, measurement)
     results = tqdm(

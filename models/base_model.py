@@ -200,8 +200,11 @@ class BaseModel(nn.Module):
             lines += [f"{name}: {weights / 1e6:.3f} M weights", *([str(net)] if verbose else [])]
         return "\n".join([*lines, f"computing on {self.device}"])
 
-    def example_input(self, name: str, size: tuple[int, int], *, batch_size: int = 1) -> Tensor:
-        """A blank input for the network `name`: (batch_size, C, height, width), where `size` is (width, height)."""
+    def example_input(self, name: str, size: tuple[int, int], *, batch_size: int = 1) -> Tensor | None:
+        """A blank input for the network `name`: (batch_size, C, height, width), where `size` is (width, height).
+
+        None for a network that takes neither images nor noise, such as the heads of cut.
+        """
         net = self.get_submodule(name)
         first = next(weight for weight in net.parameters() if weight.dim() == 4)
         channels = getattr(net, "input_nc", first.shape[1])
@@ -231,8 +234,10 @@ class BaseModel(nn.Module):
             if name.startswith("netD"):
                 advice = "use larger ones, or fewer layers: --netD n_layers --n_layers_D 1"
             for width, height in representative_sizes(sizes, getattr(net, "stride", 1)):
+                if (example := self.example_input(name, (width, height))) is None:
+                    break
                 try:
-                    made = meta_net(self.example_input(name, (width, height)).to("meta")).shape[2:]
+                    made = meta_net(example.to("meta")).shape[2:]
                     if 0 in made:  # an error of its own since torch 2.7
                         raise ValueError("no pixel is left")
                 except (RuntimeError, ValueError) as error:

@@ -129,7 +129,7 @@ class SAGANModel(BaseModel):
         self.optimization.end_step()
         return {"G": loss_G} | self.gan_loss.logged(terms) | self.gammas(), {"fake": fake, "real": real}
 
-    def example_input(self, name: str, size: tuple[int, int], *, batch_size: int = 1) -> Tensor:
+    def example_input(self, name: str, size: tuple[int, int], *, batch_size: int = 1) -> Tensor | None:
         """See BaseModel; the generator takes noise, (batch_size, z_dim)."""
         if name.startswith("netG"):
             return torch.zeros(batch_size, self.netG.z_dim)

@@ -119,6 +119,9 @@ port = checked(int, lambda value: 0 < value < 2**16, "a port, 1 to 65535")
 count = checked(
     lambda text: math.inf if text == "inf" else int(text), lambda value: value >= 1, "a whole number from 1, or inf"
 )
+layers = checked(
+    str, lambda text: text == "default" or bool(re.fullmatch(r"\d+(,\d+)*", text)), "numbers of layers such as 0,4,8"
+)
 center_crop = checked(
     lambda text: "max" if text == "max" else int(text),
     lambda value: value == "max" or int(value) >= 0,

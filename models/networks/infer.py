@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from models.networks import DISCRIMINATORS, GENERATORS, IMAGE_DISCRIMINATORS, NOISE_GENERATORS
 from models.networks.layers import NORMS
+from models.networks.patch_heads import PatchHeads
 from models.networks.resample import RESAMPLINGS
 from models.networks.sagan import SIZES
 
@@ -86,6 +87,21 @@ def infer_sagan(weights: Mapping[str, Tensor]) -> Flags:
     raise ValueError(f"these are not the weights of SAGAN: it is none of {', '.join(NOISE_GENERATORS)}")
 
 
+def infer_heads(weights: Mapping[str, Tensor]) -> Flags:
+    """Infer the flags of the heads of a contrastive loss; see `infer_generator`.
+
+    Raises:
+        ValueError: no heads have these names and shapes.
+    """
+    shapes = _plain_shapes(weights)
+    inputs = [shape[1] for key, shape in shapes.items() if key.endswith(".0.weight") and len(shape) == 2]
+    if inputs:
+        nc = next(iter(shapes.values()))[0]
+        if _shapes(PatchHeads, widths=tuple(inputs), nc=nc) == shapes:
+            return {"netF_nc": nc}
+    raise ValueError("these are not the weights of the heads of a contrastive loss, such as CUT's netF")
+
+
 def differing_flags(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
     """A message on the flags in which a file with the weights `found` differs from a network with `expected`."""
     there, here = infer_network(found), infer_network(expected)
@@ -107,8 +123,8 @@ def as_text(flags: Mapping[str, Any]) -> str:
 
 
 def infer_network(weights: Mapping[str, Tensor]) -> Flags:
-    """Infer the flags of a generator or discriminator of any model. Empty if the weights fit none."""
-    for infer in (infer_generator, infer_discriminator, infer_sagan):
+    """Infer the flags of a network of any model. Empty if the weights fit none."""
+    for infer in (infer_generator, infer_discriminator, infer_sagan, infer_heads):
         try:
             return infer(weights)
         except ValueError:
