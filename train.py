@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data import EpochLoader, create_dataset
+from data import EpochLoader, create_dataset, with_class_names
 from display.attention_maps import AttentionMap, attention_of
 from display.create import check_packages, create_display
 from display.display import Display, NoDisplay
@@ -92,6 +92,7 @@ def start(opt: Options, run_dir: Path, state: dict[str, Any] | None, locks: Exit
     keep_freed_memory()
     torch.manual_seed(opt.seed)
     loader = create_dataset(opt)
+    opt = with_class_names(opt, loader.dataset)
     device = select_device(opt.device, opt.gpu_ids)
     threads = choose_threads(opt.cpu_threads, device=device, compiled=opt.compile)
     if opt.tf32:

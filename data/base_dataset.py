@@ -33,6 +33,7 @@ class BaseDataset(Dataset[Sample], ABC):
         self.sizes: dict[str, dict[tuple[int, int], Path]] = {}
         # domain -> depth and value range of its first file, in which results are written
         self.formats: dict[str, PixelFormat] = {}
+        self.class_names: list[str] = []  # of the classes of samples, by number; empty if there are none
         self.skip_bad_images: bool = opt.skip_bad_images
         self.checks: list[tuple[list[Path], Check]] = []  # all files, good or bad, and their check
 
