@@ -20,6 +20,7 @@ from data.image_folder import common_folder, relative_name
 from display.attention_maps import AttentionMap, Watch
 from display.create import check_packages, create_wandb
 from display.pages.results import ResultsPage
+from inference.tiles import Tiled
 from inference.trained import Trained, find_trained
 from models.base_model import BaseModel
 from models.networks.attention import attention_blocks
@@ -30,7 +31,7 @@ from training.meter import in_words
 from training.metrics import mean_absolute_error, psnr, ssim
 from util import distributed
 from util.command import configure_logging, run_command, writing
-from util.device import autocast, keep_freed_memory, select_device
+from util.device import autocast, choose_precision, keep_freed_memory, select_device, tuning
 from util.images import save_file, to_images
 from util.threads import ThreadChooser, choose_threads
 
@@ -66,9 +67,11 @@ def main(argv: list[str] | None = None) -> int:
     torch.manual_seed(opt.seed)  # of dropout, which upstream keeps on
     loader = create_dataset(opt)
     device = select_device(opt.device, opt.gpu_ids)
+    precision = choose_precision(opt.precision, device)
     threads = choose_threads(opt.cpu_threads, device=device)
-    model, files = trained.build(device)
     sizes = {size for sizes in loader.dataset.sizes.values() for size in sizes}
+    tuning(device, precision=precision, training=False, sizes=len(sizes)).apply()
+    model, files = trained.build(device)
     model.check_sizes(sizes)
     if opt.verbose:
         log.info("%s", model.summary(verbose=True))
@@ -77,8 +80,11 @@ def main(argv: list[str] | None = None) -> int:
     if opt.model == "sagan" and opt.samples_only:
         folder = Path(opt.results_dir) / opt.name / f"samples_{trained.label}"
         with writing("--results_dir", folder):
-            return save_samples(model, loader, folder, threads, precision=opt.precision)
-    add_discriminators(trained, model, sizes)
+            return save_samples(model, loader, folder, threads, precision=precision)
+    if opt.tile:
+        run_in_tiles(model, tile=opt.tile, overlap=opt.tile_overlap)
+    else:
+        add_discriminators(trained, model, sizes)
     measurement = None
     if opt.metrics:
         measurement = create_measurement(opt, loader.dataset, device)
@@ -90,12 +96,12 @@ def main(argv: list[str] | None = None) -> int:
     with writing(flag, options):
         opt.save(options)
     with writing("--results_dir", folder):
-        return save_results(opt, model, loader, files, folder, threads, measurement)
+        return save_results(opt, model, loader, files, folder, threads, precision, measurement)
 
 
 def save_results(
     opt: Options, model: BaseModel, loader: EpochLoader, files: dict[str, Path], folder: Path, threads: ThreadChooser,
-    measurement: Measurement | None,
+    precision: str, measurement: Measurement | None,
 ) -> int:  # fmt: skip
     """Translate every image into `folder`. Returns the exit status."""
     a, b = ("B", "A") if opt.direction == "BtoA" else ("A", "B")
@@ -107,7 +113,7 @@ def save_results(
     count = int(min(opt.num_test, total))
     for caption, figure in model.overview(loader.dataset).items():
         page.add_overview(caption, figure)
-    translations = translate(model, loader, threads, precision=opt.precision)
+    translations = translate(model, loader, threads, precision=precision)
     if measurement:
         translations = measured(translations, measurement)
     results = tqdm(
@@ -217,6 +223,16 @@ def add_discriminators(trained: Trained, model: BaseModel, sizes: set[tuple[int,
         delattr(model, name)
 
 
+def run_in_tiles(model: BaseModel, *, tile: int, overlap: int) -> None:
+    """Run the generators of the model in tiles. Then no attention is shown: its maps need the whole image.
+
+    Raises:
+        ValueError: a generator does not run in tiles.
+    """
+    for name, net in list(model.named_children()):
+        setattr(model, name, Tiled(net, tile=tile, overlap=overlap))
+
+
 def translate(
     model: BaseModel, loader: EpochLoader, threads: ThreadChooser, *, precision: str = "fp32"
 ) -> Iterator[Translation]:
@@ -224,7 +240,7 @@ def translate(
     dataset = loader.dataset
     root_A, root_B = (common_folder(paths) for paths in (dataset.A_paths, dataset.B_paths))
     for batch in loader:
-        watch = Watch(model.attention_views())
+        watch = Watch({name: view for name, view in model.attention_views().items() if not isinstance(view.net, Tiled)})
         with threads.timed(batch), torch.no_grad(), autocast(model.device, precision), watch:
             images = model(batch)
             watch.run_missing(images)

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, default_co
 from data.base_dataset import BaseDataset, Sample
 from data.image_folder import DataError
 from util import distributed
-from util.device import select_device
+from util.device import select_device, tuning
 from util.images import PixelFormat
 from util.registry import find_class
 from util.signals import SIGNALS
@@ -124,6 +124,7 @@ def create_dataset(opt: Any) -> EpochLoader:
     if opt.batch_size > 1:
         check_same_size(dataset, opt.batch_size)
     device = select_device(opt.device, opt.gpu_ids)
+    pin_memory = tuning(device).pin_memory
     workers = min(opt.num_threads, math.ceil(len(dataset) / opt.batch_size))
     if not opt.given("num_threads"):
         # on the CPU, workers take cores from training; a pair at 64 px loads in 1 ms, in a worker in 2 ms
@@ -140,10 +141,10 @@ def create_dataset(opt: Any) -> EpochLoader:
             dataset, shuffle=not opt.serial_batches, seed=opt.seed, batch_size=opt.batch_size, **ranks
         ),
         num_workers=workers,
-        collate_fn=collate_arrays if workers and device.type != "cuda" else None,  # only tensors can be pinned for CUDA
+        collate_fn=collate_arrays if workers and not pin_memory else None,  # only tensors can be pinned
         persistent_workers=workers > 0,
         worker_init_fn=ignore_signals,
-        pin_memory=device.type == "cuda",
+        pin_memory=pin_memory,
         generator=torch.Generator(),  # draws the seeds of workers, so that the global RNG stays as it is
     )
 

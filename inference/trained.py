@@ -20,6 +20,7 @@ from models.weights import find_weights, load_weights, read_weights
 from options.base_options import Options, read_saved
 from options.test_options import TestOptions
 from util.checkpoint_files import WEIGHTS, checkpoint_label
+from util.device import tuning
 
 NOT_TRANSLATING = ("colorization", "sagan")  # models whose generator does not translate images
 
@@ -198,6 +199,4 @@ def prepare(net: nn.Module, device: torch.device, *, evaluate: bool) -> nn.Modul
     for module in ready.modules():
         if isinstance(module, (nn.Dropout, *BATCH_NORMS)):
             module.train(not evaluate)
-    if device.type == "cpu":
-        ready.to(memory_format=torch.channels_last)  # 8% faster
-    return ready
+    return ready.to(memory_format=tuning(device, training=False).memory_format)

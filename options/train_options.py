@@ -65,6 +65,10 @@ class TrainOptions(BaseOptions):
             parser.error("--save_by_iter keeps the checkpoints of --save_latest_freq, which is 0: there are none")
         if flags["best"] and not flags["metrics"]:
             parser.error(f"--best {flags['best']} needs the metric: add --metrics")
+        if flags["tf32"] and flags["no_tf32"]:
+            parser.error("--tf32 and --no_tf32 contradict each other: leave one of them out")
+        if flags["cuda_graphs"] and not flags["compile"]:
+            parser.error("--cuda_graphs needs --compile: it replays the kernels of compiled networks")
         epochs = flags["n_epochs"] + flags["n_epochs_decay"]
         if flags["epoch_count"] > epochs:
             parser.error(
@@ -139,15 +143,21 @@ def add_training_flags(parser: ArgumentParser) -> None:
 def add_speed_flags(parser: ArgumentParser) -> None:
     """Precision, compilation, memory and threads."""
     add = parser.add_argument_group("speed").add_argument
-    text = "of the forward pass. bf16: about twice as fast on processors that support it, results differ in the third "
-    text += "digit; fp16: the same on older NVIDIA GPUs; weights, losses and statistics stay fp32"
-    add("--precision", default="fp32", choices=PRECISIONS, help=text)
+    text = "of the forward pass. bf16: about twice as fast on processors with instructions for it, results differ in "
+    text += "the third digit; auto: bf16 there, else fp32; fp16: the same on older NVIDIA GPUs; weights, losses and "
+    text += "statistics stay fp32"
+    add("--precision", default="fp32", choices=("auto", *PRECISIONS), help=text)
     text = "compile the networks: takes a minute or more, then steps are up to 10%% faster; results differ by rounding"
     add("--compile", action="store_true", help=text)
     text = "recompute G's residual blocks in the backward pass: much less memory for large images, 25%% slower"
     add("--checkpoint_blocks", action="store_true", help=text)
+    text = "with --compile on an NVIDIA GPU: replay CUDA graphs, which is faster for small networks and batches"
+    add("--cuda_graphs", action="store_true", help=text)
     text = "TF32 matrix products on NVIDIA GPUs: faster, with 10 bits of mantissa, as in PyTorch's convolutions"
     add("--tf32", action="store_true", help=text)
+    add("--no_tf32", action="store_true", help="no TF32 on NVIDIA GPUs, in convolutions neither: slower, all 24 bits")
+    text = "only kernels that give the same bits in every run; slower on GPUs, whose runs then resume exactly too"
+    add("--deterministic", action="store_true", help=text)
     text = (
         "CPU threads of a step; 0 = OMP_NUM_THREADS, or measured at the start and again when steps slow down. Results "
     )

@@ -9,7 +9,9 @@ from tqdm import tqdm
 from data.check import skip_bad
 from data.image_file import ImageReader
 from data.image_folder import EXTENSIONS, is_image, list_images
+from inference.tiles import OVERLAP, Tiled
 from inference.translator import Translator, as_tensor
+from inference.windows import TiffImage, translate_file
 from options import values
 from util.command import run_command
 from util.device import select_device
@@ -31,6 +33,8 @@ def main(argv: list[str] | None = None) -> int:
         ema=not args.no_ema,
         evaluate=args.eval,
         device=device,
+        tile=args.tile,
+        **({} if args.tile_overlap is None else {"tile_overlap": args.tile_overlap}),
     )
     value_range = values.bounds(args.value_range) or translator.value_range
     reader = ImageReader(channels=translator.input_nc, value_range=value_range)
@@ -40,6 +44,9 @@ def main(argv: list[str] | None = None) -> int:
     if args.value_range and all(reader.format(path) == PixelFormat() for path, _ in pairs):
         raise ValueError(f"--value_range {args.value_range}: these images have 8 bits, which are always 0 to 255")
     for path, target in tqdm(pairs, unit="image", disable=None if len(pairs) > 1 else True):
+        if isinstance(translator.net, Tiled) and TiffImage.suits(path, translator.input_nc):
+            translate_file(translator.net, path, target, reader, is_chosen=target == args.target)
+            continue
         image, fmt = as_tensor(reader(path), channels=translator.input_nc), reader.format(path)
         with threads.timed({"A": image}):
             made = translator(image)
@@ -75,10 +82,16 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="auto = a GPU if there is one")
     text = "CPU threads; 0 = OMP_NUM_THREADS, or measured on the first images"
     add("--cpu_threads", type=values.non_negative_int, default=0, help=text)
+    text = "pixels of a side of the tiles of large images, such as 512: the same result in bounded memory"
+    add("--tile", type=values.positive_int, metavar="PIXELS", help=text)
+    text = f"pixels around a tile that it may compute again, or else keeps on disk (default: {OVERLAP})"
+    add("--tile_overlap", type=values.non_negative_int, metavar="PIXELS", help=text)
     add("--verbose", action="store_true", help="print tracebacks of errors")
     args = parser.parse_args(argv)
     if (args.name is None) == (args.weights is None):
         parser.error("name a trained generator: either a run by --name, or a file by --weights")
+    if args.tile_overlap is not None and not args.tile:
+        parser.error(f"--tile_overlap {args.tile_overlap} needs --tile")
     return args
 
 

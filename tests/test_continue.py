@@ -163,7 +163,7 @@ def test_a_run_that_has_more_epochs_behind_it_is_left_alone(tiny_data, tmp_path,
 
 
 @pytest.mark.parametrize("flags", [[], ["--dry_run"]])
-def test_a_run_to_go_on_with_is_looked_for_before_the_pictures(flags, tiny_data, tmp_path):
+def test_a_run_to_go_on_with_is_looked_for_before_the_images(flags, tiny_data, tmp_path):
     places = ["--checkpoints_dir", str(tmp_path), "--continue_train", "--dataroot", str(tmp_path / "missing"), *flags]
     with pytest.raises(ValueError, match=r"^no run 'nope': .* holds no runs"):
         training.main([*places, "--name", "nope"])
@@ -202,7 +202,7 @@ def test_a_run_that_is_started_anew_by_mistake_can_go_on(tiny_data, tmp_path, ca
 
 
 @pytest.mark.parametrize("workers", ["0", "1"])
-def test_a_picture_that_cannot_be_read_costs_nothing(workers, tiny_data, tmp_path):
+def test_an_image_that_cannot_be_read_costs_nothing(workers, tiny_data, tmp_path):
     data = shutil.copytree(tiny_data, tmp_path / "data")
     bad = data / "trainA" / "2.png"
     bad.write_bytes(bad.read_bytes()[:100])
@@ -230,7 +230,7 @@ def test_weights_without_a_state_are_set_aside_too(tiny_data, tmp_path):
     assert {path.name.replace("old", "latest"): path.read_bytes() for path in run_dir.glob("old_*")} == before
 
 
-def test_a_run_with_other_pictures_says_so(tiny_data, tmp_path, capsys):
+def test_a_run_with_other_images_says_so(tiny_data, tmp_path, capsys):
     train(tmp_path, "--dataroot", tiny_data, "--max_minutes", "0.00001")
     flags = ["--continue_train", "--max_dataset_size", "3", "--override", "--max_minutes", "0.00001"]
     train(tmp_path, "--dataroot", tiny_data, *flags)

@@ -322,7 +322,7 @@ def rank_of(pid: str) -> int:
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 8, 11, 12])
 @pytest.mark.parametrize(("processes", "batch_size", "skip"), [(2, 2, 0), (3, 1, 0), (4, 3, 0), (2, 2, 4)])
-def test_a_step_of_all_processes_has_the_pictures_of_one_process(size, processes, batch_size, skip):
+def test_a_step_of_all_processes_has_the_images_of_one_process(size, processes, batch_size, skip):
     dataset = TensorDataset(torch.zeros(size))
 
     def steps(**kwargs) -> list[list[tuple[int, int]]]:

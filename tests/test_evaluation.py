@@ -90,6 +90,11 @@ def test_a_resumed_run_remembers_the_best_figure(tiny_data, tmp_path):
     assert read_tensors(part / "latest_state.pth")["best"]["figure"] == "edges"
 
 
+def test_a_run_is_measured_where_max_minutes_stop_it(tiny_data, tmp_path):
+    run_dir = train(tmp_path, "--dataroot", tiny_data, *QUICK, "--metrics_freq", "0", "--max_minutes", "0.00001")
+    assert [event.images for event in measured(run_dir)] == [1]
+
+
 def test_best_by_the_direction_of_the_figure():
     lower, higher = Best("kid", 2.0), Best("iou_sea", 2.0)
     assert lower.is_beaten_by(1.0) and not lower.is_beaten_by(2.0) and not lower.is_beaten_by(float("nan"))

@@ -14,7 +14,9 @@ PAYS_AFTER = 500  # steps: a tenth of them takes about as long as compiling
 log = logging.getLogger(__name__)
 
 
-def compile_networks(model: BaseModel, *, steps: int, sizes: Collection[tuple[int, int]], batch_size: int) -> str:
+def compile_networks(
+    model: BaseModel, *, steps: int, sizes: Collection[tuple[int, int]], batch_size: int, mode: str = "default"
+) -> str:
     """Compile the networks of `model`, if the run gains by it and all of them compile.
 
     Each network makes one forward and backward pass, which compiles it, before training starts. Neither its state nor
@@ -24,6 +26,7 @@ def compile_networks(model: BaseModel, *, steps: int, sizes: Collection[tuple[in
         steps: of the whole run, so that a resumed run decides as it did before.
         sizes: (width, height) of all images. Each size would be compiled for.
         batch_size: of a training step in this process.
+        mode: of torch.compile, such as reduce-overhead for CUDA graphs.
 
     Returns:
         A message for the user: the networks are compiled, or why they are not.
@@ -39,7 +42,7 @@ def compile_networks(model: BaseModel, *, steps: int, sizes: Collection[tuple[in
     inputs = {name: example for name, example in examples.items() if example is not None and not name.endswith("_ema")}
     nets = {name: model.get_submodule(name) for name in inputs}
     for name, net in nets.items():
-        net.compile(dynamic=False)
+        net.compile(dynamic=False, mode=mode)
         try:
             if not waits_for_others(net):
                 try_out(model, name, inputs[name])

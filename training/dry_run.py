@@ -26,7 +26,7 @@ from training.evaluation import create_evaluator
 from training.optimization import Optimization, create_optimization
 from training.resume import Position
 from util import distributed
-from util.device import peak_memory, select_device
+from util.device import create_tuning, peak_memory, select_device
 from util.errors import RemediedError
 
 log = logging.getLogger(__name__)
@@ -172,8 +172,13 @@ def measure(opt: Options, loader: EpochLoader, resume: Resume) -> tuple[BaseMode
     device = select_device(opt.device, opt.gpu_ids)
     if opt.cpu_threads:
         torch.set_num_threads(opt.cpu_threads)
-    model, optimization = create_model(opt).to(device), create_optimization(opt, device)
+    optimization = create_optimization(opt, device)
+    sizes = {size for sizes in loader.dataset.sizes.values() for size in sizes}
+    tuning = create_tuning(opt, device, precision=optimization.precision, sizes=len(sizes))
+    tuning.apply()
+    model = create_model(opt).to(device)
     model.prepare_training(opt, optimization)
+    model.to(memory_format=tuning.memory_format)
     check_sizes(opt, model, loader)
     start = resume(opt, model, optimization, epoch_size=len(loader.dataset))
     epochs = opt.n_epochs + opt.n_epochs_decay - start.epoch + 1

@@ -70,7 +70,10 @@ def create_labels(opt: Options, dataset: BaseDataset) -> Labels:
         raise ValueError(f"--label_dir needs images of two domains: it is not for --dataset_mode {opt.dataset_mode}")
     A, B = (Path(folder) for folder in values.label_dirs(opt.label_dir))
     folders = {"A": B, "B": A} if opt.direction == "BtoA" else {"A": A, "B": B}
-    return Labels.learn(LabelMaps(folders), dataset)
+    maps = LabelMaps(folders)
+    for path in dataset.A_paths:
+        maps.file("A", path.stem)
+    return Labels.learn(maps, ((path.stem, dataset[0, index]["B"]) for index, path in enumerate(dataset.B_paths)))
 
 
 class Measurement:
@@ -122,8 +125,8 @@ class Measurement:
             part = {label: batch[new] for label, batch in images.items()}
             if self.meter.labels:
                 height, width = part["fake_B"].shape[2:]
-                paths = [self.dataset.A_paths[indices[number]] for number in new]
-                part["label_A"] = self.meter.labels.maps.read("A", paths, (height, width))
+                names = [self.dataset.A_paths[indices[number]].stem for number in new]
+                part["label_A"] = self.meter.labels.maps.read("A", names, (height, width))
             self.records.append(self.meter.measure(part, [self.paired[indices[number]] for number in new]))
         real = [number for number, index in enumerate(indices) if index < self.real_count]
         if real and self.needs_real:

@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from training.schedules import make_scheduler, set_epoch
 from util import distributed
-from util.device import autocast
+from util.device import autocast, choose_precision
 
 
 def create_optimization(opt: Any, device: torch.device) -> "Optimization":
@@ -25,7 +25,7 @@ def create_optimization(opt: Any, device: torch.device) -> "Optimization":
         raise ValueError(f"--precision fp16 is for NVIDIA GPUs, not for {device.type}: use bf16 or fp32")
     return Optimization(
         device,
-        precision=opt.precision,
+        precision=choose_precision(opt.precision, device),
         betas=(opt.beta1, opt.beta2),
         ema_decay=opt.ema_decay,
         ema_halflife=opt.ema_halflife,
@@ -35,6 +35,7 @@ def create_optimization(opt: Any, device: torch.device) -> "Optimization":
         lr_decay_iters=opt.lr_decay_iters,
         first_epoch=opt.epoch_count,
         by_time=opt.train_minutes > 0,
+        cuda_graphs=opt.cuda_graphs,
     )
 
 
@@ -53,6 +54,7 @@ class Optimization:
         lr_decay_iters: epochs between steps of the policy step.
         first_epoch: number of the first epoch, from 1.
         by_time: the run may end before its epochs do, so learning rates follow its progress.
+        cuda_graphs: compiled networks replay CUDA graphs, which overwrite the results of the step before.
 
     Raises:
         ValueError: the policy is unknown, or has no schedule that could follow the progress.
@@ -72,6 +74,7 @@ class Optimization:
         lr_decay_iters: int = 50,
         first_epoch: int = 1,
         by_time: bool = False,
+        cuda_graphs: bool = False,
     ):
         if by_time and lr_policy == "plateau":
             raise ValueError("lr_policy=plateau follows the losses, not the time: choose another one")
@@ -82,6 +85,7 @@ class Optimization:
             lr_decay_iters=lr_decay_iters, epoch=first_epoch,
         )  # fmt: skip
         self.by_time, self.epochs = by_time, n_epochs + n_epochs_decay
+        self.cuda_graphs = cuda_graphs
         self.optimizers: dict[str, Optimizer] = {}
         self.schedulers: dict[str, LRScheduler] = {}
         self.averages: list[tuple[nn.Module, nn.Module]] = []  # (average, network)
@@ -120,6 +124,8 @@ class Optimization:
             images: of the step, over all processes.
             images_before: images that the run has seen before this step.
         """
+        if self.cuda_graphs:
+            torch.compiler.cudagraph_mark_step_begin()
         self.share, self.progress, self.step_images, self.images_before = share, progress, images, images_before
         if self.by_time:
             for scheduler in self.schedulers.values():
@@ -225,6 +231,7 @@ class Optimization:
         for name, optimizer in self.optimizers.items():
             saved, scheduler = state["optimizers"][name], self.schedulers[name]
             optimizer.load_state_dict(saved | {"param_groups": optimizer.state_dict()["param_groups"]})
+            match_memory_format(optimizer)
             same_policy = scheduler.state_dict().keys() == state["schedulers"][name].keys()
             if isinstance(scheduler, LambdaLR):
                 if same_policy:
@@ -237,6 +244,17 @@ class Optimization:
         if scaler := state.get("scaler"):
             self.scaler.load_state_dict(scaler)
         self.epoch_losses = {name: loss.to(self.device) for name, loss in state["epoch_losses"].items()}
+
+
+def match_memory_format(optimizer: Optimizer) -> None:
+    """Give averages of gradients the memory format of their weights, which fused Adam needs on GPUs.
+
+    They have another one if the checkpoint is from another device, or from a run that was not compiled.
+    """
+    for weight, averages in optimizer.state.items():
+        for name, average in averages.items():
+            if isinstance(average, Tensor) and average.shape == weight.shape and average.stride() != weight.stride():
+                averages[name] = torch.empty_like(weight).copy_(average)
 
 
 def ramped_decay(decay: float, *, updates: int) -> float:

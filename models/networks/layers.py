@@ -18,14 +18,25 @@ class InstanceNorm2d(nn.InstanceNorm2d):
     nn.InstanceNorm2d copies them to contiguous memory. Group norm with one group per channel computes the same and does
     not copy, but its backward pass on CPUs is 60 times slower, so inputs that need a gradient use nn.InstanceNorm2d.
 
+    Compiled for a GPU, it is written out: the compiler fuses that with its neighbors, in either memory format.
+
     Reference: Ulyanov et al. 2016, Instance Normalization, arXiv:1607.08022.
     """
 
     def forward(self, input: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
+        if torch.compiler.is_compiling() and not input.is_cpu and not self.affine:
+            return normalize_instances(input, self.eps)
         if input.requires_grad or input.is_contiguous() or not input.is_contiguous(memory_format=torch.channels_last):
             return super().forward(input)
         return F.group_norm(input, self.num_features, self.weight, self.bias, self.eps)
+
+
+def normalize_instances(x: Tensor, eps: float) -> Tensor:
+    """Instance normalization of (B, C, H, W), of the same dtype; statistics are in float32 or wider."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    variance, mean = torch.var_mean(wide, (2, 3), correction=0, keepdim=True)
+    return ((wide - mean) * torch.rsqrt(variance + eps)).to(x.dtype)
 
 
 class SyncBatchNorm(nn.SyncBatchNorm):
@@ -70,7 +81,27 @@ class ReflectionPad2d(nn.ReflectionPad2d):
     def forward(self, input: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H + top + bottom, W + left + right)."""
         with no_autocast(input):
-            return super().forward(input)
+            return reflect(input, self.padding)
+
+
+def reflect(x: Tensor, padding: tuple[int, int, int, int]) -> Tensor:
+    """Pad (B, C, H, W) by reflection. `padding` is left, right, top, bottom, each smaller than its side.
+
+    The gradient of PyTorch's own kernel for GPUs differs from run to run in its last bits. Where that is not wanted,
+    mirrored strips are concatenated.
+    """
+    if x.is_cpu or not torch.are_deterministic_algorithms_enabled():
+        return F.pad(x, padding, mode="reflect")
+    return concatenate_reflected(x, padding)
+
+
+def concatenate_reflected(x: Tensor, padding: tuple[int, int, int, int]) -> Tensor:
+    """Compute `reflect` by concatenating mirrored strips."""
+    for dim, before, after in ((3, *padding[:2]), (2, *padding[2:])):
+        size = x.shape[dim]
+        first, last = x.narrow(dim, 1, before).flip(dim), x.narrow(dim, size - 1 - after, after).flip(dim)
+        x = torch.cat([first, x, last], dim)
+    return x
 
 
 class NarrowConv2d(nn.Conv2d):
