@@ -165,6 +165,11 @@ def create_dataset(opt: Any) -> EpochLoader:
     )
 
 
+def with_class_names(opt: Any, dataset: BaseDataset) -> Any:
+    """The options with the names of the classes that the dataset found, which are saved with the run."""
+    return opt.replaced(class_names=dataset.class_names) if dataset.class_names else opt
+
+
 def ignore_signals(worker: int) -> None:
     """Let a worker survive Ctrl-C and the like: they reach all processes, and the main process still saves."""
     for number in SIGNALS:
