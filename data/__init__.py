@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,8 +22,7 @@ from data.base_dataset import BaseDataset, Sample
 from data.image_folder import DataError
 from util import distributed
 from util.device import select_device, tuning
-from util.images import PixelFormat
-from util.registry import find_class
+from util.registry import MIGRATING, find_class
 from util.signals import SIGNALS
 
 log = logging.getLogger(__name__)
@@ -88,8 +88,17 @@ class EpochLoader(DataLoader[Sample]):
         batches = super().__iter__()
         if workers := [child for child in multiprocessing.active_children() if child not in earlier]:
             atexit.register(end_workers, workers)
-        for batch in batches:
-            yield {name: torch.from_numpy(x) if isinstance(x, np.ndarray) else x for name, x in batch.items()}
+        try:
+            for batch in batches:
+                yield {name: torch.from_numpy(x) if isinstance(x, np.ndarray) else x for name, x in batch.items()}
+        except TypeError as error:
+            if "tuple" not in str(error):
+                raise
+            last = str(error).strip().splitlines()[-1]
+            raise DataError(
+                f"{type(self.dataset).__name__} cannot make a sample ({last}): it is asked for (epoch, index), not for "
+                f"an index. {MIGRATING}."
+            ) from error
 
 
 def collate_arrays(samples: Sequence[Sample]) -> Sample:
@@ -118,9 +127,16 @@ def create_dataset(opt: Any) -> EpochLoader:
     dataset: BaseDataset = find_class("data", opt.dataset_mode)(opt)
     if dataset.sizes and opt.is_default("dataroot"):
         log.info("no --dataroot: using the bundled images in %s", opt.dataroot)
-    if opt.given("value_range") and all(fmt == PixelFormat() for fmt in dataset.formats.values()):
-        why = "these images have 8 bits" if dataset.formats else "this dataset reads 8-bit images only"
-        raise DataError(f"--value_range {opt.value_range}: {why}, which are always 0 to 255.")
+    for side in ("A_paths", "B_paths"):
+        paths = getattr(dataset, side)
+        if isinstance(paths, str) or not all(isinstance(path, str | Path) for path in paths):
+            raise DataError(
+                f"{side} of {type(dataset).__name__} has to be a list of the paths of its files. {MIGRATING}."
+            )
+        setattr(dataset, side, [Path(path) for path in paths])
+    for flag, domains in (("value_range", "AB"), ("value_range_A", "A"), ("value_range_B", "B")):
+        if opt.given(flag):
+            check_deep(dataset, f"--{flag} {getattr(opt, flag)}", domains)
     step_size = opt.batch_size * (opt.accumulate if opt.is_train else 1)  # the model splits the batch of a step
     if step_size > 1:
         check_same_size(dataset, opt.batch_size, step_size)
@@ -148,6 +164,11 @@ def create_dataset(opt: Any) -> EpochLoader:
     )
 
 
+def with_class_names(opt: Any, dataset: BaseDataset) -> Any:
+    """The options with the names of the classes that the dataset found, which are saved with the run."""
+    return opt.replaced(class_names=dataset.class_names) if dataset.class_names else opt
+
+
 def ignore_signals(worker: int) -> None:
     """Let a worker survive Ctrl-C and the like: they reach all processes, and the main process still saves."""
     for number in SIGNALS:
@@ -166,6 +187,15 @@ def end_workers(workers: Sequence[BaseProcess]) -> None:
 def cpu_count() -> int:
     """The number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def check_deep(dataset: BaseDataset, flag: str, domains: str) -> None:
+    """Raise a DataError if a `flag` about the values of `domains`, "A", "B" or "AB", meets 8-bit images only."""
+    formats = dataset.domain_formats
+    found = [formats[domain] for domain in domains if domain in formats]
+    if all(fmt.is_8bit for fmt in found) and (found or not formats):
+        why = f"the images of {' and '.join(domains)} have 8 bits" if found else "this dataset reads 8-bit images only"
+        raise DataError(f"{flag}: {why}, which are always 0 to 255.")
 
 
 def check_same_size(dataset: BaseDataset, batch_size: int, step_size: int) -> None:

@@ -47,6 +47,9 @@ class CUTModel(BaseModel):
     https://arxiv.org/abs/2007.15651.
     """
 
+    # The discriminator takes its step between the passes of the generator, so parts would save no memory.
+    unused_flags = ("accumulate",)
+
     @staticmethod
     def modify_commandline_options(parser: ArgumentParser, is_train: bool) -> ArgumentParser:
         """Add the flags of the contrastive loss; by default as in the paper, and the bundled chart images."""
@@ -63,7 +66,8 @@ class CUTModel(BaseModel):
             text = "layers of G whose features are compared; default: the padded image, the convolutions that halve "
             text += "it, blocks 1 and 5, which are 0,4,8,12,16 with --resample blur"
             add("--nce_layers", type=values.layers, default="default", metavar="N,N,...", help=text)
-            add("--num_patches", type=values.positive_int, default=256, help="patches of an image in each layer")
+            patches = values.checked(int, lambda value: value >= 2, "a whole number from 2")
+            add("--num_patches", type=patches, default=256, help="patches of an image in each layer")
             add("--nce_T", type=values.positive_float, default=0.07, help="temperature of the contrastive loss")
             add("--netF_nc", type=values.positive_int, default=256, help="length of the vectors of patches")
         return parser

@@ -87,6 +87,8 @@ def test_a_killed_run_goes_on_without_a_gap_or_a_double_line(tiny_data, tmp_path
         "--model sagan --netG sagan --ema_decay 0.9 --minibatch_std --batch_size 2",
         "--gan_mode relativistic --lambda_r1 1 --lambda_r2 1 --lambda_zero_gp 1 --penalty_every 2",
         "--model pix2pix --netG resnet_6blocks --pool_size 1 --lr_policy cosine --batch_head 2",
+        "--model fastcut --nce_idt --num_patches 16 --pool_size 1 --direction BtoA",
+        "--model sagan --netG sagan --class_of ([0-9]) --batch_size 2 --precision bf16",
         "--accumulate 2 --pool_size 1 --ema_halflife 4",
     ],
 )

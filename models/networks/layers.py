@@ -186,6 +186,35 @@ class MinibatchStd(nn.Module):
         return torch.cat([x, torch.cat(spreads).expand(-1, -1, *x.shape[2:]).to(x.dtype)], 1)
 
 
+class ConditionalBatchNorm2d(nn.BatchNorm2d):
+    """Batch normalization with a scale and a shift for each class.
+
+    Args:
+        channels: C.
+        n_classes: number of classes.
+
+    Reference: Dumoulin et al. 2017, A Learned Representation for Artistic Style, arXiv:1610.07629; de Vries et al.
+    2017, arXiv:1707.00683.
+    """
+
+    def __init__(self, channels: int, n_classes: int):
+        super().__init__(channels, affine=False)
+        self.weight = nn.Parameter(torch.ones(n_classes, channels))
+        self.bias = nn.Parameter(torch.zeros(n_classes, channels))
+
+    def forward(self, x: Tensor, classes: Tensor) -> Tensor:  # type: ignore[override]
+        """Normalize x (B, C, H, W); classes (B, n_classes) are weights of classes: one-hot, or a mixture."""
+        assert self.num_batches_tracked is not None and self.momentum is not None
+        if self.training:
+            self.num_batches_tracked.add_(1)
+        normalized = F.batch_norm(
+            x, self.running_mean, self.running_var, training=self.training, momentum=self.momentum, eps=self.eps
+        )
+        with no_autocast(x):
+            scale, shift = ((classes @ values)[:, :, None, None].to(x.dtype) for values in (self.weight, self.bias))
+        return torch.addcmul(shift, normalized, scale)
+
+
 # Layers whose result for an image depends on the other images, or on how often they run.
 DEPENDENT = (*BATCH_NORMS, SpectralNorm, MinibatchStd)
 
