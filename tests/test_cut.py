@@ -46,8 +46,7 @@ def test_the_losses_of_a_step_follow_the_formula(model, precision, tolerance):
     nets = training_model("--model", model, *ALL, "--init_gain", "1", "--lr", "1e-9", "--precision", precision)
     batch = random_batch(2)
     seen = set()
-    for seed in (0, 1):
-        torch.manual_seed(seed)
+    for _ in range(4 if model == "fastcut" else 1):
         losses, images = nets.step(batch)
         flipped = not torch.equal(images["real_A"], batch["A"])
         seen.add(flipped)
