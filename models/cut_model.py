@@ -48,9 +48,6 @@ class CUTModel(BaseModel):
     https://arxiv.org/abs/2007.15651.
     """
 
-    # The discriminator takes its step between the passes of the generator, so parts would save no memory.
-    unused_flags = ("accumulate",)
-
     @staticmethod
     def modify_commandline_options(parser: ArgumentParser, is_train: bool) -> ArgumentParser:
         """Add the flags of the contrastive loss; by default as in the paper, and the bundled chart images."""
