@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> int:
     weights = {key: weight.contiguous() for key, weight in weights.items()}
     with atomic(args.target) as path:
         if args.target.suffix == ".safetensors":
-            safetensors.torch.save_file(weights, path)
+            path.write_bytes(safetensors.torch.save(weights))  # save_file lets nobody else read the file
         else:
             torch.save(weights, path)
     found = as_text(infer_network(weights)) or f"not of a network of this project, but {foreign(weights)}"

@@ -21,6 +21,12 @@ from tests.helpers import training_model
 from training.init_from import init_from
 
 
+def test_others_may_read_what_is_converted(tmp_path):
+    torch.save(network().state_dict(), tmp_path / "in.pth")
+    assert convert.main([str(tmp_path / "in.pth"), str(tmp_path / "out.safetensors")]) == 0
+    assert (tmp_path / "out.safetensors").stat().st_mode == (tmp_path / "in.pth").stat().st_mode
+
+
 def network(seed: int = 0) -> ResnetGenerator:
     torch.manual_seed(seed)
     return ResnetGenerator(3, 3, ngf=8, n_blocks=6)
