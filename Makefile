@@ -27,9 +27,7 @@ help:
 
 show: $(VENV)/installed
 	$(python) test.py --weights weights/chart_AtoB.safetensors --dataroot datasets/chart/testA --preprocess none --num_test 20
-	$(python) test.py --weights weights/chart_BtoA.safetensors --dataroot datasets/chart/testB --preprocess none --num_test 20
 	$(python) test.py --weights weights/emoji_AtoB.safetensors --dataroot datasets/emoji/testA --preprocess none --num_test 20
-	$(python) test.py --weights weights/emoji_BtoA.safetensors --dataroot datasets/emoji/testB --preprocess none --num_test 20
 
 demo chart emoji: $(VENV)/installed
 	$(python) train.py @recipes/$@.txt
