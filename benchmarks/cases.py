@@ -41,24 +41,14 @@ class Case:
 
 def plain_cycle_gan(*, size: int, blocks: int, batch: int = 1, ngf: int = 64, device: str = "cpu") -> Case:
     """The step of CycleGAN in plain PyTorch, `batch` images of each domain."""
-    return on(device, lambda: Case(plain.cycle_gan_step(size, ngf, blocks, batch), items=batch))
+    with torch.device(device):
+        return Case(plain.cycle_gan_step(size, ngf, blocks, batch), items=batch)
 
 
 def plain_sagan(*, batch: int, device: str = "cpu") -> Case:
     """The step of SAGAN in plain PyTorch, at 64 px."""
-    return on(device, lambda: Case(plain.sagan_step(batch), items=batch))
-
-
-def on(device: str, make: Callable[[], Case]) -> Case:
-    """A case whose tensors are created on a device."""
     with torch.device(device):
-        case = make()
-
-    def step() -> object:
-        with torch.device(device):
-            return case.step()
-
-    return Case(step, items=case.items, warm_up=case.warm_up)
+        return Case(plain.sagan_step(batch), items=batch)
 
 
 def training(
