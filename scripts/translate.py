@@ -133,14 +133,13 @@ def plan(source: Path, target: Path) -> list[tuple[Path, Path]]:
             raise ValueError(f"{problem}: give two files or two folders")
         for line in files_left_out(source):
             log.warning("%s: %s", source, line)
-        kinds = [scan_suffix(path) for path in paths]
-        files = [file_of(path).relative_to(source) for path in paths]
-        names = [file if kind else file.with_suffix(".png") for file, kind in zip(files, kinds, strict=True)]
-        if len({*names, *files}) < len(set(files)) + sum(name not in files for name in names):  # 1.jpg beside 1.png
-            names = [
-                file if kind else file.with_name(f"{file.name}.png") for file, kind in zip(files, kinds, strict=True)
-            ]
-        return [(path, target / name) for path, name in zip(paths, names, strict=True)]
+        files = {file_of(path): path for path in paths}
+        names = {file: file.relative_to(source) for file in files}
+        results = {file: names[file] if scan_suffix(files[file]) else names[file].with_suffix(".png") for file in files}
+        if len(set(results.values())) < len(files):  # 1.jpg beside 1.png
+            results = {file: name.with_name(f"{name.name}.png") for file, name in names.items()}
+            results |= {file: names[file] for file, path in files.items() if scan_suffix(path)}
+        return [(path, target / results[file_of(path)]) for path in paths]
     if not source.is_file():
         raise ValueError(f"{source}: there is no such image or folder")
     paths = slices_of(source)
