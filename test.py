@@ -24,6 +24,7 @@ from data.scans import ScanWriter, is_slice, scan_suffix
 from display.attention_maps import AttentionMap, Watch
 from display.create import check_packages, create_wandb
 from display.pages.results import ResultsPage
+from inference.tiles import Tiled
 from inference.trained import Trained, find_trained
 from models.base_model import BaseModel
 from models.networks.attention import attention_blocks
@@ -98,7 +99,10 @@ def main(argv: list[str] | None = None) -> int:
             "--eval takes those of training, and --batch_size 1 those of each image",
             opt.batch_size,
         )
-    add_discriminators(trained, model, sizes)
+    if opt.tile:
+        run_in_tiles(model, tile=opt.tile, overlap=opt.tile_overlap)
+    else:
+        add_discriminators(trained, model, sizes)
     measurement = None
     if opt.metrics:
         measurement = create_measurement(opt, loader.dataset, device)
@@ -302,6 +306,16 @@ def add_discriminators(trained: Trained, model: BaseModel, sizes: set[tuple[int,
         delattr(model, name)
 
 
+def run_in_tiles(model: BaseModel, *, tile: int, overlap: int) -> None:
+    """Run the generators of the model in tiles. Then no attention is shown: its maps need the whole image.
+
+    Raises:
+        ValueError: a generator does not run in tiles.
+    """
+    for name, net in list(model.named_children()):
+        setattr(model, name, Tiled(net, tile=tile, overlap=overlap))
+
+
 def translate(
     model: BaseModel, loader: EpochLoader, threads: ThreadChooser, *, precision: str = "fp32"
 ) -> Iterator[Translation]:
@@ -309,7 +323,7 @@ def translate(
     dataset = loader.dataset
     root_A, root_B = (common_folder(paths) for paths in (dataset.A_paths, dataset.B_paths))
     for batch in loader:
-        watch = Watch(model.attention_views())
+        watch = Watch({name: view for name, view in model.attention_views().items() if not isinstance(view.net, Tiled)})
         with threads.timed(batch), torch.no_grad(), autocast(model.device, precision), watch:
             images = model(batch)
             watch.run_missing(images)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from data import EpochLoader, create_dataset
+from data import EpochLoader, create_dataset, with_class_names
 from data.reductions import of_results, reductions
 from display.attention_maps import AttentionMap, attention_of
 from display.create import check_packages, create_display
@@ -99,6 +99,7 @@ def start(opt: Options, run_dir: Path, state: dict[str, Any] | None, locks: Exit
             of_results(loader.dataset.domain_formats),
         ):
             log.info("%s", line)
+    opt = with_class_names(opt, loader.dataset)
     device = select_device(opt.device, opt.gpu_ids)
     threads = choose_threads(opt.cpu_threads, device=device, compiled=opt.compile)
     sizes = {size for sizes in loader.dataset.sizes.values() for size in sizes}

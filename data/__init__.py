@@ -118,8 +118,8 @@ def create_dataset(opt: Any) -> EpochLoader:
     """The data loader of the dataset that --dataset_mode names. Call `loader.sampler.set_epoch` before each epoch.
 
     A batch is {"A": (N, input_nc, H, W), "B": (N, output_nc, H, W), "A_paths": list of str, "B_paths": list of str},
-    float32 in [-1, 1]; datasets of one domain have A and A_paths only. The last batch of an epoch may be smaller than
-    --batch_size.
+    float32 in [-1, 1]; datasets of one domain have A and A_paths only. N is --batch_size, times --accumulate in
+    training; the last batch of an epoch may be smaller.
 
     Raises:
         DataError: folders or images do not fit the flags.
@@ -137,11 +137,12 @@ def create_dataset(opt: Any) -> EpochLoader:
     for flag, domains in (("value_range", "AB"), ("value_range_A", "A"), ("value_range_B", "B")):
         if opt.given(flag):
             check_deep(dataset, f"--{flag} {getattr(opt, flag)}", domains)
-    if opt.batch_size > 1:
-        check_same_size(dataset, opt.batch_size)
+    step_size = opt.batch_size * (opt.accumulate if opt.is_train else 1)  # the model splits the batch of a step
+    if step_size > 1:
+        check_same_size(dataset, opt.batch_size, step_size)
     device = select_device(opt.device, opt.gpu_ids)
     pin_memory = tuning(device).pin_memory
-    workers = min(opt.num_threads, math.ceil(len(dataset) / opt.batch_size))
+    workers = min(opt.num_threads, math.ceil(len(dataset) / step_size))
     if not opt.given("num_threads"):
         # on the CPU, workers take cores from training; a pair at 64 px loads in 1 ms, in a worker in 2 ms
         cores = max(cpu_count() // distributed.local_world_size(), 1)
@@ -152,10 +153,8 @@ def create_dataset(opt: Any) -> EpochLoader:
     ranks = {"rank": distributed.rank(), "world_size": distributed.world_size()} if opt.is_train else {}
     return EpochLoader(
         dataset,
-        batch_size=opt.batch_size,
-        sampler=EpochSampler(
-            dataset, shuffle=not opt.serial_batches, seed=opt.seed, batch_size=opt.batch_size, **ranks
-        ),
+        batch_size=step_size,
+        sampler=EpochSampler(dataset, shuffle=not opt.serial_batches, seed=opt.seed, batch_size=step_size, **ranks),
         num_workers=workers,
         collate_fn=collate_arrays if workers and not pin_memory else None,  # only tensors can be pinned
         persistent_workers=workers > 0,
@@ -163,6 +162,11 @@ def create_dataset(opt: Any) -> EpochLoader:
         pin_memory=pin_memory,
         generator=torch.Generator(),  # draws the seeds of workers, so that the global RNG stays as it is
     )
+
+
+def with_class_names(opt: Any, dataset: BaseDataset) -> Any:
+    """The options with the names of the classes that the dataset found, which are saved with the run."""
+    return opt.replaced(class_names=dataset.class_names) if dataset.class_names else opt
 
 
 def ignore_signals(worker: int) -> None:
@@ -194,13 +198,14 @@ def check_deep(dataset: BaseDataset, flag: str, domains: str) -> None:
         raise DataError(f"{flag}: {why}, which are always 0 to 255.")
 
 
-def check_same_size(dataset: BaseDataset, batch_size: int) -> None:
+def check_same_size(dataset: BaseDataset, batch_size: int, step_size: int) -> None:
     """Raise a DataError that names two files if the images differ in size and so do not fit in one batch."""
+    many = f"--batch_size {batch_size}" if batch_size > 1 else f"--accumulate {step_size}"
     for sizes in dataset.sizes.values():
         if len(sizes) > 1:
             (size, path), (other, other_path), *_ = sizes.items()
             raise DataError(
-                f"--batch_size {batch_size} needs images of one size, but {path} has {size[0]}x{size[1]} and"
+                f"{many} needs images of one size, but {path} has {size[0]}x{size[1]} and"
                 f" {other_path} {other[0]}x{other[1]} pixels after --preprocess. resize_and_crop gives one size.",
-                remedy={"batch_size": 1},
+                remedy={"batch_size": 1} if step_size == batch_size else {"batch_size": 1, "accumulate": 1},
             )

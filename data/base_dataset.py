@@ -35,6 +35,7 @@ class BaseDataset(Dataset[Sample], ABC):
         self.formats: dict[str, PixelFormat] = {}
         # the letters of the folders, halves or value ranges that become A and B
         self.domains: tuple[str, str] = ("B", "A") if opt.direction == "BtoA" else ("A", "B")
+        self.class_names: list[str] = []  # of the classes of samples, by number; empty if there are none
         self.skip_bad_images: bool = opt.skip_bad_images
         self.skipped: list[str] = []  # why each file is left out that cannot be used
         self.checks: list[tuple[list[Path], Check]] = []  # all files, good or bad, and their check

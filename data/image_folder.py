@@ -124,12 +124,16 @@ def any_images(dataroot: str | Path, phase: str, domain: str, limit: float = mat
     Raises:
         DataError: there is no such folder, or no image in it.
     """
-    folder = Path(dataroot, f"{phase}{domain}")
-    if not folder.is_dir():
-        folder = Path(dataroot)
+    folder = any_folder(dataroot, phase, domain)
     if not folder.is_dir():
         raise DataError(f"dataroot={dataroot}: no such folder.\nFound:\n{tree(nearest_folder(folder))}")
     return _not_empty(folder, list_images(folder, limit))
+
+
+def any_folder(dataroot: str | Path, phase: str, domain: str) -> Path:
+    """The folder whose images `any_images` lists."""
+    folder = Path(dataroot, f"{phase}{domain}")
+    return folder if folder.is_dir() else Path(dataroot)
 
 
 def _not_empty(folder: Path, paths: list[Path]) -> list[Path]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from data.image_file import on_white
 from data.transforms import Transform
+from inference.tiles import OVERLAP, Tiled
 from inference.trained import find_source, load_generator
 from options import values
 from util.images import WITH_ALPHA, PixelFormat, is_viewable, to_image
@@ -61,6 +62,8 @@ class Translator:
         ema: bool = True,
         evaluate: bool = False,
         device: str | torch.device | None = None,
+        tile: int | None = None,
+        tile_overlap: int = OVERLAP,
     ) -> Self:
         """Load the generator of a run.
 
@@ -72,9 +75,13 @@ class Translator:
             ema: prefer averaged weights.
             evaluate: use running statistics in batch norm and no dropout, as test.py --eval does.
             device: of the generator; None takes a GPU if there is one.
+            tile: run in tiles of so many pixels a side, with the same result, in bounded memory; None runs images
+                whole.
+            tile_overlap: pixels around a tile that it may compute again, see `inference.tiles`.
 
         Raises:
-            ValueError: there is no such run or file, or it has no generator for this direction.
+            ValueError: there is no such run or file, it has no generator for this direction, or it does not run in
+                tiles.
         """
         source = Path(source)
         source = source.absolute() if source.is_file() else source.resolve()
@@ -92,6 +99,8 @@ class Translator:
         net, input_nc = load_generator(
             found, torch.device(device or "cpu"), direction=direction, ema=ema, evaluate=evaluate
         )
+        if tile:
+            net = Tiled(net, tile=tile, overlap=tile_overlap)
         first, second = found.domains(direction)
         return cls(
             net,

@@ -47,6 +47,12 @@ class TestOptions(BaseOptions):
         add("--precision", default="fp32", choices=("auto", *PRECISIONS), help=text)
         text = "CPU threads; 0 = OMP_NUM_THREADS, or measured on the first images; results differ by rounding"
         add("--cpu_threads", type=values.non_negative_int, default=0, help=text)
+        text = (
+            "pixels of a side of the tiles of large images, such as 512: the same result in bounded memory; 0 = whole"
+        )
+        add("--tile", type=values.non_negative_int, default=0, help=text)
+        text = "pixels around a tile that it may compute again, or else keeps on disk"
+        add("--tile_overlap", type=values.non_negative_int, default=64, help=text)
         add("--eval", action="store_true", help="eval mode: running statistics in batch norm, no dropout")
         add("--no_ema", action="store_true", help="use the plain weights, even if the run has averaged ones")
 
@@ -54,4 +60,6 @@ class TestOptions(BaseOptions):
         """Resize images to the crop size unless --load_size is given, so that nothing is cropped away."""
         if "load_size" not in given and flags["preprocess"].endswith("_and_crop"):
             flags["load_size"] = flags["crop_size"]
+        if "tile_overlap" in given and not flags["tile"]:
+            parser.error(f"--tile_overlap {flags['tile_overlap']} needs --tile")
         super().complete(flags, given, parser)

@@ -127,6 +127,8 @@ def add_training_flags(parser: ArgumentParser) -> None:
     add("--max_minutes", type=values.non_negative_float, default=0.0, help=text)
     nan = "after a non-finite loss: stop, or resume the last checkpoint with half the learning rate, 3 times at most"
     add("--on_nan", default="stop", choices=("stop", "rollback"), help=nan)
+    text = "take so many batches per step: gradients are those of one batch as large, memory that of --batch_size"
+    add("--accumulate", type=values.positive_int, default=1, help=text)
     add(
         "--pool_size",
         type=values.non_negative_int,

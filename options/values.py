@@ -77,6 +77,19 @@ def rule(text: str) -> str:
     return text
 
 
+def class_rule(text: str) -> str:
+    """A --class_of, unchanged: folder, a regular expression with one group, or empty."""
+    try:
+        groups = re.compile(text).groups
+    except re.error as error:
+        raise ArgumentTypeError(f"{text!r} is no regular expression: {error}") from None
+    if text not in ("", "folder") and groups != 1:
+        raise ArgumentTypeError(
+            f"{text!r} is neither folder nor a regular expression with one group, such as '^(cat|dog)'"
+        )
+    return text
+
+
 def label_dirs(text: str) -> tuple[str, str]:
     """The folders of a --label_dir, A=FOLDER,B=FOLDER."""
     match = re.fullmatch("A=(.+),B=(.+)", text)

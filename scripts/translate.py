@@ -12,7 +12,9 @@ from data.image_file import ImageReader
 from data.image_folder import WRITABLE, list_images
 from data.reductions import files_left_out
 from data.scans import NIFTI, ScanWriter, file_of, is_scan_of, is_slice, scan_suffix, slices_of
+from inference.tiles import OVERLAP, Tiled
 from inference.translator import Translator, as_tensor
+from inference.windows import TiffImage, translate_file
 from options import values
 from util.command import SKIPPED, configure_logging, run_command
 from util.device import select_device
@@ -37,6 +39,8 @@ def main(argv: list[str] | None = None) -> int:
         ema=not args.no_ema,
         evaluate=args.eval,
         device=device,
+        tile=args.tile,
+        **({} if args.tile_overlap is None else {"tile_overlap": args.tile_overlap}),
     )
     set_ranges(translator, args)
     reader = ImageReader(channels=translator.input_nc, value_range=translator.value_range)
@@ -50,11 +54,15 @@ def main(argv: list[str] | None = None) -> int:
             raise ValueError(f"--{flag} {getattr(args, flag)}: these images have 8 bits, which are always 0 to 255")
     scans = ScanWriter()
     for path, target in tqdm(pairs, unit="image", disable=None if len(pairs) > 1 else True):
+        is_scan = is_scan_of(path, target)
+        if isinstance(translator.net, Tiled) and TiffImage.suits(path, translator.input_nc) and not is_scan:
+            translate_file(translator, path, target, is_chosen=target == args.target)
+            continue
         image = as_tensor(reader(path), channels=translator.input_nc)
         fmt = translator.result_format(reader.format(path))
         with threads.timed({"A": image}):
             made = translator(image)
-        if is_scan_of(path, target):
+        if is_scan:
             scans.add(path, fmt.to_array(made), target)
             continue
         if target != args.target and not is_viewable(made, fmt):
@@ -109,10 +117,16 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="auto = a GPU if there is one")
     text = "CPU threads; 0 = OMP_NUM_THREADS, or measured on the first images"
     add("--cpu_threads", type=values.non_negative_int, default=0, help=text)
+    text = "pixels of a side of the tiles of large images, such as 512: the same result in bounded memory"
+    add("--tile", type=values.positive_int, metavar="PIXELS", help=text)
+    text = f"pixels around a tile that it may compute again, or else keeps on disk (default: {OVERLAP})"
+    add("--tile_overlap", type=values.non_negative_int, metavar="PIXELS", help=text)
     add("--verbose", action="store_true", help="print tracebacks of errors")
     args = parser.parse_args(argv)
     if (args.name is None) == (args.weights is None):
         parser.error("name a trained generator: either a run by --name, or a file by --weights")
+    if args.tile_overlap is not None and not args.tile:
+        parser.error(f"--tile_overlap {args.tile_overlap} needs --tile")
     return args
 
 

@@ -7,7 +7,7 @@ from types import MappingProxyType
 from dominate import tags as h
 from torch import Tensor
 
-from display.attention_maps import AttentionMap
+from display.attention_maps import AttentionMap, save_attention
 from display.pages.page import (
     SMALL,
     Card,
@@ -18,7 +18,6 @@ from display.pages.page import (
     attention_caption,
     finish_page,
     new_page,
-    save_attention,
     source,
 )
 from util.images import COMPRESSION, PixelFormat, save_file, save_image, save_result, to_image

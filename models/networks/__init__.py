@@ -195,17 +195,28 @@ def define_F(opt: Any, netG: nn.Module) -> tuple[PatchHeads, tuple[int, ...]]:
 def define_noise_G(opt: Any, output_nc: int) -> NoiseGenerator:
     """Build and initialize SAGAN's generator --netG: (B, z_dim) -> (B, output_nc, crop_size, crop_size) in [-1, 1].
 
+    With classes, it takes (B, z_dim + n_classes).
+
     Raises:
         ValueError: flags have unknown values or exclude each other.
     """
     with from_flags(opt, "netG", "crop_size", "ngf", "attn_G"):
         make = choose(opt.netG, NOISE_GENERATORS)
-        net = make(output_nc, image_size=opt.crop_size, z_dim=opt.z_dim, ngf=opt.ngf, attention=stages(opt.attn_G))
+        net = make(
+            output_nc,
+            image_size=opt.crop_size,
+            z_dim=opt.z_dim,
+            ngf=opt.ngf,
+            attention=stages(opt.attn_G),
+            n_classes=len(opt.class_names),
+        )
     return initialize(net, opt, spectral=opt.spectral_norm_G, exclude=WITHOUT_SPECTRAL_NORM.get(opt.netG, ()))
 
 
 def define_image_D(opt: Any, input_nc: int) -> ImageDiscriminator:
     """Build and initialize SAGAN's discriminator --netD: (B, input_nc, crop_size, crop_size) -> scores (B,).
+
+    With classes, it gives each image a score for each of them, (B, n_classes).
 
     Raises:
         ValueError: flags have unknown values or exclude each other.
@@ -214,7 +225,7 @@ def define_image_D(opt: Any, input_nc: int) -> ImageDiscriminator:
         make = choose(opt.netD, IMAGE_DISCRIMINATORS)
         net = make(
             input_nc, image_size=opt.crop_size, ndf=opt.ndf, attention=stages(opt.attn_D),
-            minibatch_std=opt.minibatch_std,
+            minibatch_std=opt.minibatch_std, n_classes=len(opt.class_names),
         )  # fmt: skip
     return initialize(net, opt, spectral=opt.spectral_norm_D, exclude=WITHOUT_SPECTRAL_NORM.get(opt.netD, ()))
 

@@ -186,26 +186,35 @@ def _discriminators(shapes: Shapes) -> Iterator[tuple[Flags, Shapes]]:
 def _sagans(shapes: Shapes) -> Iterator[tuple[Flags, Shapes]]:
     """Flags and shapes of all networks of SAGAN with the widths of the first and last of `shapes`."""
     first, linear = shapes.get("l1.0.weight"), shapes.get("linear.1.weight")
+    by_class = [shapes.get(key, ()) for key in ("l1.1.weight", "block1.residual.0.weight", "last.classes.weight")]
+    n_classes = next((shape[0] for shape in by_class if len(shape) == 2), 0)
+    classes = {"n_classes": n_classes} if n_classes else {}
     first_of_D = first or shapes.get("block1.residual.1.weight")
     for size in SIZES:
         if first and "last.0.weight" in shapes:
             ngf, nc = shapes["last.0.weight"][:2]
-            yield _noise_generator("sagan", size, nc, {"z_dim": first[0], "ngf": ngf})
+            yield _noise_generator("sagan", size, nc, {"z_dim": first[0], "ngf": ngf, **classes})
         if linear and "last.2.weight" in shapes:
             nc, ngf = shapes["last.2.weight"][:2]
-            yield _noise_generator("sagan_resnet", size, nc, {"z_dim": linear[1], "ngf": ngf})
+            yield _noise_generator("sagan_resnet", size, nc, {"z_dim": linear[1], "ngf": ngf, **classes})
         for netD, minibatch_std in itertools.product(IMAGE_DISCRIMINATORS, (False, True)):
             if first_of_D is None:
                 break
             ndf, nc = first_of_D[:2]
             widths = {"input_nc": nc, "ndf": ndf, "minibatch_std": minibatch_std}
-            candidate = _shapes(IMAGE_DISCRIMINATORS[netD], image_size=size, attention=(), **widths)
-            yield {"netD": netD, "crop_size": size, **widths}, candidate
+            candidate = _shapes(IMAGE_DISCRIMINATORS[netD], image_size=size, attention=(), **widths, **classes)
+            yield {"netD": netD, "crop_size": size, **widths, **class_flags(n_classes)}, candidate
 
 
 def _noise_generator(netG: str, size: int, nc: int, widths: dict[str, int]) -> tuple[Flags, Shapes]:
     shapes = _shapes(NOISE_GENERATORS[netG], output_nc=nc, image_size=size, attention=(), **widths)
-    return {"netG": netG, "crop_size": size, "input_nc": nc, **widths}, shapes
+    n_classes = widths.pop("n_classes", 0)
+    return {"netG": netG, "crop_size": size, "input_nc": nc, **widths, **class_flags(n_classes)}, shapes
+
+
+def class_flags(n_classes: int) -> Flags:
+    """The flag of the names of classes, which weights do not show: numbers instead. Empty without classes."""
+    return {"class_names": [str(number) for number in range(n_classes)]} if n_classes else {}
 
 
 @functools.cache

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
@@ -80,6 +81,8 @@ class ReflectionPad2d(nn.ReflectionPad2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H + top + bottom, W + left + right)."""
+        if not input.is_cpu:  # entering a context for each layer takes as long as a small kernel
+            return reflect(input, self.padding)
         with no_autocast(input):
             return reflect(input, self.padding)
 
@@ -183,6 +186,35 @@ class MinibatchStd(nn.Module):
         return torch.cat([x, torch.cat(spreads).expand(-1, -1, *x.shape[2:]).to(x.dtype)], 1)
 
 
+class ConditionalBatchNorm2d(nn.BatchNorm2d):
+    """Batch normalization with a scale and a shift for each class.
+
+    Args:
+        channels: C.
+        n_classes: number of classes.
+
+    Reference: Dumoulin et al. 2017, A Learned Representation for Artistic Style, arXiv:1610.07629; de Vries et al.
+    2017, arXiv:1707.00683.
+    """
+
+    def __init__(self, channels: int, n_classes: int):
+        super().__init__(channels, affine=False)
+        self.weight = nn.Parameter(torch.ones(n_classes, channels))
+        self.bias = nn.Parameter(torch.zeros(n_classes, channels))
+
+    def forward(self, x: Tensor, classes: Tensor) -> Tensor:  # type: ignore[override]
+        """Normalize x (B, C, H, W); classes (B, n_classes) are weights of classes: one-hot, or a mixture."""
+        assert self.num_batches_tracked is not None and self.momentum is not None
+        if self.training:
+            self.num_batches_tracked.add_(1)
+        normalized = F.batch_norm(
+            x, self.running_mean, self.running_var, training=self.training, momentum=self.momentum, eps=self.eps
+        )
+        with no_autocast(x):
+            scale, shift = ((classes @ values)[:, :, None, None].to(x.dtype) for values in (self.weight, self.bias))
+        return torch.addcmul(shift, normalized, scale)
+
+
 # Layers whose result for an image depends on the other images, or on how often they run.
 DEPENDENT = (*BATCH_NORMS, SpectralNorm, MinibatchStd)
 
@@ -196,11 +228,20 @@ def run_together(net: Callable[[Tensor], Tensor], *images: Tensor) -> tuple[Tens
     Returns:
         The output for each batch.
     """
-    modules = list(net.modules()) if isinstance(net, nn.Module) else []
     same_size = len({image.shape[1:] for image in images}) == 1
-    if modules and same_size and not any(isinstance(module, DEPENDENT) for module in modules):
+    if isinstance(net, nn.Module) and same_size and scores_images_alone(net):
         return net(torch.cat(images)).split([len(image) for image in images])
     return tuple(net(image) for image in images)
+
+
+def scores_images_alone(net: nn.Module) -> bool:
+    """Whether the result of `net` for an image depends on this image alone. Its layers are looked at once."""
+    if net not in _ALONE:
+        _ALONE[net] = not any(isinstance(module, DEPENDENT) for module in net.modules())
+    return _ALONE[net]
+
+
+_ALONE: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
 def needs_bias(norm: str) -> bool:
