@@ -2,6 +2,7 @@
 
 import argparse
 from argparse import ArgumentParser
+from random import Random
 from typing import Any, NamedTuple
 
 import torch
@@ -47,9 +48,6 @@ class CUTModel(BaseModel):
     https://arxiv.org/abs/2007.15651.
     """
 
-    # The discriminator takes its step between the passes of the generator, so parts would save no memory.
-    unused_flags = ("accumulate",)
-
     @staticmethod
     def modify_commandline_options(parser: ArgumentParser, is_train: bool) -> ArgumentParser:
         """Add the flags of the contrastive loss; by default as in the paper, and the bundled chart images."""
@@ -93,7 +91,7 @@ class CUTModel(BaseModel):
                 f"--output_nc {opt.output_nc} differ: make them equal, or take --model cycle_gan"
             )
         self.lambda_NCE, self.nce_idt, self.temperature = opt.lambda_NCE, opt.nce_idt, opt.nce_T
-        self.num_patches, self.flip_equivariance = opt.num_patches, opt.flip_equivariance
+        self.num_patches, self.flip_equivariance, self.seed = opt.num_patches, opt.flip_equivariance, opt.seed
         self.add_discriminators(opt)
         heads, self.layers = networks.define_F(opt, self.netG)
         self.netF = heads.to(self.device)
@@ -119,7 +117,8 @@ class CUTModel(BaseModel):
         The backward pass of images of A ends before images of B are translated, so that only one graph is in memory.
         """
         netD = with_queues("D", self.netD, self.queues)
-        flipped = self.flip_equivariance and bool(torch.rand(()) < 0.5)
+        # The same in all processes: they have to make the same forward passes, for syncbatch.
+        flipped = self.flip_equivariance and Random(f"{self.seed} {self.optimization.updates}").random() < 0.5
         parts, losses_D, losses_G = self.parts(batch), [], []
         for part in parts:
             real_A, real_B = self.inputs(part.batch, "A", "B")

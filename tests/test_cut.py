@@ -46,8 +46,7 @@ def test_the_losses_of_a_step_follow_the_formula(model, precision, tolerance):
     nets = training_model("--model", model, *ALL, "--init_gain", "1", "--lr", "1e-9", "--precision", precision)
     batch = random_batch(2)
     seen = set()
-    for seed in (0, 1):
-        torch.manual_seed(seed)
+    for _ in range(4 if model == "fastcut" else 1):
         losses, images = nets.step(batch)
         flipped = not torch.equal(images["real_A"], batch["A"])
         seen.add(flipped)
@@ -161,7 +160,7 @@ def test_a_step_from_restored_state_is_bit_identical(flags):
     copied = copy.deepcopy((state, weights))
     expected, _ = model.step(random_batch(2))
 
-    resumed = training_model(*flags, "--seed", "5")
+    resumed = training_model(*flags, "--init_gain", "0.5")
     load_training_state(resumed, resumed.optimization, copied[0], epoch=1)
     resumed.load_state_dict(copied[1])
     torch.set_rng_state(random)

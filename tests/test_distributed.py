@@ -247,6 +247,7 @@ def test_a_save_that_was_cut_off_is_taken_up_by_all(nine_images, tmp_path):
     "flags",
     [
         ["--model", "cycle_gan", "--pool_size", "2", "--norm", "syncbatch", "--max_dataset_size", "7"],
+        ["--model", "fastcut", "--pool_size", "2", "--norm", "syncbatch", "--max_dataset_size", "7"],
         [
             "--model",
             "sagan",
