@@ -17,8 +17,10 @@ from tqdm import tqdm
 
 from data import EpochLoader, create_dataset
 from data.check import listing
+from data.image_file import image_size
 from data.image_folder import common_folder, relative_name
 from data.reductions import of_results, reductions
+from data.scans import ScanWriter, is_slice, scan_suffix
 from display.attention_maps import AttentionMap, Watch
 from display.create import check_packages, create_wandb
 from display.pages.results import ResultsPage
@@ -44,6 +46,7 @@ log = logging.getLogger("test")
 WAITING = 1000  # samples in memory, at most
 
 LogResult = Callable[[str, Mapping[str, Tensor]], None]  # takes the name of an image and its results
+SOURCES = {"A_paths": ("fake", "fake_B", "rec_A"), "B_paths": ("fake_A", "rec_B")}  # labels of translations
 TRUTH = {"fake_B": "real_B", "fake_B_rgb": "real_B_rgb"}  # label of a translation -> label of its truth
 
 
@@ -54,6 +57,7 @@ class Translation:
     name: str  # of its file, without suffix, relative to the folder of all files
     images: dict[str, Tensor]  # label -> (C, H, W) in [-1, 1]
     attention: list[AttentionMap]
+    sources: dict[str, Path]  # label of a translation -> the file that it is made from
     paired: bool  # real_B has the same name as real_A, so it should be the true translation
 
 
@@ -227,6 +231,7 @@ def add_results(
 ) -> None:
     """Add every result to the page and the log, under the name of its file."""
     names: set[str] = set()
+    scans = ScanWriter()
     for result in results:
         free = itertools.chain([result.name], (f"{result.name}_{number}" for number in itertools.count(2)))
         name = next(name for name in free if name not in names)  # 1.jpg beside 1.png, one A that meets several Bs
@@ -234,6 +239,32 @@ def add_results(
         images = {key: stretch(image, aspect_ratio) for key, image in result.images.items()}
         page.add(name, images, result.attention, scores(result))
         log_result(name, images)
+        add_scans(scans, page, name, images, result.sources)
+    scans.close()
+
+
+def add_scans(
+    scans: ScanWriter, page: ResultsPage, name: str, images: Mapping[str, Tensor], sources: Mapping[str, Path]
+) -> None:
+    """Write the translations of scans as scans beside the images of the page, if they have the sizes of their files."""
+    for label, source in sources.items():
+        image = images[label]
+        if not (kind := scan_suffix(source)):
+            continue
+        if image_size(source) != (image.shape[2], image.shape[1]):
+            scans.resized += 1
+            continue
+        array = page.formats.get(label, PixelFormat()).to_array(image)
+        scans.add(source, array, page.folder / "images" / scan_name(name, source, label, kind))
+
+
+def scan_name(name: str, source: Path, label: str, kind: str) -> str:
+    """The name of a scan among the results: that of its image or, without the number of the slice, of its volume."""
+    if not is_slice(source):
+        return f"{name}_{label}{kind}"
+    folder = Path(name).parent
+    stem = str(folder if folder.name else source.parent.name).removesuffix(kind)
+    return f"{stem}_{label}{kind}"
 
 
 def scores(result: Translation) -> dict[str, float]:
@@ -303,6 +334,12 @@ def translate(
                 name=name,
                 images={label: image[i] for label, image in images.items()},
                 attention=[block[i] for block in attention],
+                sources={
+                    label: Path(batch[key][i])
+                    for key, labels in SOURCES.items()
+                    for label in labels
+                    if key in batch and label in images
+                },
                 paired="B_paths" in batch and relative_name(batch["B_paths"][i], root_B) == name,
             )
 

@@ -38,7 +38,7 @@ from util import distributed
 from util.checkpoint_files import BEST, OLD, checkpoint_label
 from util.command import configure_logging, run_command, writing
 from util.device import create_tuning, keep_freed_memory, select_device
-from util.images import write_formats
+from util.images import read_formats, write_formats
 from util.signals import stop_requests
 from util.threads import ThreadChooser, choose_threads
 
@@ -199,7 +199,11 @@ class Training:
         if self.shown:
             # not earlier: on a full disk, they would lie beside the weights of an earlier run
             opt.save(run.run_dir)
-            write_formats(run.run_dir, run.loader.dataset.domain_formats)
+            formats, before = run.loader.dataset.domain_formats, read_formats(run.run_dir) if position.resumed else {}
+            for domain in formats.keys() & before:
+                if formats[domain] != before[domain]:
+                    log.warning("images of %s were %s so far, and are %s", domain, before[domain], formats[domain])
+            write_formats(run.run_dir, formats)
         show = partial(create_display, opt, run.run_dir, self.progress(), self.attention, resumed=position.resumed)
         self.display = show() if self.shown else NoDisplay()
         self.health = Health(self.model, opt.as_dict(), known_findings(run.run_dir) if self.shown else ())

@@ -16,6 +16,15 @@ from PIL import Image, ImageOps
 from PIL.ImageFile import ImageFile
 
 from data.image_folder import MissingLibrary
+from data.scans import (
+    GDAL_NODATA,
+    is_dicom,
+    is_slice,
+    read_dicom,
+    read_slice,
+    slice_shape,
+    without_nodata,
+)
 from util.images import MAX_CHANNELS
 
 if TYPE_CHECKING:
@@ -29,16 +38,23 @@ FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF", "JPEG2000", "AVIF
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
-def array_kind(path: Path) -> Literal["", "npy", "png", "tiff"]:
+ArrayKind = Literal["npy", "tiff", "nifti", "dicom"]  # which Pillow does not open
+
+
+def array_kind(path: Path) -> Literal["", "png"] | ArrayKind:
     """The kind of a file by its content; "" for 8-bit gray and color images, which Pillow reads in full."""
+    if is_slice(path):
+        return "nifti"
     if not stat.S_ISREG(path.stat().st_mode):
         raise ValueError("it is not a file but a folder, a device or a pipe")
     with path.open("rb", buffering=0) as file:
-        start = file.read(25)
+        start = file.read(132)
+    if is_dicom(start):
+        return "dicom"
     if start.startswith(b"\x93NUMPY"):
         return "npy"
     if start.startswith(b"\x89PNG"):
-        return "png" if start[24:] == b"\x10" else ""
+        return "png" if start[24:25] == b"\x10" else ""
     if start[:4] in TIFF_STARTS:
         from tifffile import TiffFile
 
@@ -95,8 +111,11 @@ def register_heif() -> None:
         pillow_heif.register_heif_opener()
 
 
-def array_format(path: Path, kind: Literal["npy", "tiff"]) -> tuple[str, int]:
-    """The dtype and the number of channels, from the header alone."""
+def array_format(path: Path, kind: ArrayKind) -> tuple[str, int]:
+    """The dtype and the number of channels, from the header alone where that is possible."""
+    if kind in ("nifti", "dicom"):
+        array = read_array(path)
+        return array.dtype.name, array.shape[2]
     if kind == "npy":
         array = map_npy(path)
         return array.dtype.name, array.shape[2]
@@ -110,7 +129,7 @@ def array_format(path: Path, kind: Literal["npy", "tiff"]) -> tuple[str, int]:
 def has_alpha(path: Path) -> bool:
     """Whether the last channel of `read_array` is opacity, from the header alone."""
     kind = array_kind(path)
-    if kind == "npy":
+    if kind in ("npy", "nifti", "dicom"):
         return False
     if kind == "tiff":
         from tifffile import EXTRASAMPLE, TiffFile
@@ -131,7 +150,7 @@ def frame_count(path: Path) -> int:
         return 1 if file.format in ("MPO", "TIFF") else getattr(file, "n_frames", 1)
 
 
-def array_size(path: Path, kind: Literal["npy", "tiff"]) -> tuple[int, int]:
+def array_size(path: Path, kind: ArrayKind) -> tuple[int, int]:
     """(width, height) of the upright image in pixels, from the header alone.
 
     Raises:
@@ -139,6 +158,12 @@ def array_size(path: Path, kind: Literal["npy", "tiff"]) -> tuple[int, int]:
     """
     if kind == "npy":
         height, width = map_npy(path).shape[:2]
+        return width, height
+    if kind == "nifti":
+        height, width, _ = slice_shape(path)
+        return width, height
+    if kind == "dicom":
+        height, width = read_dicom(path).shape[:2]
         return width, height
     from tifffile import TiffFile
 
@@ -161,6 +186,10 @@ def read_array(path: Path) -> np.ndarray:
         array = np.array(map_npy(path))
     elif kind == "tiff":
         array = read_tiff(path)
+    elif kind == "nifti":
+        array = read_slice(path)
+    elif kind == "dicom":
+        array = read_dicom(path)
     else:
         with open_image(path, verify=True) as file:
             has_color_key = "transparency" in file.info
@@ -219,6 +248,8 @@ def read_tiff(path: Path) -> np.ndarray:
         else:
             array = np.atleast_3d(decode_page(first, path))
             array = np.moveaxis(array, 0, -1) if first.axes == "SYX" else array
+        if (nodata := first.tags.valueof(GDAL_NODATA)) is not None:
+            array = without_nodata(array, float(str(nodata).strip("\0 ")))
         if first.photometric == PHOTOMETRIC.MINISWHITE and array.dtype.kind == "u":
             array = np.invert(array)
         return upright(array, first.tags.valueof(EXIF_ORIENTATION, 1))

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from data.image_file import describe, for_each
 from data.image_folder import DataError, MissingLibrary
+from data.scans import is_slice
 from data.transforms import Transform, whole
 
 log = logging.getLogger(__name__)
@@ -69,7 +70,7 @@ def inspect_file(path: Path, check: Check) -> Inspection:
     """
     try:
         image, kind = check(path), describe(path)
-        file_digest = digest(path.read_bytes())
+        file_digest = b"" if is_slice(path) else digest(path.read_bytes())
     except MissingLibrary:
         raise
     except DataError as error:
@@ -84,6 +85,7 @@ def inspect_file(path: Path, check: Check) -> Inspection:
         pixels = image.tobytes()
     size = size_of(image)
     pixel_digest = digest(f"{size} ".encode() + pixels)
+    file_digest = file_digest or pixel_digest
     return Inspection(path=path, kind=kind, size=size, flat=flat, file_digest=file_digest, pixel_digest=pixel_digest)
 
 

@@ -108,7 +108,7 @@ def image_size(path: Path) -> tuple[int, int]:
     """
     with reading(path):
         kind = array_kind(path)
-        if kind in ("npy", "tiff"):
+        if kind != "" and kind != "png":
             return array_size(path, kind)
         with open_image(path) as file:
             width, height = file.size
@@ -131,7 +131,7 @@ def describe(path: Path) -> str:
     """
     with reading(path):
         kind = array_kind(path)
-        if kind in ("npy", "tiff"):
+        if kind != "" and kind != "png":
             dtype, channels = array_format(path, kind)
             return f"{kind.upper()} {dtype}, {channels} channel{'' if channels == 1 else 's'}"
         with open_image(path) as file:

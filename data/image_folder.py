@@ -12,13 +12,16 @@ from typing import Any
 
 from torch.utils.data import get_worker_info
 
+from data.scans import DICOM, NIFTI, READABLE, slices_of
 from util.errors import RemediedError
 
 # suffixes of files that can be written; all can be read
 WRITABLE = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".tif", ".tiff", ".npy")
 HEIF = (".heic", ".heif")  # which pillow-heif reads
 # and those that can be read only: of animations, the first frame
-EXTENSIONS = (*WRITABLE, ".jfif", ".pgm", ".webp", ".gif", ".jp2", ".avif", *(HEIF if find_spec("pillow_heif") else ()))
+MORE = (".jfif", ".pgm", ".webp", ".gif", ".jp2", ".avif")
+EXTENSIONS = (*WRITABLE, *MORE, *(HEIF if find_spec("pillow_heif") else ()), *READABLE)
+EXTRAS = dict.fromkeys(HEIF, "formats") | dict.fromkeys((*NIFTI, *DICOM), "medical")  # suffix -> what to install
 
 REMEDY_NOTE = "\nremedy: "
 
@@ -57,22 +60,26 @@ class MissingLibrary(DataError):
 def list_images(folder: Path, limit: float = math.inf) -> list[Path]:
     """All images below `folder`, sorted by their path relative to it; at most `limit`, cut after sorting.
 
+    A volume is listed as its slices, see `data.scans`.
+
     Follows subfolders and symbolic links, except links to a parent folder. Skips hidden files and folders.
     """
-    paths = [path for path in list_files(folder) if is_image(path.name)]
+    paths = [part for path in list_files(folder) if is_image(path.name) for part in slices_of(path)]
     return paths[: int(min(limit, len(paths)))]
 
 
 def left_out(folder: Path) -> dict[str, int]:
     """The suffixes of the visible files below `folder` that are no images that can be read, and how many there are."""
-    suffixes = Counter(path.suffix.lower() for path in list_files(folder) if not is_image(path.name))
-    return {described_suffix(suffix): count for suffix, count in suffixes.most_common()}
+    kinds = Counter(described_suffix(path) for path in list_files(folder) if not is_image(path.name))
+    return dict(kinds.most_common())
 
 
-def described_suffix(suffix: str) -> str:
-    """The suffix of a file that is left out, with the library that would read it."""
-    needs = ' (to read them: pip install ".[formats]")' if suffix in HEIF else ""
-    return f"{suffix}{needs}" if suffix else "without a suffix"
+def described_suffix(path: Path) -> str:
+    """The suffix of a file that is left out, with the extra that would read it."""
+    known = [suffix for suffix in EXTRAS if path.name.lower().endswith(suffix)]
+    if not known:
+        return path.suffix.lower() or "without a suffix"
+    return f'{known[-1]} (to read them: pip install ".[{EXTRAS[known[-1]]}]")'
 
 
 def list_files(folder: Path) -> list[Path]:

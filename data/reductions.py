@@ -36,13 +36,16 @@ def reductions(dataset: BaseDataset, root: Path, *, train: bool, most: int = LOO
     for paths, check in dataset.checks:
         folder = domain_folder(paths, root)
         found = [*files_left_out(folder), *of_files(paths, check, train=train, most=most)]
-        lines += (f"{folder.name}: {line}" for line in found)
+        lines += (f"{folder.absolute().name}: {line}" for line in found)
     return lines
 
 
 def domain_folder(paths: Sequence[Path], root: Path) -> Path:
-    """The folder directly in `root` that holds all files, or `root`."""
-    parts = common_folder(paths).relative_to(root).parts
+    """The folder directly in `root` that holds all files, or `root`; for files elsewhere, the folder they share."""
+    shared = common_folder(paths)
+    if not shared.is_relative_to(root):
+        return shared
+    parts = shared.relative_to(root).parts
     return root / parts[0] if parts else root
 
 

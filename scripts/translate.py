@@ -11,6 +11,7 @@ from data.check import listing, skip_bad
 from data.image_file import ImageReader
 from data.image_folder import WRITABLE, list_images
 from data.reductions import files_left_out
+from data.scans import NIFTI, ScanWriter, file_of, is_scan_of, is_slice, scan_suffix, slices_of
 from inference.tiles import OVERLAP, Tiled
 from inference.translator import Translator, as_tensor
 from inference.windows import TiffImage, translate_file
@@ -51,17 +52,23 @@ def main(argv: list[str] | None = None) -> int:
     for flag in (own, "value_range") if translator.output_format is None else (own,):
         if getattr(args, flag) and all(reader.format(path).is_8bit for path, _ in pairs):
             raise ValueError(f"--{flag} {getattr(args, flag)}: these images have 8 bits, which are always 0 to 255")
+    scans = ScanWriter()
     for path, target in tqdm(pairs, unit="image", disable=None if len(pairs) > 1 else True):
-        if isinstance(translator.net, Tiled) and TiffImage.suits(path, translator.input_nc):
+        is_scan = is_scan_of(path, target)
+        if isinstance(translator.net, Tiled) and TiffImage.suits(path, translator.input_nc) and not is_scan:
             translate_file(translator, path, target, is_chosen=target == args.target)
             continue
         image = as_tensor(reader(path), channels=translator.input_nc)
         fmt = translator.result_format(reader.format(path))
         with threads.timed({"A": image}):
             made = translator(image)
+        if is_scan:
+            scans.add(path, fmt.to_array(made), target)
+            continue
         if target != args.target and not is_viewable(made, fmt):
             target = target.with_suffix(".tif")  # of the depth and channels that PNG cannot hold
         save_image(made, target, fmt)
+    scans.close()
     print(f"{len(pairs)} translated by {source}: {args.target}")
     if skipped:
         print(f"{len(skipped)} skipped:\n{listing(skipped)}")
@@ -140,19 +147,26 @@ def plan(source: Path, target: Path) -> list[tuple[Path, Path]]:
             raise ValueError(f"{problem}: give two files or two folders")
         for line in files_left_out(source):
             log.warning("%s: %s", source, line)
-        names = [path.relative_to(source).with_suffix(".png") for path in paths]
-        if len(set(names)) < len(names):  # 1.jpg beside 1.png
-            names = [path.relative_to(source).with_name(f"{path.name}.png") for path in paths]
-        return [(path, target / name) for path, name in zip(paths, names, strict=True)]
+        files = {file_of(path): path for path in paths}
+        names = {file: file.relative_to(source) for file in files}
+        results = {file: names[file] if scan_suffix(files[file]) else names[file].with_suffix(".png") for file in files}
+        if len(set(results.values())) < len(files):  # 1.jpg beside 1.png
+            results = {file: name.with_name(f"{name.name}.png") for file, name in names.items()}
+            results |= {file: names[file] for file, path in files.items() if scan_suffix(path)}
+        return [(path, target / results[file_of(path)]) for path in paths]
     if not source.is_file():
         raise ValueError(f"{source}: there is no such image or folder")
+    paths = slices_of(source)
+    kind = scan_suffix(paths[0])
     if target.is_dir() or not (target.suffix or target.is_file()):
-        target /= f"{source.stem}.png"
-    if not target.name.lower().endswith(WRITABLE):
+        target /= source.name if kind else f"{source.stem}.png"
+    if is_slice(paths[0]) and not is_scan_of(paths[0], target):
+        raise ValueError(f"{target}: the result of a volume is a volume, whose name ends in {' or '.join(NIFTI)}")
+    if not is_scan_of(paths[0], target) and not target.name.lower().endswith(WRITABLE):
         raise ValueError(f"{target} is not the name of an image file: these end in {' '.join(WRITABLE)}")
     if target.exists() and target.samefile(source):
         raise ValueError(f"{target} would replace the image it is made from: choose another name")
-    return [(source, target)]
+    return [(path, target) for path in paths]
 
 
 if __name__ == "__main__":

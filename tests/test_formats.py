@@ -9,10 +9,12 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 import test as testing
+import train as training
 from data.arrays import has_alpha, read_array
 from inference import Translator
 from scripts import translate
 from tests.test_cli import train
+from tests.test_data_depth import DEEP, write_domains
 from util.images import PixelFormat, read_formats, write_array
 
 SIZE = (20, 24)  # height and width: multiples of the stride of the generator, above 16 channels
@@ -127,3 +129,12 @@ def test_every_entrance_writes_the_format_of_the_target(A, B, trained, tmp_path_
                 assert_made(made, expected, target.fmt)
             except AssertionError as error:
                 raise AssertionError(f"{entrance}, {direction}: {source} to {target}") from error
+
+
+def test_a_resumed_run_says_that_images_have_another_format(tmp_path, capsys):
+    write_domains(tmp_path)
+    flags = ["--dataroot", tmp_path, *DEEP, "--n_epochs_decay", "0", "--netD", "pixel", "--no_html"]
+    train(tmp_path / "runs", *flags, "--value_range_B", "0,1")
+    argv = ["--checkpoints_dir", str(tmp_path / "runs"), "--name", "run", "--continue_train", "--n_epochs", "2"]
+    assert training.main([*argv, "--override", "--value_range_B", "0,2"]) == 0
+    assert "images of B were float32 from 0 to 1 so far, and are float32 from 0 to 2" in capsys.readouterr().out
