@@ -16,7 +16,9 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from data import EpochLoader, create_dataset
+from data.check import listing
 from data.image_folder import common_folder, relative_name
+from data.reductions import of_results, reductions
 from display.attention_maps import AttentionMap, Watch
 from display.create import check_packages, create_wandb
 from display.pages.results import ResultsPage
@@ -24,15 +26,17 @@ from inference.tiles import Tiled
 from inference.trained import Trained, find_trained
 from models.base_model import BaseModel
 from models.networks.attention import attention_blocks
+from models.networks.layers import BATCH_NORMS
 from models.weights import find_weights, load_weights
+from options import values
 from options.base_options import Options
 from training.evaluation import Measurement, create_measurement
 from training.meter import in_words
 from training.metrics import mean_absolute_error, psnr, ssim
 from util import distributed
-from util.command import configure_logging, run_command, writing
+from util.command import SKIPPED, configure_logging, run_command, writing
 from util.device import autocast, choose_precision, keep_freed_memory, select_device, tuning
-from util.images import save_file, to_images
+from util.images import PixelFormat, is_viewable, save_file, save_image, to_images
 from util.threads import ThreadChooser, choose_threads
 
 log = logging.getLogger("test")
@@ -66,6 +70,10 @@ def main(argv: list[str] | None = None) -> int:
         log.info("%s", trained.inferred)
     torch.manual_seed(opt.seed)  # of dropout, which upstream keeps on
     loader = create_dataset(opt)
+    made = result_formats(loader.dataset.formats, trained)
+    for line in reductions(loader.dataset, Path(opt.dataroot), train=False):
+        log.info("%s", line)
+    log.info("%s", of_results({letter: made[side] for side, letter in zip("AB", loader.dataset.domains, strict=True)}))
     device = select_device(opt.device, opt.gpu_ids)
     precision = choose_precision(opt.precision, device)
     threads = choose_threads(opt.cpu_threads, device=device)
@@ -80,7 +88,13 @@ def main(argv: list[str] | None = None) -> int:
     if opt.model == "sagan" and opt.samples_only:
         folder = Path(opt.results_dir) / opt.name / f"samples_{trained.label}"
         with writing("--results_dir", folder):
-            return save_samples(model, loader, folder, threads, precision=precision)
+            return save_samples(model, loader, folder, threads, made["A"], precision=precision)
+    if opt.batch_size > 1 and not opt.eval and any(isinstance(layer, BATCH_NORMS) for layer in model.modules()):
+        log.warning(
+            "batch norm computes statistics over the images of a batch, so results depend on --batch_size %d: "
+            "--eval takes those of training, and --batch_size 1 those of each image",
+            opt.batch_size,
+        )
     if opt.tile:
         run_in_tiles(model, tile=opt.tile, overlap=opt.tile_overlap)
     else:
@@ -96,18 +110,18 @@ def main(argv: list[str] | None = None) -> int:
     with writing(flag, options):
         opt.save(options)
     with writing("--results_dir", folder):
-        return save_results(opt, model, loader, files, folder, threads, precision, measurement)
+        return save_results(opt, model, loader, files, folder, threads, precision, measurement, made)
 
 
 def save_results(
     opt: Options, model: BaseModel, loader: EpochLoader, files: dict[str, Path], folder: Path, threads: ThreadChooser,
-    precision: str, measurement: Measurement | None,
+    precision: str, measurement: Measurement | None, made: Mapping[str, PixelFormat],
 ) -> int:  # fmt: skip
-    """Translate every image into `folder`. Returns the exit status."""
+    """Translate every image into `folder`, results in the formats `made`. Returns the exit status."""
     a, b = ("B", "A") if opt.direction == "BtoA" else ("A", "B")
     notes = {"run": opt.name, "model": opt.model, "weights": ", ".join(path.name for path in files.values())}
     title = f"{opt.name}: {model.results_title.format(A=a, B=b)}"
-    formats = loader.dataset.formats
+    formats = label_formats(loader.dataset.formats, made)
     page = ResultsPage(folder, title, names=(a, b), notes=notes, size=opt.display_winsize, formats=formats)
     total = len(loader.dataset)
     count = int(min(opt.num_test, total))
@@ -132,24 +146,62 @@ def save_results(
     page.save()
     limited = f", limited by --num_test {count}" if count < total else ""
     log.info("%d of %d images made%s. Open %s", count, total, limited, folder / "index.html")
-    return 0
+    if skipped := loader.dataset.skipped:
+        log.warning("%d images were skipped:\n%s", len(skipped), listing(skipped))
+    return SKIPPED if skipped else 0
 
 
-def save_samples(model: BaseModel, loader: EpochLoader, folder: Path, threads: ThreadChooser, *, precision: str) -> int:
-    """Write the sample of each seed as a PNG file into `folder`, in place of those there. Returns the exit status."""
+def result_formats(found: Mapping[str, PixelFormat], trained: Trained) -> dict[str, PixelFormat]:
+    """The formats of results of the domains "A" and "B": those saved with the run or, without any, of the test files.
+
+    Args:
+        found: the formats of the test files of "A" and "B".
+    """
+    opt, source = trained.opt, found.get("A", PixelFormat())
+    A, B = (values.bounds(text) for text in (opt.value_range_A, opt.value_range_B))
+    target = A if opt.direction == "BtoA" else B
+    return {
+        "A": trained.formats.get("A", source),
+        "B": source.of_result(trained.formats.get("B", found.get("B")), target),
+    }
+
+
+def label_formats(found: Mapping[str, PixelFormat], made: Mapping[str, PixelFormat]) -> dict[str, PixelFormat]:
+    """The format of each image by its label, given those of test files and results of "A" and "B"."""
+    real = {f"real_{side}": fmt for side, fmt in found.items()} | {"real": found.get("A", PixelFormat())}
+    results = {f"{kind}_{side}": fmt for kind in ("fake", "rec") for side, fmt in made.items()}
+    return real | results | {"fake": made["B"], "sample": made["A"]}
+
+
+def save_samples(
+    model: BaseModel, loader: EpochLoader, folder: Path, threads: ThreadChooser, fmt: PixelFormat, *, precision: str
+) -> int:
+    """Write the sample of each seed into `folder`, in place of those there: as PNG, or as TIFF if `fmt` needs it.
+
+    Returns:
+        The exit status.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    for path in folder.glob("seed*.png"):
-        path.unlink()
+    for suffix in ("png", "tif"):
+        for path in folder.glob(f"seed*.{suffix}"):
+            path.unlink()
     saved: collections.deque[Future[None]] = collections.deque()
     with ThreadPoolExecutor() as pool, tqdm(total=len(loader.dataset), unit="image", disable=None) as bar:
         for batch in loader:
             with threads.timed(batch), torch.no_grad(), autocast(model.device, precision):
-                samples = to_images(model(batch)["sample"])
+                samples = model(batch)["sample"]
             names = batch["A_paths"]
-            saved.extend(
-                pool.submit(save_file, sample, folder / f"{name}.png")
-                for name, sample in zip(names, samples, strict=True)
-            )
+            if is_viewable(samples, fmt) and not fmt.alpha:
+                saved.extend(
+                    pool.submit(save_file, sample, folder / f"{name}.png")
+                    for name, sample in zip(names, to_images(samples), strict=True)
+                )
+            else:
+                suffix = "png" if is_viewable(samples, fmt) else "tif"
+                saved.extend(
+                    pool.submit(save_image, sample, folder / f"{name}.{suffix}", fmt)
+                    for name, sample in zip(names, samples, strict=True)
+                )
             while len(saved) > WAITING:  # the disk may be slower than the generator
                 saved.popleft().result()
             bar.update(len(names))

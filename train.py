@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from data import EpochLoader, create_dataset, with_class_names
+from data.reductions import of_results, reductions
 from display.attention_maps import AttentionMap, attention_of
 from display.create import check_packages, create_display
 from display.display import Display, NoDisplay
@@ -37,6 +38,7 @@ from util import distributed
 from util.checkpoint_files import BEST, OLD, checkpoint_label
 from util.command import configure_logging, run_command, writing
 from util.device import create_tuning, keep_freed_memory, select_device
+from util.images import write_formats
 from util.signals import stop_requests
 from util.threads import ThreadChooser, choose_threads
 
@@ -91,6 +93,12 @@ def start(opt: Options, run_dir: Path, state: dict[str, Any] | None, locks: Exit
     keep_freed_memory()
     torch.manual_seed(opt.seed)
     loader = create_dataset(opt)
+    if distributed.is_main():
+        for line in (
+            *reductions(loader.dataset, Path(opt.dataroot), train=True),
+            of_results(loader.dataset.domain_formats),
+        ):
+            log.info("%s", line)
     opt = with_class_names(opt, loader.dataset)
     device = select_device(opt.device, opt.gpu_ids)
     threads = choose_threads(opt.cpu_threads, device=device, compiled=opt.compile)
@@ -184,12 +192,14 @@ class Training:
         self.model, self.optimization, self.evaluator = run.model, run.optimization, run.evaluator
         self.epochs, self.epoch_size = opt.n_epochs + opt.n_epochs_decay, len(run.loader.dataset)
         self.limit = 60 * opt.train_minutes or math.inf
-        self.started, self.seconds_before = time.monotonic(), position.seconds
+        self.started, self.seconds_before, self.steps_before = time.monotonic(), position.seconds, position.steps
         self.guard = LossGuard()
         self.shown = distributed.is_main()
         self.save("latest")
         if self.shown:
-            opt.save(run.run_dir)  # not earlier: on a full disk, it would lie beside the weights of an earlier run
+            # not earlier: on a full disk, they would lie beside the weights of an earlier run
+            opt.save(run.run_dir)
+            write_formats(run.run_dir, run.loader.dataset.domain_formats)
         show = partial(create_display, opt, run.run_dir, self.progress(), self.attention, resumed=position.resumed)
         self.display = show() if self.shown else NoDisplay()
         self.health = Health(self.model, opt.as_dict(), known_findings(run.run_dir) if self.shown else ())
@@ -221,6 +231,12 @@ class Training:
                     )  # fmt: skip
                     return 128 + signals[0] if signals else 0
         self.display.close("finished")
+        if self.position.steps == self.steps_before:
+            longer = f"--n_epochs {2 * self.opt.n_epochs}"
+            if self.opt.train_minutes:
+                longer = f"--train_minutes {2 * self.opt.train_minutes:g}"
+            command = f"{resume_command(self.opt)} {longer}"
+            log.info("nothing was left to do; to train longer, raise its length: %s", command)
         epochs_done = self.position.epoch > self.epochs
         length = f"all {self.epochs} epochs are" if epochs_done else f"all {self.opt.train_minutes:g} minutes are"
         where, flags = f"{self.run.run_dir}{self.page}", run_flags(self.opt)

@@ -3,8 +3,10 @@
 tifffile is imported in the functions that use it: it is slow to import, and --help does without.
 """
 
+import functools
 import stat
 from enum import IntEnum
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -23,7 +25,7 @@ EXIF_ORIENTATION = 0x0112
 SIDEWAYS = range(5, 9)  # orientations that swap width and height
 MAX_BYTES = 2**30  # of one image in memory
 # formats that Pillow decodes itself, whatever the suffix; for others, such as EPS, it starts a program
-FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF", "JPEG2000", "AVIF")
+FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF", "JPEG2000", "AVIF", "HEIF")
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
@@ -68,7 +70,8 @@ def open_image(path: Path, *, verify: bool = False) -> ImageFile:
         OSError: it is not an image.
         SyntaxError: a checksum is wrong. Pillow would decode such a file to other pixels.
     """
-    file = Image.open(path, formats=FORMATS)
+    register_heif()
+    file = Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN or name != "HEIF"])
     try:
         check_size(file.width, file.height, len(file.getbands()))
         # Pillow fills a truncated JPEG with gray; a bit encodes at most one block of 64 pixels
@@ -83,6 +86,15 @@ def open_image(path: Path, *, verify: bool = False) -> ImageFile:
     return file
 
 
+@functools.cache
+def register_heif() -> None:
+    """Let Pillow read HEIC and HEIF, if pillow-heif is installed."""
+    if find_spec("pillow_heif"):
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+
+
 def array_format(path: Path, kind: Literal["npy", "tiff"]) -> tuple[str, int]:
     """The dtype and the number of channels, from the header alone."""
     if kind == "npy":
@@ -93,6 +105,30 @@ def array_format(path: Path, kind: Literal["npy", "tiff"]) -> tuple[str, int]:
     with TiffFile(path) as tiff:
         pages = channel_pages(tiff)
         return str(pages[0].dtype), len(pages) * pages[0].samplesperpixel
+
+
+def has_alpha(path: Path) -> bool:
+    """Whether the last channel of `read_array` is opacity, from the header alone."""
+    kind = array_kind(path)
+    if kind == "npy":
+        return False
+    if kind == "tiff":
+        from tifffile import EXTRASAMPLE, TiffFile
+
+        with TiffFile(path) as tiff:
+            samples = channel_pages(tiff)[0].extrasamples
+        return bool(samples) and samples[-1] in (EXTRASAMPLE.ASSOCALPHA, EXTRASAMPLE.UNASSALPHA)
+    with open_image(path) as file:
+        keyed = file.mode == "P" or kind == "png"  # where a transparent color becomes a channel
+        return file.mode in ("LA", "RGBA") or (keyed and file.has_transparency_data)
+
+
+def frame_count(path: Path) -> int:
+    """The number of frames of an animation, of which the first is read; 1 for all other files."""
+    if array_kind(path):
+        return 1
+    with open_image(path) as file:
+        return 1 if file.format in ("MPO", "TIFF") else getattr(file, "n_frames", 1)
 
 
 def array_size(path: Path, kind: Literal["npy", "tiff"]) -> tuple[int, int]:

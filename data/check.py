@@ -109,8 +109,8 @@ def duplicates(train: Sequence[Inspection], test: Sequence[Inspection]) -> list[
     return found
 
 
-def skip_bad(paths: list[Path], check: Callable[[Path], object]) -> list[Path]:
-    """Those of `paths` that `check` accepts. One warning counts the others and names the first.
+def skip_bad(paths: list[Path], check: Callable[[Path], object]) -> tuple[list[Path], list[str]]:
+    """Those of `paths` that `check` accepts, and the errors of the others. One warning counts and names these.
 
     Raises:
         DataError: `check` accepts none.
@@ -122,7 +122,7 @@ def skip_bad(paths: list[Path], check: Callable[[Path], object]) -> list[Path]:
         raise DataError(f"None of {len(paths)} images can be used. The first error: {bad[0]}")
     if bad:
         log.warning("%d of %d images are skipped:\n%s", len(bad), len(paths), listing(bad))
-    return [path for path, error in zip(paths, errors, strict=True) if not error]
+    return [path for path, error in zip(paths, errors, strict=True) if not error], bad
 
 
 def error_of(path: Path, check: Callable[[Path], object]) -> DataError | None:

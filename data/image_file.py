@@ -14,9 +14,18 @@ from PIL.ImageFile import ImageFile
 from torch import Tensor
 from tqdm import tqdm
 
-from data.arrays import EXIF_ORIENTATION, SIDEWAYS, array_format, array_kind, array_size, open_image, read_array
+from data.arrays import (
+    EXIF_ORIENTATION,
+    SIDEWAYS,
+    array_format,
+    array_kind,
+    array_size,
+    has_alpha,
+    open_image,
+    read_array,
+)
 from data.image_folder import DataError
-from util.images import PixelFormat
+from util.images import WITH_ALPHA, PixelFormat
 
 T = TypeVar("T")
 
@@ -189,6 +198,6 @@ class ImageReader:
 
     def _format(self, array: np.ndarray, path: Path) -> PixelFormat:
         try:
-            return PixelFormat.of(array, self.value_range)
+            return PixelFormat.of(array, self.value_range, alpha=array.shape[2] in WITH_ALPHA and has_alpha(path))
         except ValueError as error:
             raise DataError(f"{path} {error}") from error

@@ -4,7 +4,9 @@ import difflib
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,11 @@ from torch.utils.data import get_worker_info
 
 from util.errors import RemediedError
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".tif", ".tiff", ".npy")
-
+# suffixes of files that can be written; all can be read
+WRITABLE = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".tif", ".tiff", ".npy")
+HEIF = (".heic", ".heif")  # which pillow-heif reads
+# and those that can be read only: of animations, the first frame
+EXTENSIONS = (*WRITABLE, ".jfif", ".pgm", ".webp", ".gif", ".jp2", ".avif", *(HEIF if find_spec("pillow_heif") else ()))
 
 REMEDY_NOTE = "\nremedy: "
 
@@ -54,6 +59,24 @@ def list_images(folder: Path, limit: float = math.inf) -> list[Path]:
 
     Follows subfolders and symbolic links, except links to a parent folder. Skips hidden files and folders.
     """
+    paths = [path for path in list_files(folder) if is_image(path.name)]
+    return paths[: int(min(limit, len(paths)))]
+
+
+def left_out(folder: Path) -> dict[str, int]:
+    """The suffixes of the visible files below `folder` that are no images that can be read, and how many there are."""
+    suffixes = Counter(path.suffix.lower() for path in list_files(folder) if not is_image(path.name))
+    return {described_suffix(suffix): count for suffix, count in suffixes.most_common()}
+
+
+def described_suffix(suffix: str) -> str:
+    """The suffix of a file that is left out, with the library that would read it."""
+    needs = ' (to read them: pip install ".[formats]")' if suffix in HEIF else ""
+    return f"{suffix}{needs}" if suffix else "without a suffix"
+
+
+def list_files(folder: Path) -> list[Path]:
+    """All visible files below `folder`; see `list_images`."""
     paths = []
     above = {Path(folder): {_identity(folder)}} if folder.is_dir() else {}  # each folder -> itself and its parents
     for parent, folders, names in os.walk(folder, followlinks=True):
@@ -61,9 +84,8 @@ def list_images(folder: Path, limit: float = math.inf) -> list[Path]:
         children = {name: _identity(Path(parent, name)) for name in folders if not name.startswith(".")}
         folders[:] = [name for name, child in children.items() if child not in visited]
         above |= {Path(parent, name): visited | {children[name]} for name in folders}
-        paths += [Path(parent, name) for name in names if is_image(name)]
-    paths.sort(key=lambda path: path.relative_to(folder).as_posix())
-    return paths[: int(min(limit, len(paths)))]
+        paths += [Path(parent, name) for name in names if not name.startswith(".")]
+    return sorted(paths, key=lambda path: path.relative_to(folder).as_posix())
 
 
 def _identity(folder: Path) -> tuple[int, int]:
@@ -109,7 +131,9 @@ def any_folder(dataroot: str | Path, phase: str, domain: str) -> Path:
 
 def _not_empty(folder: Path, paths: list[Path]) -> list[Path]:
     if not paths:
-        raise DataError(f"No image in {folder}: the names of image files end in {' '.join(EXTENSIONS)}.")
+        found = ", ".join(f"{count} {kind}" for kind, count in left_out(folder).items())
+        there = f", which holds {found}" if found else ""
+        raise DataError(f"No image in {folder}{there}: the names of image files end in {' '.join(EXTENSIONS)}.")
     return paths
 
 

@@ -16,9 +16,9 @@ class SingleDataset(BaseDataset):
 
     def __init__(self, opt: Any):
         super().__init__(opt)
-        domain = "B" if opt.direction == "BtoA" else "A"
+        domain = self.domains[0]
         paths = any_images(opt.dataroot, opt.phase, domain, opt.max_dataset_size)
-        self.read = create_reader(opt, opt.input_nc, "input_nc")
+        self.read = create_reader(opt, opt.input_nc, domain, "input_nc")
         self.transform = create_transform(opt, opt.input_nc)
         self.A_paths = self.usable(paths, Check(self.read, self.transform))
         self.formats = {"A": self.read.format(self.A_paths[0])}

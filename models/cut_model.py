@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 
 from models import networks
-from models.base_model import AttentionView, BaseModel, GeneratorView, Images, Losses, Optimization
+from models.base_model import (
+    AttentionView,
+    BaseModel,
+    GeneratorView,
+    Images,
+    Losses,
+    Optimization,
+    average_losses,
+)
 from models.contrastive import draw_positions, mirrored, patch_nce
 from models.feature_queue import create_queues, with_queues
 from models.image_pool import ImagePool
@@ -108,36 +116,44 @@ class CUTModel(BaseModel):
 
         The backward pass of images of A ends before images of B are translated, so that only one graph is in memory.
         """
-        real_A, real_B = self.inputs(batch, "A", "B")
         netD = with_queues("D", self.netD, self.queues)
         # The same in all processes: they have to make the same forward passes, for syncbatch.
         flipped = self.flip_equivariance and Random(f"{self.seed} {self.optimization.updates}").random() < 0.5
-        with self.optimization.autocast():
-            fake_B, patches = self.translate(real_A, flipped=flipped)
-            terms = self.gan_loss.discriminator(
-                netD, real_B, self.pools["fake_B"].query(fake_B), step=self.optimization.updates,
-                progress=self.optimization.progress,
-            )  # fmt: skip
-        self.optimization.backward("D", self.gan_loss.total(terms))
-        self.optimization.update("D")
-        with self.optimization.autocast():
-            losses = {
-                "G_GAN": self.gan_loss.generator(netD, real_B, fake_B),
-                "NCE": self.contrastive_loss(fake_B, patches),
-            }
-        share = 0.5 if self.nce_idt else 1.0  # the mean of both contrastive losses
-        self.optimization.backward("G", losses["G_GAN"], losses["NCE"] * share)
-        images = {"real_A": real_A.flip(3) if flipped else real_A, "fake_B": fake_B.detach(), "real_B": real_B}
-        if self.nce_idt:
+        parts, losses_D, losses_G = self.parts(batch), [], []
+        for part in parts:
+            real_A, real_B = self.inputs(part.batch, "A", "B")
             with self.optimization.autocast():
-                idt_B, patches = self.translate(real_B, flipped=flipped)
-                losses["NCE_Y"] = self.contrastive_loss(idt_B, patches)
-            self.optimization.backward("G", losses["NCE_Y"] * share)
-            images["idt_B"] = (idt_B.flip(3) if flipped else idt_B).detach()
+                with torch.set_grad_enabled(len(parts) == 1):  # the graphs of several parts would fill the memory
+                    fake_B, patches = self.translate(real_A, flipped=flipped)
+                terms = self.gan_loss.discriminator(
+                    netD, real_B, self.pools["fake_B"].query(fake_B), step=self.optimization.updates,
+                    progress=self.optimization.progress,
+                )  # fmt: skip
+            self.optimization.backward("D", self.gan_loss.total(terms), share=part.share)
+            losses_D.append((part.share, {f"D_{name}": loss.detach() for name, loss in terms.items()}))
+        self.optimization.update("D")
+        weight = 0.5 if self.nce_idt else 1.0  # the mean of both contrastive losses
+        for part in parts:
+            with self.optimization.autocast():
+                if len(parts) > 1:
+                    real_A, real_B = self.inputs(part.batch, "A", "B")
+                    fake_B, patches = self.translate(real_A, flipped=flipped)
+                losses = {
+                    "G_GAN": self.gan_loss.generator(netD, real_B, fake_B),
+                    "NCE": self.contrastive_loss(fake_B, patches),
+                }
+            self.optimization.backward("G", losses["G_GAN"], losses["NCE"] * weight, share=part.share)
+            images = {"real_A": real_A.flip(3) if flipped else real_A, "fake_B": fake_B.detach(), "real_B": real_B}
+            if self.nce_idt:
+                with self.optimization.autocast():
+                    idt_B, patches = self.translate(real_B, flipped=flipped)
+                    losses["NCE_Y"] = self.contrastive_loss(idt_B, patches)
+                self.optimization.backward("G", losses["NCE_Y"] * weight, share=part.share)
+                images["idt_B"] = (idt_B.flip(3) if flipped else idt_B).detach()
+            losses_G.append((part.share, {name: loss.detach() for name, loss in losses.items()}))
         self.optimization.update("G")
         self.optimization.end_step()
-        losses = {name: loss.detach() for name, loss in losses.items()}
-        return losses | {f"D_{name}": loss.detach() for name, loss in terms.items()} | self.gammas(), images
+        return average_losses(losses_G) | average_losses(losses_D) | self.gammas(), images
 
     def translate(self, images: Tensor, *, flipped: bool) -> tuple[Tensor, Patches]:
         """Translate images (B, C, H, W), or with `flipped` their mirror images, and draw patches of `images`."""

@@ -13,7 +13,15 @@ from torch.nn import functional as F
 from data.base_dataset import BaseDataset
 from models import networks
 from models.augment import DiffAugment
-from models.base_model import AttentionView, BaseModel, GeneratorView, Images, Losses, Optimization
+from models.base_model import (
+    AttentionView,
+    BaseModel,
+    GeneratorView,
+    Images,
+    Losses,
+    Optimization,
+    average_losses,
+)
 from models.losses import ClassDiscriminator, Scorer, add_gan_flags, create_gan_loss
 from options import values
 from util.errors import RemediedError
@@ -150,28 +158,37 @@ class SAGANModel(BaseModel):
 
     def step(self, batch: dict) -> tuple[Losses, Images]:
         """Update the discriminator d_steps times on the same real images, then the generator, always with new noise."""
-        real, *found = self.real(batch)
-        classes = found[0] if found else None
+        parts: list[tuple[float, Tensor, Tensor | None]] = []
+        for part in self.parts(batch):
+            real, *found = self.real(part.batch)
+            parts.append((part.share, real, found[0] if found else None))
         for _ in range(self.d_steps):
-            with self.optimization.autocast():
-                with torch.no_grad():
-                    wanted = self.draw_classes(classes)
-                    fake = self.netG(self.noise(wanted))
-                # Batch norm in G needs a whole batch, but the last batch of an epoch may have fewer real images.
-                terms = self.gan_loss.discriminator(
-                    self.scorer(classes, wanted), real, fake[: len(real)], step=self.optimization.updates,
-                    progress=self.optimization.progress,
-                )  # fmt: skip
-            self.optimization.backward("D", self.gan_loss.total(terms))
+            losses_D = []
+            for share, real, classes in parts:
+                with self.optimization.autocast():
+                    with torch.no_grad():
+                        wanted = self.draw_classes(classes)
+                        fake = self.netG(self.noise(wanted))
+                    # Batch norm in G needs a whole batch, but the last batch of an epoch may have fewer real images.
+                    terms = self.gan_loss.discriminator(
+                        self.scorer(classes, wanted), real, fake[: len(real)], step=self.optimization.updates,
+                        progress=self.optimization.progress,
+                    )  # fmt: skip
+                self.optimization.backward("D", self.gan_loss.total(terms), share=share)
+                losses_D.append((share, self.gan_loss.logged(terms)))
             self.optimization.update("D")
-        with self.optimization.autocast():
-            wanted = self.draw_classes(classes)
-            fake = self.netG(self.noise(wanted))
-            loss_G = self.gan_loss.generator(self.scorer(classes, wanted), real, fake)
-        self.optimization.backward("G", loss_G)
+        losses_G: list[tuple[float, Losses]] = []
+        for share, real, classes in parts:
+            with self.optimization.autocast():
+                wanted = self.draw_classes(classes)
+                fake = self.netG(self.noise(wanted))
+                loss_G = self.gan_loss.generator(self.scorer(classes, wanted), real, fake)
+            self.optimization.backward("G", loss_G, share=share)
+            losses_G.append((share, {"G": loss_G}))
         self.optimization.update("G")
         self.optimization.end_step()
-        return {"G": loss_G} | self.gan_loss.logged(terms) | self.gammas(), {"fake": fake, "real": real}
+        losses = average_losses(losses_G) | average_losses(losses_D) | self.gammas()
+        return losses, {"fake": fake, "real": real}
 
     def example_input(self, name: str, size: tuple[int, int], *, batch_size: int = 1) -> Tensor | None:
         """See BaseModel; the generator takes noise, (batch_size, z_dim + n_classes)."""

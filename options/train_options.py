@@ -22,7 +22,7 @@ class TrainOptions(BaseOptions):
     own_flags = frozenset(
         (
             "name", "suffix", "checkpoints_dir", "continue_train", "epoch", "load_iter", "epoch_count", "init_from",
-            "override", "dry_run",
+            "init_partial", "override", "dry_run",
         )
     )  # fmt: skip
     # A resumed run may change these: its length, what is saved and displayed, and the device.
@@ -59,6 +59,8 @@ class TrainOptions(BaseOptions):
             flags["ema_halflife"] = 0  # instead of that of a saved run
         if flags["init_from"] and flags["continue_train"]:
             parser.error("--init_from starts a new run and --continue_train resumes one: leave one of them out")
+        if flags["init_partial"] and not flags["init_from"]:
+            parser.error("--init_partial needs --init_from: it allows older weights that fit in part")
         if flags["override"] and not flags["continue_train"]:
             parser.error("--override needs --continue_train: it allows a resumed run to change its flags")
         if flags["save_by_iter"] and not flags["save_latest_freq"]:
@@ -112,8 +114,10 @@ def add_training_flags(parser: ArgumentParser) -> None:
     add(
         "--init_from",
         default="",
-        help="start from older weights, as far as they fit: the name or folder of a run, or a file",
+        help="start from older weights: the name or folder of a run, or a file; new attention changes no pixel",
     )
+    text = "let --init_from take the weights that fit by name and shape from files of other networks"
+    add("--init_partial", action="store_true", help=text)
     text = "check images, networks, memory, time and folders, write nothing, end with ready or a corrected command"
     add("--dry_run", action="store_true", help=text)
     text = "length of the whole run in minutes, if its epochs do not end first; learning rates fall with the time. 0 = "
@@ -123,6 +127,8 @@ def add_training_flags(parser: ArgumentParser) -> None:
     add("--max_minutes", type=values.non_negative_float, default=0.0, help=text)
     nan = "after a non-finite loss: stop, or resume the last checkpoint with half the learning rate, 3 times at most"
     add("--on_nan", default="stop", choices=("stop", "rollback"), help=nan)
+    text = "take so many batches per step: gradients are those of one batch as large, memory that of --batch_size"
+    add("--accumulate", type=values.positive_int, default=1, help=text)
     add(
         "--pool_size",
         type=values.non_negative_int,

@@ -17,9 +17,8 @@ from models.networks.layers import ConditionalBatchNorm2d
 from options.base_options import read_saved
 from options.train_options import TrainOptions
 from tests.conftest import draw_shapes
-from tests.helpers import build_training_model
+from tests.helpers import assert_equal_checkpoints, build_training_model
 from tests.test_cli import train
-from tests.test_continue import assert_equal_checkpoints
 
 BODY, ACCESSORY = r"^(\d+)-", r"-(-?\d+)-\d+$"  # of the names of datasets/cats
 

@@ -5,7 +5,8 @@ import os
 import pytest
 import torch
 
-from util.device import select_device, tuning
+from options.train_options import TrainOptions
+from util.device import create_tuning, select_device, tuning
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -111,3 +112,22 @@ def test_choices_become_switches(switches, monkeypatch):
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
     tuning(CPU).apply()
     assert switches() == (False, True, "highest", False)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--tf32 --no_tf32", "--tf32 and --no_tf32 contradict each other"),
+        ("--cuda_graphs", "--cuda_graphs needs --compile"),
+    ],
+)
+def test_flags_that_contradict_each_other_are_refused(flags, message, capsys):
+    with pytest.raises(SystemExit):
+        TrainOptions().parse(flags.split())
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flags", ["--tf32", "--no_tf32", "--compile --cuda_graphs"])
+def test_flags_for_gpus_are_refused_on_a_cpu(flags):
+    with pytest.raises(ValueError, match="NVIDIA GPUs"):
+        create_tuning(TrainOptions().parse(flags.split()), CPU, precision="fp32", sizes=1)

@@ -23,9 +23,8 @@ from display.events import Metrics
 from models.cycle_gan_model import CycleGANModel
 from options.train_options import TrainOptions
 from tests.conftest import draw_shapes
-from tests.helpers import PATIENCE, assert_as_exact, build_training_model, gradients
+from tests.helpers import PATIENCE, assert_as_exact, assert_equal_checkpoints, build_training_model, gradients
 from tests.test_cli import ONE_THREAD, ROOT, TINY, logged_losses
-from tests.test_continue import assert_equal_checkpoints
 from training.optimization import Optimization
 from util import distributed
 from util.checkpoint_files import temporary

@@ -17,9 +17,8 @@ from inference import Translator
 from options.train_options import TrainOptions
 from tests.conftest import draw_shapes
 from tests.helpers import TINY as TINY_MODEL
-from tests.helpers import build_training_model
+from tests.helpers import all_tensors, build_training_model
 from tests.test_cli import train
-from tests.test_continue import all_tensors
 from training.evaluation import Best, create_evaluator, evaluating
 from util.checkpoint_files import read_tensors
 

@@ -375,6 +375,41 @@ def test_training_without_a_compiler_is_eager():
     assert done.stdout.split()[-1] == "8"
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--model", "cycle_gan_attn", "--pool_size", "2", "--ema_decay", "0.9", "--accumulate", "2"],
+        ["--model", "cycle_gan", "--batch_head", "2", "--gan_mode", "relativistic", "--lambda_r1", "1"],
+        ["--model", "pix2pix", "--dataroot", ".", "--pool_size", "2", "--norm", "instance"],
+        ["--model", "sagan", "--netG", "sagan", "--netD", "sagan", "--d_steps", "2", "--batch_size", "2"],
+    ],
+    ids=lambda flags: flags[1],
+)
+def test_cuda_graphs_may_overwrite_the_results_of_a_step(flags, monkeypatch):
+    """When a step begins, what networks returned in the one before is lost, and so are gradients."""
+    made = []
+    for overwritten in (False, True):
+        model = training_model(*flags)
+        results: list[torch.Tensor] = []
+
+        def overwrite(model=model, results=results) -> None:
+            for tensor in [*results, *(weight.grad for weight in model.parameters() if weight.grad is not None)]:
+                tensor.data.fill_(torch.nan)
+            results.clear()
+
+        if overwritten:
+            monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", overwrite)
+            model.optimization.cuda_graphs = True
+            for net in model.children():
+                net.register_forward_hook(lambda _net, _args, out, results=results: results.append(out))
+        for number in range(3):
+            model.optimization.begin_step(share=1.0, progress=0.1, images=2, images_before=2 * number)
+            losses, _ = model.step(random_batch(2))
+            assert bool(results) == overwritten
+        made.append([*losses.values(), *model.state_dict().values()])
+    assert all(torch.equal(a, b) for a, b in zip(*made, strict=True))
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="about the C library of Linux")
 def test_freed_memory_is_reused():
     # With tensors of 64 MB: below 32 MB, the behavior of the C library changes from run to run.

@@ -18,6 +18,7 @@ import torch
 from data import EpochLoader, create_dataset, with_class_names
 from data.check import Inspection, duplicates, inspect_files, listing, summary
 from data.image_folder import list_images, nearest_folder, tree
+from data.reductions import of_results, reductions
 from models import create_model
 from models.base_model import BaseModel
 from options.base_options import Options
@@ -35,6 +36,7 @@ report = partial(log.info, "%s")
 T = TypeVar("T")
 Parse = Callable[[list[str]], Options]
 Resume = Callable[..., Position]  # of `training.resume.resume`, with its last arguments bound
+CHECKED = 1000  # files of each domain, at most, in which losses are looked for
 STRIDES = (4, 8, 16, 32, 64, 128, 256, 512)
 
 
@@ -275,6 +277,9 @@ def report_images(run: DryRun, loader: EpochLoader) -> None:
         if phase != "test" and folder.startswith(phase):
             test_folder = root / f"test{folder.removeprefix(phase)}"
             test += inspect_files(list_images(test_folder), check) if test_folder.is_dir() else []
+    for line in reductions(loader.dataset, root, train=True, most=CHECKED):
+        report(line)
+    report(of_results(loader.dataset.domain_formats))
     errors = [image.error for image in train if image.error]
     if errors and not run.opt.skip_bad_images:
         run.add(f"{len(errors)} images cannot be used:\n{listing(list(map(str, errors)))}", ["--skip_bad_images"])

@@ -31,8 +31,8 @@ BATCH = 8  # images at a time, at least: on a GPU, single ones take several time
 PHASES = ("val", "test")  # of held-out images, best first
 # flags that decide what a real image looks like
 LOOKS = (
-    "model", "dataset_mode", "direction", "preprocess", "center_crop", "load_size", "crop_size", "value_range",
-    "input_nc", "output_nc", "seed",
+    "model", "dataset_mode", "direction", "preprocess", "center_crop", "load_size", "crop_size", "value_range_A",
+    "value_range_B", "input_nc", "output_nc", "seed",
 )  # fmt: skip
 
 

@@ -19,6 +19,17 @@ GENERATOR_FLAGS = frozenset(
     ("netG", "input_nc", "output_nc", "ngf", "norm", "no_dropout", "resample", "attn_G", "spectral_norm_G")
 )
 
+# projects whose networks differ from all here -> parts of names that tell them
+FOREIGN = {
+    "joliGEN (a ResNet of encoder and decoder)": (".encoder.model.", ".decoder.model."),
+    "CUT with other layers than its default, such as --no_antialias_up": (".filt", ".conv_block."),
+    "U-GAT-IT": (".DownBlock.", ".UpBlock2."),
+    "MUNIT": (".enc_content.", ".enc_style."),
+    "UVCGAN": (".net.layer_input.", ".net.modnet."),
+    "StyleGAN": (".mapping.", ".synthesis."),
+    "a diffusion model": (".down_blocks.", ".up_blocks."),
+}
+
 UVCGAN2_QUEUE = 3  # images, in the queues of its batch head
 
 Flags = dict[str, Any]
@@ -40,7 +51,9 @@ def infer_generator(weights: Mapping[str, Tensor]) -> Flags:
     shapes = _plain_shapes(weights)
     matches = [flags for flags, candidate in _generators(shapes) if candidate == shapes]
     if not matches:
-        raise ValueError(f"these are not the weights of a generator: it is none of {', '.join(GENERATORS)}")
+        raise ValueError(
+            f"these are not the weights of a generator of images, {' or '.join(GENERATORS)}, but {described(weights)}"
+        )
     if len({flags["no_dropout"] for flags in matches}) > 1:
         del matches[0]["no_dropout"]
     return matches[0] | _extras(weights, "G")
@@ -93,7 +106,7 @@ def differing_flags(found: Mapping[str, Tensor], expected: Mapping[str, Tensor])
     """A message on the flags in which a file with the weights `found` differs from a network with `expected`."""
     there, here = infer_network(found), infer_network(expected)
     if not there:
-        return "The file does not fit any generator or discriminator"
+        return f"The file does not fit any generator or discriminator: it is {foreign(found)}"
     if ("netG" in there, "netD" in there) != ("netG" in here, "netD" in here):
         return f"The file looks like {as_text(there)}"
     other = {flag for flag in there.keys() & here if there[flag] != here[flag]}
@@ -117,6 +130,25 @@ def infer_network(weights: Mapping[str, Tensor]) -> Flags:
         except ValueError:
             continue  # the next function may know it
     return {}
+
+
+def described(weights: Mapping[str, Tensor]) -> str:
+    """What weights are that are not those of a generator of images, in words."""
+    for infer, what in ((infer_discriminator, "a discriminator"), (infer_sagan, "a network of SAGAN")):
+        try:
+            return f"of {what}: {as_text(infer(weights))}"
+        except ValueError:
+            continue  # the next function may know it
+    return foreign(weights)
+
+
+def foreign(weights: Mapping[str, Tensor]) -> str:
+    """What weights are that fit no network here: the project they come from, or their names and shapes."""
+    for origin, parts in FOREIGN.items():
+        if all(any(part in f".{key}" for key in weights) for part in parts):
+            return f"of {origin}, which cannot be loaded here"
+    shown = ", ".join(f"{key} {tuple(weight.shape)}" for key, weight in list(weights.items())[:3])
+    return f"something unknown with {len(weights)} tensors: {shown}{', ...' if len(weights) > 3 else ''}"
 
 
 def _generators(shapes: Shapes) -> Iterator[tuple[Flags, Shapes]]:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
@@ -80,6 +81,8 @@ class ReflectionPad2d(nn.ReflectionPad2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H + top + bottom, W + left + right)."""
+        if not input.is_cpu:  # entering a context for each layer takes as long as a small kernel
+            return reflect(input, self.padding)
         with no_autocast(input):
             return reflect(input, self.padding)
 
@@ -225,11 +228,20 @@ def run_together(net: Callable[[Tensor], Tensor], *images: Tensor) -> tuple[Tens
     Returns:
         The output for each batch.
     """
-    modules = list(net.modules()) if isinstance(net, nn.Module) else []
     same_size = len({image.shape[1:] for image in images}) == 1
-    if modules and same_size and not any(isinstance(module, DEPENDENT) for module in modules):
+    if isinstance(net, nn.Module) and same_size and scores_images_alone(net):
         return net(torch.cat(images)).split([len(image) for image in images])
     return tuple(net(image) for image in images)
+
+
+def scores_images_alone(net: nn.Module) -> bool:
+    """Whether the result of `net` for an image depends on this image alone. Its layers are looked at once."""
+    if net not in _ALONE:
+        _ALONE[net] = not any(isinstance(module, DEPENDENT) for module in net.modules())
+    return _ALONE[net]
+
+
+_ALONE: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
 def needs_bias(norm: str) -> bool:
