@@ -127,18 +127,18 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def attention(
-    *, positions: int, channels: int, ours: bool, precision: str = "fp32", batch: int = 1, device: str = "cpu"
+    *, positions: int, channels: int, ours: bool, precision: str = "fp32", times: int = 0, device: str = "cpu"
 ) -> Case:
-    """Attention alone, forward and backward."""
+    """Attention alone, forward and backward, so many times in a step; 0 = as long as for 4096 positions."""
     if ours:
         keep_freed_memory()
     dtype = DTYPES[precision]
     query, key, value = (
-        torch.randn(batch, positions, width, device=device, dtype=dtype, requires_grad=True)
+        torch.randn(1, positions, width, device=device, dtype=dtype, requires_grad=True)
         for width in (channels // 8, channels // 8, channels)
     )
     function = attend if ours else plain_attend
-    times = max(4096**2 // positions**2, 1)  # a single time at 1024 positions is too short to tell sides apart
+    times = times or max(4096**2 // positions**2, 1)  # a single time at 1024 positions is too short to tell sides apart
 
     def step() -> None:
         for _ in range(times):

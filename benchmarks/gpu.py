@@ -32,7 +32,7 @@ TINY: dict[str, dict[str, Any]] = {
     "plain_cycle_gan": {"size": 32, "blocks": 1, "batch": 1, "ngf": 8},
     "plain_sagan": {"batch": 1},
     "training": {"size": 32, "batch": 2, "compiled": False},
-    "attention": {"positions": 1024, "channels": 16},
+    "attention": {"positions": 64, "channels": 16, "times": 1},
     "convolution": {"channels": 16, "side": 8, "batch": 1},
     "loading": {"count": 2, "size": 32, "batch": 1, "workers": 0},
     "plain_testing": {"count": 2, "size": 32, "ngf": 8, "blocks": 1},
@@ -193,7 +193,9 @@ def smaller(name: str, aim: float, baseline: tuple[str, dict], own: tuple[str, d
 
 def small_networks(model: str) -> tuple[str, ...]:
     """Flags of small networks."""
-    return ("--ngf", "8", "--ndf", "8", *(() if model == "sagan" else ("--netG", "resnet_6blocks")))
+    if model == "sagan":
+        return "--ngf", "8", "--ndf", "8"
+    return "--ngf", "4", "--ndf", "4", "--netG", "resnet_6blocks"
 
 
 def attention_memory(bench: Bench) -> Figure:

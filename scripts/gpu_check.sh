@@ -9,9 +9,10 @@
 # recipe a sheet of results and the averaged weights of the generators. Every part has a time limit, and a part that
 # fails does not keep the others from running. The last lines say how each ended; the exit status is 1 if one failed.
 #
-# Needs PyTorch, torchvision, torchmetrics, tifffile, safetensors, filelock, tqdm and pytest. Other packages are
-# installed from the wheels in ./.wheels if that folder is there. Without dominate, train.py runs with --no_html, and
-# scripts.translate takes the place of test.py, so there is no sheet. visdom is not used.
+# Needs PyTorch, torchvision, torchmetrics, tifffile, safetensors, filelock, tqdm and pytest, and dominate for pages. If
+# dominate is missing, it is installed from the wheels in ./.wheels (pip download -d .wheels dominate). Without it too,
+# train.py runs with --no_html, and scripts.translate takes the place of test.py, so there is no sheet. visdom is not
+# used.
 set -uo pipefail
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 export OUT=${OUT:-gpu_check} PYTHON=${PYTHON:-python3} WORK DEVICE SMALL WEB

@@ -265,7 +265,8 @@ def same_noise(monkeypatch):
 
     for name in ("rand", "randn"):
         monkeypatch.setattr(torch, name, drawn_on_cpu(getattr(torch, name), dtype=torch.float32))
-    monkeypatch.setattr(torch, "randint", drawn_on_cpu(torch.randint))
+    for name in ("randint", "randperm"):
+        monkeypatch.setattr(torch, name, drawn_on_cpu(getattr(torch, name)))
     monkeypatch.setattr(torch, "randn_like", lambda x: torch.randn(x.shape).to(x))
 
 

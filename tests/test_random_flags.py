@@ -21,6 +21,7 @@ MODELS = [name for name in choices("models") if name != "test"]  # which is for 
 
 # Flag -> values to draw from; True stands for a switch that is on.
 SHARED: dict[str, list] = {
+    "accumulate": [2],
     "attn_G": ["none", "bottleneck", "down2,up1"],
     "attn_D": ["none", "bottleneck", "layer1"],
     "batch_head": [0, 2],
@@ -30,6 +31,7 @@ SHARED: dict[str, list] = {
     "checkpoint_blocks": [True],
     "class_of": ["([0-9])", "folder"],
     "compile": [True],
+    "deterministic": [True],
     "diffaugment": ["none", "color,translation", "cutout"],
     "cycle_noise": [0.1],
     "direction": ["AtoB", "BtoA"],

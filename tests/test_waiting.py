@@ -30,6 +30,7 @@ MORE = [
     "cycle_gan --lambda_content 1 --content sea:A(B>R);B(B>R)",
     f"sagan {PENALTIES} --diffaugment color,translation,cutout --minibatch_std --d_steps 2 --ema_decay 0.9",
     "sagan --netG sagan_resnet --netD sagan_resnet",
+    "sagan --class_of folder --class_names a b",
 ]
 
 
@@ -78,6 +79,8 @@ def test_a_step_reads_nothing_from_the_device(case, device):
     }
     if opt.model == "sagan":
         del batch["B"]
+    if "--class_of" in case:
+        batch["class"] = torch.tensor([0, 1])
     for number in range(2):  # in the second one, pools and queues are full
         optimization.begin_step(share=1.0, progress=0.1, images=2, images_before=2 * number)
         with Copies() if number else nullcontext() as copies:
