@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from data.image_file import on_white
 from data.transforms import Transform
+from inference.export import OnnxNetwork, read_notes
 from inference.tiles import OVERLAP, Tiled
 from inference.trained import find_source, load_generator
 from options import values
@@ -68,8 +69,8 @@ class Translator:
         """Load the generator of a run.
 
         Args:
-            source: the folder of the run, such as checkpoints/NAME, or a file of a generator, whose flags are
-                inferred.
+            source: the folder of the run, such as checkpoints/NAME; a file of a generator, whose flags are inferred;
+                or an ONNX file of scripts.export, which onnxruntime runs.
             direction: AtoB or BtoA; None takes the direction of training.
             epoch: latest, best or the number of an epoch.
             ema: prefer averaged weights.
@@ -84,6 +85,12 @@ class Translator:
                 tiles.
         """
         source = Path(source)
+        if source.suffix == ".onnx":
+            if (direction, epoch, ema, evaluate, tile) != (None, "latest", True, False, None):
+                raise ValueError(f"{source} is one exported generator, which runs whole: pass the device alone")
+            notes = read_notes(source)
+            net: nn.Module = OnnxNetwork(source, torch.device(device or "cpu"))
+            return cls(net, input_nc=notes["input_nc"], value_range=notes["value_range"] and (*notes["value_range"],))
         source = source.absolute() if source.is_file() else source.resolve()
         for what, name in (("source", source.stem if source.is_file() else source.name), ("epoch", str(epoch))):
             if not values.is_plain_name(name):
@@ -165,7 +172,7 @@ class Translator:
         if x.shape[1] != self.input_nc:
             raise ValueError(f"the generator takes {self.input_nc} channels, but the image has {x.shape[1]}")
         with torch.no_grad():
-            return self.net(x.to(next(self.net.parameters()).device, torch.float32))
+            return self.net(x.to(next(self.net.parameters(), x.cpu()).device, torch.float32))
 
     def _from_image(self, image: Image.Image) -> tuple[Tensor, PixelFormat]:
         """The tensor (input_nc, H, W) of an image, and its format."""

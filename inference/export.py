@@ -1,0 +1,310 @@
+"""Trained generators as files for other programs: ONNX, torch.export, TorchScript and safetensors."""
+
+import json
+import math
+import tempfile
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrize
+
+from models.networks import layers, resample
+from models.networks.any_size import AnySize
+from models.networks.attention import SelfAttention2d, attend_plain, tokens
+from models.networks.layers import BATCH_NORMS
+from util.files import atomic
+
+SUFFIXES = {"onnx": ".onnx", "torch_export": ".pt2", "torchscript": ".ts", "safetensors": ".safetensors"}
+DTYPES = {"onnx": ("fp32", "fp16", "int8"), "safetensors": ("fp32", "fp16")}  # the other formats have fp32 alone
+OPSET = 18  # of ONNX
+INSTALL = 'pip install ".[export]"'
+
+
+# Layers that run on every size and device alike, and contain nothing that a tracer would take as constant.
+
+
+class _Downsample(resample.Downsample):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(F.pad(x, (1, 1, 1, 1), mode="reflect"), self.filt.to(x.dtype), stride=2, groups=len(self.filt))
+
+
+class _Upsample(resample.Upsample):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
+
+
+class _ResizeConv2d(resample.ResizeConv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        padded = F.pad(F.interpolate(x, scale_factor=2.0, mode="nearest"), (1, 1, 1, 1), mode="reflect")
+        return F.conv2d(padded, self.weight, self.bias)
+
+
+class _Attention(SelfAttention2d):
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, value = (tokens(conv(x)) for conv in (self.query_conv, self.key_conv, self.value_conv))
+        return x + self.gamma * attend_plain(query, key, value).transpose(1, 2).reshape(x.shape)
+
+
+class _BatchStatistics(nn.BatchNorm2d):
+    def forward(self, x: Tensor) -> Tensor:
+        variance, mean = torch.var_mean(x, (0, 2, 3), correction=0, keepdim=True)
+        scale = self.weight[:, None, None] * torch.rsqrt(variance + self.eps)
+        return (x - mean) * scale + self.bias[:, None, None]
+
+
+PORTABLE: dict[type[nn.Module], type[nn.Module]] = {
+    layers.NarrowConv2d: nn.Conv2d,
+    layers.ReflectionPad2d: nn.ReflectionPad2d,
+    layers.InstanceNorm2d: nn.InstanceNorm2d,
+    resample.Downsample: _Downsample,
+    resample.Upsample: _Upsample,
+    resample.ResizeConv2d: _ResizeConv2d,
+    SelfAttention2d: _Attention,
+}
+
+
+class Padded(nn.Module):
+    """AnySize by one gather for each side, which tracers follow for every size of at least 2 pixels."""
+
+    def __init__(self, net: nn.Module, stride: int):
+        super().__init__()
+        self.net, self.stride, self.dtype = net, stride, torch.float32
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(B, C_in, H, W) -> (B, C_out, H, W) in [-1, 1]."""
+        x = image
+        for dim in (2, 3):
+            side = image.shape[dim]
+            cells = (side + self.stride - 1) // self.stride
+            period = 2 * (side - 1)
+            places = torch.arange(cells * self.stride, device=image.device) % period
+            x = x.index_select(dim, torch.where(places < side, places, period - places))
+        made = self.net(x.to(self.dtype)).to(image.dtype)
+        return made[:, :, : image.shape[2], : image.shape[3]]
+
+
+def make_portable(net: AnySize) -> Padded:
+    """Change the layers of a generator, in place, to ones that can be exported, and return it for images of any size.
+
+    Weights of spectral norm become plain. Batch norm in training mode keeps using the statistics of the batch; dropout
+    is off.
+
+    Args:
+        net: as `inference.trained.prepare` returns it.
+    """
+    inner = net.net
+    for module in list(inner.modules()):
+        if parametrize.is_parametrized(module):
+            parametrize.remove_parametrizations(module, "weight")
+        if isinstance(module, BATCH_NORMS):
+            if module.training:
+                module.__class__ = _BatchStatistics
+        elif type(module) in PORTABLE:
+            module.__class__ = PORTABLE[type(module)]  # in place: a U-Net refers to its attention blocks twice
+    inner.eval().to(memory_format=torch.contiguous_format)
+    assert isinstance(inner.stride, int)
+    return Padded(inner, inner.stride)
+
+
+def export(
+    net: Padded,
+    path: Path,
+    format: str,
+    notes: Mapping[str, Any],
+    *,
+    dtype: str = "fp32",
+    calibration: Iterable[Tensor] = (),
+) -> None:
+    """Write a generator to a file, which replaces `path` when it is complete.
+
+    Batch and size are dynamic. Files take and make images (B, C, H, W) of float32 in [-1, 1]; the sides of images for
+    torch_export have to be multiples of the stride.
+
+    Args:
+        net: as `make_portable` returns it, on the CPU.
+        format: a key of SUFFIXES.
+        notes: what the file says about itself, see `read_notes`.
+        dtype: of weights and layers; one of DTYPES.
+        calibration: images (1, C, H, W) in [-1, 1] whose ranges of activations int8 takes.
+
+    Raises:
+        ValueError: the format has no such dtype, there are no images for int8, or a package is not installed.
+    """
+    known = DTYPES.get(format, ("fp32",))
+    if dtype not in known:
+        raise ValueError(f"--dtype {dtype} does not suit --format {format}: choose from {', '.join(known)}")
+    text = json.dumps(dict(notes))
+    input_nc, stride = int(notes["input_nc"]), net.stride
+    example = torch.zeros(2, input_nc, 2 * stride, 3 * stride)
+    with atomic(path) as draft, torch.no_grad(), warnings.catch_warnings():
+        # Tracers warn of each size in the code; the check of the written file runs it with others.
+        warnings.simplefilter("ignore")
+        if format == "onnx":
+            _export_onnx(net, example, draft, text, dtype, calibration)
+        elif format == "torch_export":
+            dims = {0: torch.export.Dim("batch"), 2: stride * torch.export.Dim("rows", min=2)}
+            dims[3] = stride * torch.export.Dim("columns", min=2)
+            program = torch.export.export(net.net, (example,), dynamic_shapes=(dims,))
+            torch.export.save(program, draft, extra_files={"notes.json": text})
+        elif format == "torchscript":
+            torch.jit.save(torch.jit.trace(net, (example,)), str(draft), _extra_files={"notes.json": text})
+        else:
+            weights = {key: value.contiguous() for key, value in net.net.state_dict().items()}
+            if dtype == "fp16":
+                weights = {key: value.half() if value.is_floating_point() else value for key, value in weights.items()}
+            save_file(weights, draft, metadata={"notes": text})
+
+
+def _export_onnx(
+    net: Padded, example: Tensor, path: Path, notes: str, dtype: str, calibration: Iterable[Tensor]
+) -> None:
+    onnx = _import("onnx")
+    if dtype == "fp16":
+        net.dtype = torch.float16
+        net.net.half()
+    axes = {0: "batch", 2: "height", 3: "width"}
+    # The exporter by tracing: that by torch.export does not know gathers of a dynamic length.
+    torch.onnx.export(
+        net, (example,), str(path), input_names=["image"], output_names=["result"], opset_version=OPSET, dynamo=False,
+        dynamic_axes={"image": axes, "result": axes},
+    )  # fmt: skip
+    if dtype == "int8":
+        _quantize(path, calibration)
+    model = onnx.load(path)
+    onnx.helper.set_model_props(model, {"notes": notes})
+    onnx.save(model, path)
+
+
+def _quantize(path: Path, calibration: Iterable[Tensor]) -> None:
+    """Quantize the convolutions of an ONNX file to int8, by the ranges of activations for `calibration`."""
+    quantization = _import("onnxruntime.quantization")
+
+    class Reader(quantization.CalibrationDataReader):  # type: ignore[name-defined]
+        def __init__(self) -> None:
+            self.images = iter(calibration)
+
+        def get_next(self) -> dict[str, Any] | None:
+            image = next(self.images, None)
+            return None if image is None else {"image": image.numpy()}
+
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder) / "int8.onnx"
+        quantization.quantize_static(
+            str(path), str(made), Reader(), op_types_to_quantize=["Conv"], per_channel=True,
+            extra_options={"DedicatedQDQPair": True},
+        )  # fmt: skip
+        path.write_bytes(made.read_bytes())
+
+
+def _import(name: str) -> Any:
+    """An optional package. ValueError with the command that installs it if it is missing."""
+    import importlib
+
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ValueError(f"{name} is not installed: {INSTALL}") from error
+
+
+def _load_onnx(path: Path) -> Any:
+    onnx = _import("onnx")
+    try:
+        return onnx.load(path)
+    except OSError:
+        raise
+    except Exception as error:  # of protobuf, which onnx does not wrap
+        raise ValueError(f"{path} is not an ONNX file: {error}") from error
+
+
+def read_notes(path: Path) -> dict[str, Any]:
+    """What an exported file says about itself.
+
+    Returns:
+        input_nc, output_nc; stride, of which sides are padded to a multiple; image_range, the values of a tensor;
+        value_range, the values of files with more than 8 bits that became -1 and 1, if it was given in training;
+        direction, source, dtype, and norm_statistics: of the batch, or running.
+
+    Raises:
+        ValueError: the file was not made by `export`.
+    """
+    suffix = path.suffix
+    try:
+        if suffix == ".onnx":
+            return json.loads({prop.key: prop.value for prop in _load_onnx(path).metadata_props}["notes"])
+        files = {"notes.json": ""}
+        if suffix == ".pt2":
+            torch.export.load(path, extra_files=files)
+        elif suffix == ".ts":
+            torch.jit.load(str(path), _extra_files=files)
+        else:
+            from safetensors import safe_open
+
+            with safe_open(path, "pt") as file:
+                return json.loads((file.metadata() or {})["notes"])
+        return json.loads(files["notes.json"])
+    except (KeyError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} was not written by scripts.export: it says nothing about itself") from error
+
+
+class OnnxNetwork(nn.Module):
+    """An ONNX file of `export` as a network (B, C_in, H, W) -> (B, C_out, H, W), run by onnxruntime.
+
+    Threads may share an instance.
+
+    Args:
+        path: the file.
+        device: cpu or cuda, which needs onnxruntime-gpu.
+
+    Raises:
+        ValueError: the file is damaged, or onnxruntime is not installed or has no such device.
+    """
+
+    def __init__(self, path: Path, device: torch.device | None = None):
+        super().__init__()
+        runtime = _import("onnxruntime")
+        provider = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}.get(
+            device.type if device else "cpu"
+        )
+        if provider not in runtime.get_available_providers():
+            raise ValueError(f"onnxruntime cannot run on {device}: choose cpu")
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        try:
+            self.session = runtime.InferenceSession(str(path), options, providers=[provider])
+        except Exception as error:  # onnxruntime raises a type of its own for each kind of damage
+            raise ValueError(f"{path} is not an ONNX file that onnxruntime can run: {error}") from error
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C_in, H, W) -> (B, C_out, H, W), on the CPU."""
+        (made,) = self.session.run(None, {"image": x.cpu().numpy()})
+        return torch.from_numpy(made)
+
+
+def load_exported(path: Path, format: str) -> Callable[[Tensor], Tensor]:
+    """A written file as a function (B, C_in, H, W) -> (B, C_out, H, W), to check it."""
+    if format == "onnx":
+        return OnnxNetwork(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TorchScript is deprecated in favor of torch.export
+        if format == "torchscript":
+            return torch.jit.load(str(path))
+        return torch.export.load(path).module()
+
+
+def random_images(channels: int, *, stride: int, multiples: bool, count: int = 4) -> list[Tensor]:
+    """Images of random sizes and batches for a check, (B, channels, H, W) in [-1, 1]; of `multiples` of the stride."""
+    generator = torch.Generator().manual_seed(0)
+    images = []
+    for _ in range(count):
+        batch, *sides = (int(n) for n in torch.randint(1, 97, (3,), generator=generator))
+        sides = [max(side, 8) + stride for side in sides]
+        if multiples:
+            sides = [math.ceil(side / stride) * stride for side in sides]
+        images.append(torch.rand(batch % 2 + 1, channels, *sides, generator=generator) * 2 - 1)
+    return images

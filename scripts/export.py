@@ -1,0 +1,141 @@
+"""Export a trained generator for other programs: python -m scripts.export --name NAME --format onnx."""
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from data.image_file import ImageReader
+from data.image_folder import list_images
+from inference.export import DTYPES, SUFFIXES, export, load_exported, make_portable, random_images
+from inference.translator import Translator, as_tensor
+from models.networks.any_size import AnySize
+from options import values
+from util.command import run_command
+
+EXAMPLES = """examples:
+  python -m scripts.export --name mine --format onnx
+  python -m scripts.export --weights weights/chart_AtoB.safetensors --format onnx --dtype fp16 --out chart.onnx
+  python -m scripts.export --name mine --format onnx --dtype int8 --calibrate mydata/trainA
+"""
+LARGEST_ERROR = 0.01  # of fp32, in [-1, 1]: instance norm of large images differs by 0.005 between kernels
+TIMED = 256  # px of a side of the image that is timed
+CALIBRATED = 16  # images at most: a range of activations hardly changes with more
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Load, export, and compare the file with PyTorch. Returns the exit status."""
+    args = parse(argv)
+    source = args.weights or args.checkpoints_dir / args.name
+    translator = Translator.load(
+        source, direction=args.direction, epoch=args.epoch, ema=not args.no_ema, evaluate=args.eval, device="cpu"
+    )
+    net = translator.net
+    if not isinstance(net, AnySize):
+        raise ValueError(f"{source}: this network takes images of one size and cannot be exported")
+    channels, stride = translator.input_nc, net.net.stride
+    assert isinstance(stride, int)
+    for module in net.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.eval()
+    multiples = args.format == "torch_export"
+    images = random_images(channels, stride=stride, multiples=multiples)
+    expected = [translator(image) for image in images]
+    example = torch.zeros(1, channels, TIMED, TIMED)
+    rates = {"PyTorch": images_per_second(translator, example)}
+    path = args.out or Path(f"{args.name or source.stem}{SUFFIXES[args.format]}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    notes = {
+        "source": args.name or source.name,
+        "direction": args.direction or "as trained",
+        "input_nc": channels,
+        "output_nc": expected[0].shape[1],
+        "image_range": [-1, 1],
+        "value_range": translator.value_range,
+        "stride": stride,
+        "norm_statistics": "running" if args.eval else "of the image, or of the batch",
+        "dtype": args.dtype,
+    }
+    calibration = calibration_images(args.calibrate, channels) if args.calibrate else iter(())
+    export(make_portable(net), path, args.format, notes, dtype=args.dtype, calibration=calibration)
+    if args.format == "safetensors":
+        exported: Callable[[Tensor], Tensor] = Translator.load(path, evaluate=args.eval, device="cpu")
+    else:
+        exported = load_exported(path, args.format)
+    with torch.no_grad():
+        errors = [(exported(image) - truth).abs() for image, truth in zip(images, expected, strict=True)]
+        rates["exported file"] = images_per_second(exported, example)
+    largest, mean = max(error.max().item() for error in errors), statistics.mean(e.mean().item() for e in errors)
+    sizes = ", ".join(f"{image.shape[0]}x{image.shape[3]}x{image.shape[2]}" for image in images)
+    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, {args.format} {args.dtype}")
+    print(f"difference from PyTorch in [-1, 1]: {largest:.2g} at most, {mean:.2g} on average (sizes {sizes})")
+    print(f"images/s at {TIMED}x{TIMED}: " + ", ".join(f"{name} {rate:.2f}" for name, rate in rates.items()))
+    if args.dtype == "fp32" and not largest <= LARGEST_ERROR:
+        raise ValueError(f"{path} differs from PyTorch by {largest:.2g}, which is more than rounding")
+    return 0
+
+
+def images_per_second(run: Callable[[Tensor], Tensor], image: Tensor) -> float:
+    """The median of three runs, after one that is not timed."""
+    times = []
+    for _ in range(4):
+        start = time.perf_counter()
+        run(image)
+        times.append(time.perf_counter() - start)
+    return 1 / statistics.median(times[1:])
+
+
+def calibration_images(folder: Path, channels: int) -> Iterator[Tensor]:
+    """The first images of a folder, (1, C, H, W) in [-1, 1].
+
+    Raises:
+        ValueError: there is none.
+    """
+    paths = list_images(folder, CALIBRATED)
+    if not paths:
+        raise ValueError(f"--calibrate {folder}: there are no images")
+    reader = ImageReader(channels=channels)
+    for path in tqdm(paths, desc="calibration", unit="image", disable=None):
+        yield as_tensor(reader(path), channels=channels)[None]
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="scripts.export", description=__doc__, epilog=EXAMPLES, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    add = parser.add_argument
+    add("--name", type=values.plain_name, help="name of the run with the generator")
+    add("--weights", type=Path, help="a .pth or .safetensors file of a generator, instead of a run")
+    text = "torch_export takes sides that are multiples of the stride, the others any size from 2 pixels on"
+    add("--format", choices=tuple(SUFFIXES), default="onnx", help=f"{text} (default: onnx)")
+    add("--out", type=Path, help="the file (default: NAME with the suffix of the format)")
+    text = "of weights and layers: fp16 and int8 for onnx, fp16 for safetensors (default: fp32)"
+    add("--dtype", choices=DTYPES["onnx"], default="fp32", help=text)
+    add("--calibrate", type=Path, metavar="FOLDER", help=f"images for --dtype int8, {CALIBRATED} at most")
+    add("--checkpoints_dir", type=Path, default=Path("checkpoints"), help="folder of all runs (default: checkpoints)")
+    add("--direction", choices=("AtoB", "BtoA"), help="direction of the translation (default: as trained)")
+    add("--epoch", type=values.plain_name, default="latest", help="latest, best, or the number of an epoch")
+    add("--no_ema", action="store_true", help="the trained weights, not their average, if the run has both")
+    add("--eval", action="store_true", help="running statistics in batch norm; dropout is off in any case")
+    add("--verbose", action="store_true", help="print tracebacks of errors")
+    args = parser.parse_args(argv)
+    if (args.name is None) == (args.weights is None):
+        parser.error("name a trained generator: either a run by --name, or a file by --weights")
+    known = DTYPES.get(args.format, ("fp32",))
+    if args.dtype not in known:
+        parser.error(f"--dtype {args.dtype} does not suit --format {args.format}: choose from {', '.join(known)}")
+    if (args.dtype == "int8") != bool(args.calibrate):
+        parser.error("--dtype int8 needs --calibrate FOLDER with images like those to translate, and nothing else does")
+    return args
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, arguments=()))

@@ -1,0 +1,131 @@
+"""Generators as files for other programs, with the results of PyTorch."""
+
+import json
+import warnings
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from safetensors import safe_open
+
+from inference import Translator
+from inference.export import export, load_exported, make_portable, random_images, read_notes
+from models.networks import GENERATORS
+from scripts import export as script
+from tests.conftest import draw_shapes
+from tests.test_tiles import generator, resnet, unet
+
+NOTES = {"input_nc": 3, "output_nc": 3, "value_range": None}
+
+
+@pytest.fixture
+def file(tmp_path):
+    """The weights of a generator."""
+    net = generator(GENERATORS["resnet_6blocks"], input_nc=3, output_nc=3, ngf=8, attention=["block3"])
+    torch.save(net.net.state_dict(), tmp_path / "net.pth")
+    return tmp_path / "net.pth"
+
+
+@pytest.mark.parametrize(
+    ("make", "resample", "norm"),
+    [
+        (resnet, "deconv", "instance"), (resnet, "nearest", "batch"), (resnet, "blur", "none"),
+        (unet, "deconv", "batch"), (unet, "blur", "instance"),
+    ],
+)  # fmt: skip
+def test_onnx_gives_the_results_of_pytorch(make, resample, norm, tmp_path):
+    """With spectral norm and attention, for batches and sizes that the exporter did not see."""
+    net = generator(make, resample=resample, norm=norm, spectral=True)
+    images = random_images(3, stride=net.net.stride, multiples=False)
+    expected = [net(image) for image in images]
+    export(make_portable(net), tmp_path / "net.onnx", "onnx", NOTES)
+    run = load_exported(tmp_path / "net.onnx", "onnx")
+    for image, truth in zip(images, expected, strict=True):
+        torch.testing.assert_close(run(image), truth, atol=1e-3, rtol=0)
+    assert len({image.shape for image in images}) > 2
+    assert not any("original" in weight.name for weight in onnx.load(tmp_path / "net.onnx").graph.initializer)
+
+
+@pytest.mark.parametrize(("format", "suffix"), [("torch_export", ".pt2"), ("torchscript", ".ts")])
+def test_other_formats_give_the_results_of_pytorch(format, suffix, tmp_path):
+    net = generator(resample="blur", spectral=True)
+    images = random_images(3, stride=4, multiples=format == "torch_export", count=2)
+    expected = [net(image) for image in images]
+    path = tmp_path / f"net{suffix}"
+    export(make_portable(net), path, format, NOTES)
+    run = load_exported(path, format)
+    for image, truth in zip(images, expected, strict=True):
+        torch.testing.assert_close(run(image), truth, atol=1e-3, rtol=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert read_notes(path) == NOTES
+
+
+def test_translator_runs_onnx_files(file, tmp_path, capsys):
+    path = tmp_path / "net.onnx"
+    assert script.main(["--weights", str(file), "--out", str(path)]) == 0
+    shown = capsys.readouterr().out
+    assert "onnx fp32" in shown and "difference from PyTorch" in shown and "images/s at 256x256: PyTorch" in shown
+    translator, photo = Translator.load(path), draw_shapes("photo", (51, 38))
+    made, expected = translator(photo), Translator.load(file, device="cpu")(photo)
+    assert (made.mode, made.size) == ("RGB", photo.size)
+    assert np.abs(np.asarray(made, int) - np.asarray(expected, int)).max() <= 2
+    assert translator(np.asarray(photo)).shape == (38, 51, 3)
+    with pytest.raises(ValueError, match="takes 3 channels, but the image has 1"):
+        translator(torch.zeros(1, 8, 8))
+    notes = read_notes(path)
+    assert (notes["input_nc"], notes["stride"], notes["image_range"]) == (3, 4, [-1, 1])
+    assert json.loads({prop.key: prop.value for prop in onnx.load(path).metadata_props}["notes"]) == notes
+
+
+def test_smaller_files_say_their_error(file, tmp_path, capsys):
+    (tmp_path / "photos").mkdir()
+    for name in ("1", "2"):
+        draw_shapes(name, (40, 44)).save(tmp_path / "photos" / f"{name}.png")
+    sizes = {}
+    for dtype in ("fp32", "fp16", "int8"):
+        argv = ["--weights", str(file), "--out", str(tmp_path / f"{dtype}.onnx"), "--dtype", dtype]
+        assert script.main([*argv, *(["--calibrate", str(tmp_path / "photos")] if dtype == "int8" else [])]) == 0
+        sizes[dtype] = (tmp_path / f"{dtype}.onnx").stat().st_size
+        shown = capsys.readouterr().out
+        assert f"onnx {dtype}" in shown
+        error = float(shown.split("in [-1, 1]: ")[1].split(" at most, ")[1].split()[0])
+        assert error < {"fp32": 1e-3, "fp16": 0.02, "int8": 0.3}[dtype]
+        assert (error > 1e-4) == (dtype != "fp32")
+        assert Translator.load(tmp_path / f"{dtype}.onnx").input_nc == 3
+    assert sizes["fp16"] < 0.7 * sizes["fp32"] and sizes["int8"] < 0.7 * sizes["fp32"]
+
+
+def test_safetensors_are_plain_weights(tmp_path):
+    net = generator(GENERATORS["resnet_6blocks"], input_nc=3, output_nc=3, ngf=8, spectral=True)
+    image = random_images(3, stride=4, multiples=False)[0]
+    expected = net(image)
+    export(make_portable(net), tmp_path / "net.safetensors", "safetensors", NOTES)
+    torch.testing.assert_close(Translator.load(tmp_path / "net.safetensors")(image), expected, atol=1e-3, rtol=0)
+    with safe_open(tmp_path / "net.safetensors", "pt") as weights:
+        assert not any("parametrizations" in name for name in weights.keys())  # noqa: SIM118
+    assert read_notes(tmp_path / "net.safetensors") == NOTES
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--format", "torchscript", "--dtype", "fp16"], "does not suit --format torchscript: choose from fp32"),
+        (["--dtype", "int8"], "needs --calibrate FOLDER"),
+        (["--calibrate", "photos"], "nothing else does"),
+    ],
+)
+def test_flags_that_exclude_each_other(flags, message, capsys):
+    with pytest.raises(SystemExit):
+        script.main(["--name", "run", *flags])
+    assert message in capsys.readouterr().err
+
+
+def test_errors_of_files(file, tmp_path):
+    (tmp_path / "bad.onnx").write_bytes(b"no model")
+    with pytest.raises(ValueError, match=r"bad.onnx"):
+        Translator.load(tmp_path / "bad.onnx")
+    assert script.main(["--weights", str(file), "--out", str(tmp_path / "net.onnx")]) == 0
+    with pytest.raises(ValueError, match="is one exported generator, which runs whole"):
+        Translator.load(tmp_path / "net.onnx", direction="BtoA")
