@@ -117,10 +117,11 @@ def test_the_training_loop_reads_nothing_from_the_device(model, device, tiny_dat
     for module in ("train", "data"):
         monkeypatch.setattr(f"{module}.select_device", lambda *_: device)
     monkeypatch.setattr(train, "save_run", lambda *args, **keywords: None)
-    flags = ["--dataroot", str(tiny_data), "--checkpoints_dir", str(tmp_path), "--model", model, "--pool_size", "2"]
-    flags += [*TINY, "--n_epochs", "1", "--n_epochs_decay", "1", "--display_id", "0", "--no_html", "--num_threads", "0"]
+    flags = ["--dataroot", str(tiny_data), "--checkpoints_dir", str(tmp_path), "--model", model, "--pool_size=2"]
+    flags += [*TINY, "--n_epochs", "1", "--n_epochs_decay", "0", "--max_dataset_size", "2", "--num_threads", "0"]
+    flags += ["--display_id", "0", "--no_html", "--batch_size", "1"]
     if model == "sagan":
-        flags = [flag for flag in flags if flag not in ("--pool_size", "2", "resnet_6blocks", "--netG")]
+        flags = [flag for flag in flags if flag not in ("--pool_size=2", "resnet_6blocks", "--netG")]
     frequencies = ["print", "display", "health", "update_html", "save_latest"]
     flags += [word for name in frequencies for word in (f"--{name}_freq", "0")]
     with Copies() as copies:
