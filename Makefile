@@ -26,8 +26,8 @@ help:
 	@echo 'make format      format the code as make test requires'
 
 show: $(VENV)/installed
-	$(python) test.py --weights weights/chart_AtoB.safetensors --dataroot datasets/chart/testA --preprocess none
-	$(python) test.py --weights weights/chart_BtoA.safetensors --dataroot datasets/chart/testB --preprocess none
+	$(python) test.py --weights weights/chart_AtoB.safetensors --dataroot datasets/chart/testA --preprocess none --num_test 20
+	$(python) test.py --weights weights/emoji_AtoB.safetensors --dataroot datasets/emoji/testA --preprocess none --num_test 20
 
 demo chart emoji: $(VENV)/installed
 	$(python) train.py @recipes/$@.txt
@@ -65,7 +65,7 @@ $(VENV)/installed: pyproject.toml
 	@touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
-	$(python) $(install) ".[dev,fast,formats,metrics,export]"
+	$(python) $(install) ".[dev,fast,formats,metrics,medical,geo,export]"
 	@touch $@
 
 # Without the optional libraries, whose wheels are built for newer versions of PyTorch.

@@ -16,7 +16,11 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from data import EpochLoader, create_dataset
+from data.check import listing
+from data.image_file import image_size
 from data.image_folder import common_folder, relative_name
+from data.reductions import of_results, reductions
+from data.scans import ScanWriter, is_slice, scan_suffix
 from display.attention_maps import AttentionMap, Watch
 from display.create import check_packages, create_wandb
 from display.pages.results import ResultsPage
@@ -24,15 +28,17 @@ from inference.tiles import Tiled
 from inference.trained import Trained, find_trained
 from models.base_model import BaseModel
 from models.networks.attention import attention_blocks
+from models.networks.layers import BATCH_NORMS
 from models.weights import find_weights, load_weights
+from options import values
 from options.base_options import Options
 from training.evaluation import Measurement, create_measurement
 from training.meter import in_words
 from training.metrics import mean_absolute_error, psnr, ssim
 from util import distributed
-from util.command import configure_logging, run_command, writing
-from util.device import autocast, keep_freed_memory, select_device
-from util.images import save_file, to_images
+from util.command import SKIPPED, configure_logging, run_command, writing
+from util.device import autocast, choose_precision, keep_freed_memory, select_device, tuning
+from util.images import PixelFormat, is_viewable, save_file, save_image, to_images
 from util.threads import ThreadChooser, choose_threads
 
 log = logging.getLogger("test")
@@ -40,6 +46,7 @@ log = logging.getLogger("test")
 WAITING = 1000  # samples in memory, at most
 
 LogResult = Callable[[str, Mapping[str, Tensor]], None]  # takes the name of an image and its results
+SOURCES = {"A_paths": ("fake", "fake_B", "rec_A"), "B_paths": ("fake_A", "rec_B")}  # labels of translations
 TRUTH = {"fake_B": "real_B", "fake_B_rgb": "real_B_rgb"}  # label of a translation -> label of its truth
 
 
@@ -50,6 +57,7 @@ class Translation:
     name: str  # of its file, without suffix, relative to the folder of all files
     images: dict[str, Tensor]  # label -> (C, H, W) in [-1, 1]
     attention: list[AttentionMap]
+    sources: dict[str, Path]  # label of a translation -> the file that it is made from
     paired: bool  # real_B has the same name as real_A, so it should be the true translation
 
 
@@ -66,10 +74,16 @@ def main(argv: list[str] | None = None) -> int:
         log.info("%s", trained.inferred)
     torch.manual_seed(opt.seed)  # of dropout, which upstream keeps on
     loader = create_dataset(opt)
+    made = result_formats(loader.dataset.formats, trained)
+    for line in reductions(loader.dataset, Path(opt.dataroot), train=False):
+        log.info("%s", line)
+    log.info("%s", of_results({letter: made[side] for side, letter in zip("AB", loader.dataset.domains, strict=True)}))
     device = select_device(opt.device, opt.gpu_ids)
+    precision = choose_precision(opt.precision, device)
     threads = choose_threads(opt.cpu_threads, device=device)
-    model, files = trained.build(device)
     sizes = {size for sizes in loader.dataset.sizes.values() for size in sizes}
+    tuning(device, precision=precision, training=False, sizes=len(sizes)).apply()
+    model, files = trained.build(device)
     model.check_sizes(sizes)
     if opt.verbose:
         log.info("%s", model.summary(verbose=True))
@@ -78,7 +92,13 @@ def main(argv: list[str] | None = None) -> int:
     if opt.model == "sagan" and opt.samples_only:
         folder = Path(opt.results_dir) / opt.name / f"samples_{trained.label}"
         with writing("--results_dir", folder):
-            return save_samples(model, loader, folder, threads, precision=opt.precision)
+            return save_samples(model, loader, folder, threads, made["A"], precision=precision)
+    if opt.batch_size > 1 and not opt.eval and any(isinstance(layer, BATCH_NORMS) for layer in model.modules()):
+        log.warning(
+            "batch norm computes statistics over the images of a batch, so results depend on --batch_size %d: "
+            "--eval takes those of training, and --batch_size 1 those of each image",
+            opt.batch_size,
+        )
     if opt.tile:
         run_in_tiles(model, tile=opt.tile, overlap=opt.tile_overlap)
     else:
@@ -94,24 +114,24 @@ def main(argv: list[str] | None = None) -> int:
     with writing(flag, options):
         opt.save(options)
     with writing("--results_dir", folder):
-        return save_results(opt, model, loader, files, folder, threads, measurement)
+        return save_results(opt, model, loader, files, folder, threads, precision, measurement, made)
 
 
 def save_results(
     opt: Options, model: BaseModel, loader: EpochLoader, files: dict[str, Path], folder: Path, threads: ThreadChooser,
-    measurement: Measurement | None,
+    precision: str, measurement: Measurement | None, made: Mapping[str, PixelFormat],
 ) -> int:  # fmt: skip
-    """Translate every image into `folder`. Returns the exit status."""
+    """Translate every image into `folder`, results in the formats `made`. Returns the exit status."""
     a, b = ("B", "A") if opt.direction == "BtoA" else ("A", "B")
     notes = {"run": opt.name, "model": opt.model, "weights": ", ".join(path.name for path in files.values())}
     title = f"{opt.name}: {model.results_title.format(A=a, B=b)}"
-    formats = loader.dataset.formats
+    formats = label_formats(loader.dataset.formats, made)
     page = ResultsPage(folder, title, names=(a, b), notes=notes, size=opt.display_winsize, formats=formats)
     total = len(loader.dataset)
     count = int(min(opt.num_test, total))
     for caption, figure in model.overview(loader.dataset).items():
         page.add_overview(caption, figure)
-    translations = translate(model, loader, threads, precision=opt.precision)
+    translations = translate(model, loader, threads, precision=precision)
     if measurement:
         translations = measured(translations, measurement)
     results = tqdm(
@@ -130,24 +150,62 @@ def save_results(
     page.save()
     limited = f", limited by --num_test {count}" if count < total else ""
     log.info("%d of %d images made%s. Open %s", count, total, limited, folder / "index.html")
-    return 0
+    if skipped := loader.dataset.skipped:
+        log.warning("%d images were skipped:\n%s", len(skipped), listing(skipped))
+    return SKIPPED if skipped else 0
 
 
-def save_samples(model: BaseModel, loader: EpochLoader, folder: Path, threads: ThreadChooser, *, precision: str) -> int:
-    """Write the sample of each seed as a PNG file into `folder`, in place of those there. Returns the exit status."""
+def result_formats(found: Mapping[str, PixelFormat], trained: Trained) -> dict[str, PixelFormat]:
+    """The formats of results of the domains "A" and "B": those saved with the run or, without any, of the test files.
+
+    Args:
+        found: the formats of the test files of "A" and "B".
+    """
+    opt, source = trained.opt, found.get("A", PixelFormat())
+    A, B = (values.bounds(text) for text in (opt.value_range_A, opt.value_range_B))
+    target = A if opt.direction == "BtoA" else B
+    return {
+        "A": trained.formats.get("A", source),
+        "B": source.of_result(trained.formats.get("B", found.get("B")), target),
+    }
+
+
+def label_formats(found: Mapping[str, PixelFormat], made: Mapping[str, PixelFormat]) -> dict[str, PixelFormat]:
+    """The format of each image by its label, given those of test files and results of "A" and "B"."""
+    real = {f"real_{side}": fmt for side, fmt in found.items()} | {"real": found.get("A", PixelFormat())}
+    results = {f"{kind}_{side}": fmt for kind in ("fake", "rec") for side, fmt in made.items()}
+    return real | results | {"fake": made["B"], "sample": made["A"]}
+
+
+def save_samples(
+    model: BaseModel, loader: EpochLoader, folder: Path, threads: ThreadChooser, fmt: PixelFormat, *, precision: str
+) -> int:
+    """Write the sample of each seed into `folder`, in place of those there: as PNG, or as TIFF if `fmt` needs it.
+
+    Returns:
+        The exit status.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    for path in folder.glob("seed*.png"):
-        path.unlink()
+    for suffix in ("png", "tif"):
+        for path in folder.glob(f"seed*.{suffix}"):
+            path.unlink()
     saved: collections.deque[Future[None]] = collections.deque()
     with ThreadPoolExecutor() as pool, tqdm(total=len(loader.dataset), unit="image", disable=None) as bar:
         for batch in loader:
             with threads.timed(batch), torch.no_grad(), autocast(model.device, precision):
-                samples = to_images(model(batch)["sample"])
+                samples = model(batch)["sample"]
             names = batch["A_paths"]
-            saved.extend(
-                pool.submit(save_file, sample, folder / f"{name}.png")
-                for name, sample in zip(names, samples, strict=True)
-            )
+            if is_viewable(samples, fmt) and not fmt.alpha:
+                saved.extend(
+                    pool.submit(save_file, sample, folder / f"{name}.png")
+                    for name, sample in zip(names, to_images(samples), strict=True)
+                )
+            else:
+                suffix = "png" if is_viewable(samples, fmt) else "tif"
+                saved.extend(
+                    pool.submit(save_image, sample, folder / f"{name}.{suffix}", fmt)
+                    for name, sample in zip(names, samples, strict=True)
+                )
             while len(saved) > WAITING:  # the disk may be slower than the generator
                 saved.popleft().result()
             bar.update(len(names))
@@ -173,6 +231,7 @@ def add_results(
 ) -> None:
     """Add every result to the page and the log, under the name of its file."""
     names: set[str] = set()
+    scans = ScanWriter()
     for result in results:
         free = itertools.chain([result.name], (f"{result.name}_{number}" for number in itertools.count(2)))
         name = next(name for name in free if name not in names)  # 1.jpg beside 1.png, one A that meets several Bs
@@ -180,6 +239,32 @@ def add_results(
         images = {key: stretch(image, aspect_ratio) for key, image in result.images.items()}
         page.add(name, images, result.attention, scores(result))
         log_result(name, images)
+        add_scans(scans, page, name, images, result.sources)
+    scans.close()
+
+
+def add_scans(
+    scans: ScanWriter, page: ResultsPage, name: str, images: Mapping[str, Tensor], sources: Mapping[str, Path]
+) -> None:
+    """Write the translations of scans as scans beside the images of the page, if they have the sizes of their files."""
+    for label, source in sources.items():
+        image = images[label]
+        if not (kind := scan_suffix(source)):
+            continue
+        if image_size(source) != (image.shape[2], image.shape[1]):
+            scans.resized += 1
+            continue
+        array = page.formats.get(label, PixelFormat()).to_array(image)
+        scans.add(source, array, page.folder / "images" / scan_name(name, source, label, kind))
+
+
+def scan_name(name: str, source: Path, label: str, kind: str) -> str:
+    """The name of a scan among the results: that of its image or, without the number of the slice, of its volume."""
+    if not is_slice(source):
+        return f"{name}_{label}{kind}"
+    folder = Path(name).parent
+    stem = str(folder if folder.name else source.parent.name).removesuffix(kind)
+    return f"{stem}_{label}{kind}"
 
 
 def scores(result: Translation) -> dict[str, float]:
@@ -249,6 +334,12 @@ def translate(
                 name=name,
                 images={label: image[i] for label, image in images.items()},
                 attention=[block[i] for block in attention],
+                sources={
+                    label: Path(batch[key][i])
+                    for key, labels in SOURCES.items()
+                    for label in labels
+                    if key in batch and label in images
+                },
                 paired="B_paths" in batch and relative_name(batch["B_paths"][i], root_B) == name,
             )
 

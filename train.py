@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from data import EpochLoader, create_dataset
+from data import EpochLoader, create_dataset, with_class_names
+from data.reductions import of_results, reductions
 from display.attention_maps import AttentionMap, attention_of
 from display.create import check_packages, create_display
 from display.display import Display, NoDisplay
@@ -22,7 +22,7 @@ from display.event_log import FILE
 from display.events import Progress
 from display.history import History
 from models import create_model
-from models.base_model import BaseModel
+from models.base_model import BaseModel, Images, Losses
 from options.base_options import Options
 from options.train_options import TrainOptions, nothing_left, run_flags
 from training.checkpoints import keep_as_old, keep_best_as_old, removed_if_unused, run_lock
@@ -37,7 +37,8 @@ from training.resume import Position, parse_options, resume, resume_command, rol
 from util import distributed
 from util.checkpoint_files import BEST, OLD, checkpoint_label
 from util.command import configure_logging, run_command, writing
-from util.device import keep_freed_memory, select_device, use_tf32
+from util.device import create_tuning, keep_freed_memory, select_device
+from util.images import read_formats, write_formats
 from util.signals import stop_requests
 from util.threads import ThreadChooser, choose_threads
 
@@ -92,13 +93,22 @@ def start(opt: Options, run_dir: Path, state: dict[str, Any] | None, locks: Exit
     keep_freed_memory()
     torch.manual_seed(opt.seed)
     loader = create_dataset(opt)
+    if distributed.is_main():
+        for line in (
+            *reductions(loader.dataset, Path(opt.dataroot), train=True),
+            of_results(loader.dataset.domain_formats),
+        ):
+            log.info("%s", line)
+    opt = with_class_names(opt, loader.dataset)
     device = select_device(opt.device, opt.gpu_ids)
     threads = choose_threads(opt.cpu_threads, device=device, compiled=opt.compile)
-    if opt.tf32:
-        use_tf32(device)
-    model, optimization = create_model(opt).to(device), create_optimization(opt, device)
-    model.prepare_training(opt, optimization)
     sizes = {size for sizes in loader.dataset.sizes.values() for size in sizes}
+    optimization = create_optimization(opt, device)
+    tuning = create_tuning(opt, device, precision=optimization.precision, sizes=len(sizes))
+    tuning.apply()
+    model = create_model(opt).to(device)
+    model.prepare_training(opt, optimization)
+    model.to(memory_format=tuning.memory_format)
     model.check_sizes(sizes)
     if rank := distributed.rank():
         torch.manual_seed(opt.seed + rank)  # the weights are the same in all processes, the noise is not
@@ -130,7 +140,10 @@ def start(opt: Options, run_dir: Path, state: dict[str, Any] | None, locks: Exit
         log.info("%s", model.summary(verbose=opt.verbose))
         if opt.compile:
             steps = (opt.n_epochs + opt.n_epochs_decay) * math.ceil(epoch_size / loader.sampler.step_size(0))
-            log.info("%s", compile_networks(model, steps=steps, sizes=sizes, batch_size=opt.batch_size))
+            compiled = compile_networks(
+                model, steps=steps, sizes=sizes, batch_size=opt.batch_size, mode=tuning.compile_mode
+            )
+            log.info("%s", compiled)
         status = train_until_done(Run(opt, run_dir, loader, model, optimization, threads, evaluator), position)
     distributed.shutdown()
     return status
@@ -142,7 +155,7 @@ def train_until_done(run: Run, position: Position) -> int:
     deadline = time.monotonic() + 60 * opt.max_minutes if opt.max_minutes else math.inf
     while True:
         try:
-            return train(run, position, deadline=deadline)
+            return Training(run, position, deadline=deadline).until_done()
         except NotFiniteError as error:
             halvings = optimization.lr_halvings
             if opt.on_nan == "stop" or halvings == ROLLBACKS:
@@ -161,112 +174,173 @@ def advice(on_nan: str, run_dir: Path) -> str:
     return f"{run_dir} holds the last good state, but halving the learning rate {ROLLBACKS} times was not enough"
 
 
-def train(run: Run, position: Position, *, deadline: float) -> int:
-    """Train from `position` on, which moves with every step. Returns the exit status.
+class Training:
+    """The training loop of a run, from a position on to its end, to a deadline or to a signal.
 
-    Raises:
-        NotFiniteError: a loss is NaN or infinite; the last checkpoint is from before.
+    Creating it saves a checkpoint, so that the run can be resumed from its first step and the disk is known to have
+    room, and opens the displays.
+
+    Args:
+        run: what to train.
+        position: where to begin; it moves with every step.
+        deadline: value of `time.monotonic` to stop at.
     """
-    opt, run_dir, loader, model, optimization = run.opt, run.run_dir, run.loader, run.model, run.optimization
-    evaluator = run.evaluator
-    epochs, epoch_size, started = opt.n_epochs + opt.n_epochs_decay, len(loader.dataset), time.monotonic()
-    guard, before = LossGuard(), position.seconds
-    limit = 60 * opt.train_minutes or math.inf
 
-    def progress(batch_size: int = 0, step_seconds: float = 0.0, data_seconds: float = 0.0) -> Progress:
-        return Progress(
-            step=position.steps, epoch=position.epoch, epochs=epochs, epoch_images=position.epoch_images,
-            epoch_size=epoch_size, images=position.total_images, seconds=time.monotonic() - started,
-            batch_size=batch_size, step_seconds=step_seconds, data_seconds=data_seconds,
-            time_used=position.seconds / limit,
-        )  # fmt: skip
+    def __init__(self, run: Run, position: Position, *, deadline: float):
+        opt = run.opt
+        self.run, self.opt, self.position, self.deadline = run, opt, position, deadline
+        self.model, self.optimization, self.evaluator = run.model, run.optimization, run.evaluator
+        self.epochs, self.epoch_size = opt.n_epochs + opt.n_epochs_decay, len(run.loader.dataset)
+        self.limit = 60 * opt.train_minutes or math.inf
+        self.started, self.seconds_before, self.steps_before = time.monotonic(), position.seconds, position.steps
+        self.guard = LossGuard()
+        self.shown = distributed.is_main()
+        self.save("latest")
+        if self.shown:
+            # not earlier: on a full disk, they would lie beside the weights of an earlier run
+            opt.save(run.run_dir)
+            formats, before = run.loader.dataset.domain_formats, read_formats(run.run_dir) if position.resumed else {}
+            for domain in formats.keys() & before:
+                if formats[domain] != before[domain]:
+                    log.warning("images of %s were %s so far, and are %s", domain, before[domain], formats[domain])
+            write_formats(run.run_dir, formats)
+        show = partial(create_display, opt, run.run_dir, self.progress(), self.attention, resumed=position.resumed)
+        self.display = show() if self.shown else NoDisplay()
+        self.health = Health(self.model, opt.as_dict(), known_findings(run.run_dir) if self.shown else ())
 
-    def save(label: str) -> None:
-        guard.settle()
-        save_run(
-            model, optimization, position, opt.portable(), run_dir, label, epoch_size=epoch_size,
-            threads=run.threads.state_dict(), best=evaluator.state_dict() if evaluator else None,
-        )  # fmt: skip
+    def until_done(self) -> int:
+        """Train. Returns the exit status.
 
-    save("latest")  # so the run can be resumed from its first step, and the disk has room
-    shown = distributed.is_main()
-    if shown:
-        opt.save(run_dir)  # not earlier: on a full disk, it would lie beside the weights of an earlier run
-
-    page = "" if opt.no_html else f"; the page of the run is {run_dir / 'web' / 'index.html'}"
-
-    def attention(images: dict[str, Tensor]) -> list[AttentionMap]:
-        maps = attention_of(model, images, opt.precision)
-        health.see({f"{block.network} {block.stage}": Attention(block.gamma, block.uniformity) for block in maps})
-        return maps
-
-    resumed = position.resumed
-    display = create_display(opt, run_dir, progress(), attention, resumed=resumed) if shown else NoDisplay()
-    health = Health(model, opt.as_dict(), known_findings(run_dir) if shown else ())
-    with stop_requests() as signals, closed_on_error(display):
-        for running in range(position.epoch, epochs + 1) if position.seconds < limit else ():
-            loader.sampler.set_epoch(running, skip=position.epoch_images)
-            waiting_since = time.perf_counter()
-            for batch in batches(loader, partial(save, "latest")):
-                stepping_since, seen = time.perf_counter(), position.epoch_images
-                size, share = loader.sampler.step_size(seen), loader.sampler.share(seen)
-                optimization.begin_step(
-                    share=share, progress=progress().done, images=size, images_before=position.total_images
-                )
-                with run.threads.timed(batch):
-                    losses, images = model.step(batch)
-                guard.check(losses, [*batch["A_paths"], *batch.get("B_paths", [])])
-                now = time.perf_counter()
-                position.advance(size)
-                if opt.train_minutes:
-                    position.seconds = distributed.all_reduce_max(before + time.monotonic() - started)
-                at = progress(size, (now - stepping_since) / size, (stepping_since - waiting_since) / size)
-                if at.crossed(opt.print_freq):
-                    losses = distributed.average(losses, share)
-                display.update(at, losses, partial(model.preview, images), optimization.learning_rates)
-                health.count(seconds=now - stepping_since, waiting=stepping_since - waiting_since)
-                if shown and at.crossed(opt.health_freq):
-                    for finding in health.look(at.step, losses, images, loss_scale=optimization.loss_scale()):
-                        display.health(at, **asdict(finding))
-                due = at.crossed(opt.save_latest_freq)
-                ended = (at.epoch_ended and running == epochs) or position.seconds >= limit
+        Raises:
+            NotFiniteError: a loss is NaN or infinite; the last checkpoint is from before.
+        """
+        with stop_requests() as signals, closed_on_error(self.display):
+            for at, losses, images in self.steps():
+                self.show(at, losses, images)
                 if at.epoch_ended:
-                    optimization.end_epoch()
-                    position.next_epoch()
-                if evaluator and (at.crossed(opt.metrics_freq) or ended):
-                    values = evaluator.evaluate(model, images=at.images)
-                    display.show_metrics(
-                        at, values, note=evaluator.describe(), best=opt.best, is_best=evaluator.is_best
-                    )
-                    if shown:
-                        inputs = evaluator.untranslated
-                        health.see({name: Content(values[name], inputs[name]) for name in inputs})
-                    if evaluator.is_best:
-                        save(BEST)
-                if at.epoch_ended and running % opt.save_epoch_freq == 0:
-                    save(str(running))
-                    due = True
-                if opt.save_by_iter and at.crossed(opt.save_latest_freq):
-                    save(f"iter_{at.images}")
-                stop = distributed.all_reduce_max(bool(signals or time.monotonic() > deadline))
-                if due or stop or ended:
-                    save("latest")
-                if ended:
+                    self.optimization.end_epoch()
+                    self.position.next_epoch()
+                # 1: the time is up, 2: a signal, which does not wait for figures
+                stop = distributed.all_reduce_max(2 if signals else int(time.monotonic() > self.deadline))
+                if self.evaluator and (at.crossed(self.opt.metrics_freq) or self.is_over or stop == 1):
+                    self.measure(self.evaluator, at)
+                self.save_when_due(at, ending=self.is_over or stop > 0)
+                if self.is_over:
                     break
                 if stop:
-                    display.close("stopped")
+                    self.display.close("stopped")
                     log.info(
                         "stopped in epoch %d, checkpoint saved%s. To resume: %s",
-                        position.epoch, page, resume_command(opt),
+                        self.position.epoch, self.page, resume_command(self.opt),
                     )  # fmt: skip
                     return 128 + signals[0] if signals else 0
+        self.display.close("finished")
+        if self.position.steps == self.steps_before:
+            longer = f"--n_epochs {2 * self.opt.n_epochs}"
+            if self.opt.train_minutes:
+                longer = f"--train_minutes {2 * self.opt.train_minutes:g}"
+            command = f"{resume_command(self.opt)} {longer}"
+            log.info("nothing was left to do; to train longer, raise its length: %s", command)
+        epochs_done = self.position.epoch > self.epochs
+        length = f"all {self.epochs} epochs are" if epochs_done else f"all {self.opt.train_minutes:g} minutes are"
+        where, flags = f"{self.run.run_dir}{self.page}", run_flags(self.opt)
+        log.info("%s done; weights are in %s. Next: python test.py %s", length, where, flags)
+        return 0
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all epochs, or all --train_minutes, are done."""
+        return self.position.epoch > self.epochs or self.position.seconds >= self.limit
+
+    @property
+    def page(self) -> str:
+        """Where the page of the run is, in words; empty if there is none."""
+        return "" if self.opt.no_html else f"; the page of the run is {self.run.run_dir / 'web' / 'index.html'}"
+
+    def progress(self, batch_size: int = 0, step_seconds: float = 0.0, data_seconds: float = 0.0) -> Progress:
+        """The position, for people, after a step of `batch_size` images that took so many seconds an image."""
+        return Progress(
+            step=self.position.steps, epoch=self.position.epoch, epochs=self.epochs,
+            epoch_images=self.position.epoch_images, epoch_size=self.epoch_size, images=self.position.total_images,
+            seconds=time.monotonic() - self.started, batch_size=batch_size, step_seconds=step_seconds,
+            data_seconds=data_seconds, time_used=self.position.seconds / self.limit,
+        )  # fmt: skip
+
+    def steps(self) -> Iterator[tuple[Progress, Losses, Images]]:
+        """Take the steps of the remaining epochs. Yields the position after each one, its losses and its images."""
+        loader = self.run.loader
+        for epoch in range(self.position.epoch, self.epochs + 1) if not self.is_over else ():
+            loader.sampler.set_epoch(epoch, skip=self.position.epoch_images)
+            waiting_since = time.perf_counter()
+            for batch in batches(loader, partial(self.save, "latest")):
+                yield self.step(batch, waiting_since)
                 waiting_since = time.perf_counter()
-            if ended:
-                break
-    display.close("finished")
-    length = f"all {epochs} epochs are" if position.epoch > epochs else f"all {opt.train_minutes:g} minutes are"
-    log.info("%s done; weights are in %s%s. Next: python test.py %s", length, run_dir, page, run_flags(opt))
-    return 0
+
+    def step(self, batch: dict, waiting_since: float) -> tuple[Progress, Losses, Images]:
+        """Take a step with a batch that the loader was asked for at `waiting_since`, as `time.perf_counter` has it."""
+        stepping_since, seen = time.perf_counter(), self.position.epoch_images
+        sampler = self.run.loader.sampler
+        size, share = sampler.step_size(seen), sampler.share(seen)
+        self.optimization.begin_step(
+            share=share, progress=self.progress().done, images=size, images_before=self.position.total_images
+        )
+        with self.run.threads.timed(batch):
+            losses, images = self.model.step(batch)
+        self.guard.check(losses, [*batch["A_paths"], *batch.get("B_paths", [])])
+        now = time.perf_counter()
+        self.position.advance(size)
+        if self.opt.train_minutes:
+            elapsed = self.seconds_before + time.monotonic() - self.started
+            self.position.seconds = distributed.all_reduce_max(elapsed)
+        self.health.count(seconds=now - stepping_since, waiting=stepping_since - waiting_since)
+        at = self.progress(size, (now - stepping_since) / size, (stepping_since - waiting_since) / size)
+        if at.crossed(self.opt.print_freq):
+            losses = distributed.average(losses, share)
+        return at, losses, images
+
+    def show(self, at: Progress, losses: Losses, images: Images) -> None:
+        """Show a step to people, and to the checks of health."""
+        self.display.update(at, losses, partial(self.model.preview, images), self.optimization.learning_rates)
+        if self.shown and at.crossed(self.opt.health_freq):
+            for finding in self.health.look(at.step, losses, images, loss_scale=self.optimization.loss_scale()):
+                self.display.health(at, **asdict(finding))
+
+    def attention(self, images: Images) -> list[AttentionMap]:
+        """The attention maps of images that are shown."""
+        maps = attention_of(self.model, images, self.optimization.precision)
+        self.health.see({f"{block.network} {block.stage}": Attention(block.gamma, block.uniformity) for block in maps})
+        return maps
+
+    def measure(self, evaluator: Evaluator, at: Progress) -> None:
+        """Compute and show the figures of --metrics, and keep the checkpoint if it is the best one."""
+        values = evaluator.evaluate(self.model, images=at.images)
+        self.display.show_metrics(at, values, note=evaluator.describe(), best=self.opt.best, is_best=evaluator.is_best)
+        if self.shown:
+            inputs = evaluator.untranslated
+            self.health.see({name: Content(values[name], inputs[name]) for name in inputs})
+        if evaluator.is_best:
+            self.save(BEST)
+
+    def save_when_due(self, at: Progress, *, ending: bool) -> None:
+        """Save the checkpoints that the flags ask for at a position, and the latest one if the run is `ending`."""
+        opt = self.opt
+        epoch_due = at.epoch_ended and at.epoch % opt.save_epoch_freq == 0
+        latest_due = at.crossed(opt.save_latest_freq)
+        if epoch_due:
+            self.save(str(at.epoch))
+        if opt.save_by_iter and latest_due:
+            self.save(f"iter_{at.images}")
+        if latest_due or epoch_due or ending:
+            self.save("latest")
+
+    def save(self, label: str) -> None:
+        """Save a checkpoint."""
+        self.guard.settle()
+        save_run(
+            self.model, self.optimization, self.position, self.opt.portable(), self.run.run_dir, label,
+            epoch_size=self.epoch_size, threads=self.run.threads.state_dict(),
+            best=self.evaluator.state_dict() if self.evaluator else None,
+        )  # fmt: skip
 
 
 def known_findings(run_dir: Path) -> list[tuple[str, str]]:

@@ -6,8 +6,10 @@ slow for both. A row's ratio is the median of the ratios of its rounds.
 
 import argparse
 import json
+import math
 import platform
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import torch
 import torchvision
 from tqdm import tqdm
 
+from benchmarks.gpu import DEVICE_ROWS, Bench, DeviceRow, measure_all
 from benchmarks.rows import ROWS, Figure, Peak
 from data import cpu_count
 
@@ -33,7 +36,7 @@ class Result:
         return [self.name, self.aim, self.figure.text, "yes" if self.figure.reached else "no", self.figure.details]
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Measure the rows that are asked for and write the table. Returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7, help="steps of each side; a row takes some minutes at 256 px")
@@ -41,7 +44,19 @@ def main() -> int:
     parser.add_argument(
         "--out", type=Path, default=Path("results/benchmarks"), help="folder of results.json and results.md"
     )
-    args = parser.parse_args()
+    text = "measure the rows for this device, such as cuda, in one process; default: the rows for CPUs"
+    parser.add_argument("--device", choices=("cpu", "cuda"), help=text)
+    parser.add_argument("--quick", action="store_true", help="with --device: tiny cases, to try out the code")
+    text = "with --device: start no further row after so many minutes"
+    parser.add_argument("--minutes", type=float, default=math.inf, help=text)
+    args = parser.parse_args(argv)
+    if args.device == "cuda" and not torch.cuda.is_available():
+        print("skipped: PyTorch finds no NVIDIA GPU on this machine")
+        return 0
+    if args.device:
+        return measure_device(args, parser)
+    if args.quick or args.minutes != math.inf:
+        parser.error("--quick and --minutes are for the rows of --device")
     rows = [row for row in ROWS if not args.only or any(text in row.name for text in args.only)]
     if not rows:
         parser.error(f"--only {' '.join(args.only)}: the rows are {', '.join(row.name for row in ROWS)}")
@@ -54,6 +69,29 @@ def main() -> int:
         write(args.out, results, {name: peak.rate for name, peak in peaks.items() if peak.measured})
     print(f"written to {args.out / 'results.md'} and results.json")
     return 0
+
+
+def measure_device(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    """Measure the rows of a device and write the table. Returns the exit status: 1 if a row failed."""
+    rows = [row for row in DEVICE_ROWS if not args.only or any(text in row.name for text in args.only)]
+    if not rows:
+        parser.error(f"--only {' '.join(args.only)}: the rows are {', '.join(row.name for row in DEVICE_ROWS)}")
+    args.out.mkdir(parents=True, exist_ok=True)
+    results: list[Result] = []
+    bench = Bench(args.device, 1 if args.quick else args.rounds, quick=args.quick)
+    rates: dict[str, float] = {}
+
+    def report(row: DeviceRow, figure: Figure) -> None:
+        results.append(Result(row.name, row.aim, figure))
+        print(" | ".join(results[-1].cells()), flush=True)
+        rates.setdefault("bf16", bench.peak_rate("bf16"))
+        write(args.out, results, rates)
+
+    failures = measure_all(bench, rows, minutes=args.minutes, report=report)
+    for failure in failures:
+        print(failure, flush=True)
+    print(f"written to {args.out / 'results.md'} and results.json")
+    return 1 if any("failed" in failure for failure in failures) else 0
 
 
 def write(folder: Path, results: list[Result], peaks: dict[str, float]) -> None:
@@ -74,6 +112,7 @@ def machine() -> dict[str, Any]:
     return {
         "processor": models[0] if models else platform.processor(),
         "cores": cpu_count(),
+        **({"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda} if torch.cuda.is_available() else {}),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "system": platform.platform(),

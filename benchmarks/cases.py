@@ -17,7 +17,6 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 from torchvision.transforms.v2.functional import to_pil_image
 
-import test
 from benchmarks import plain
 from data import create_dataset
 from models import create_model
@@ -26,7 +25,7 @@ from options.train_options import TrainOptions
 from training.compiling import compile_networks
 from training.evaluation import create_meter, evaluating
 from training.optimization import create_optimization
-from util.device import keep_freed_memory
+from util.device import create_tuning, keep_freed_memory
 from util.paths import BUNDLED
 
 
@@ -36,33 +35,61 @@ class Case:
 
     step: Callable[[], object]
     items: int = 1
-    prepare: Callable[[], object] = lambda: None  # after the first step, whose operations are counted
+    prepare: Callable[[], str] = lambda: ""  # after the first step, whose operations are counted; what there is to say
     warm_up: int = 2  # steps after that
 
 
-def plain_cycle_gan(*, size: int, blocks: int) -> Case:
-    """The step of CycleGAN in plain PyTorch, one image of each domain."""
-    return Case(plain.cycle_gan_step(size, 64, blocks, 1))
+def plain_cycle_gan(*, size: int, blocks: int, batch: int = 1, ngf: int = 64, device: str = "cpu") -> Case:
+    """The step of CycleGAN in plain PyTorch, `batch` images of each domain."""
+    with torch.device(device):
+        return Case(plain.cycle_gan_step(size, ngf, blocks, batch), items=batch)
 
 
-def plain_sagan(*, batch: int) -> Case:
+def plain_sagan(*, batch: int, device: str = "cpu") -> Case:
     """The step of SAGAN in plain PyTorch, at 64 px."""
-    return Case(plain.sagan_step(batch), items=batch)
+    with torch.device(device):
+        return Case(plain.sagan_step(batch), items=batch)
 
 
-def training(*, model: str, size: int, batch: int = 1, flags: Sequence[str] = (), compiled: bool = False) -> Case:
-    """A step of train.py with these flags, on random images."""
+def training(
+    *,
+    model: str,
+    size: int,
+    batch: int = 1,
+    flags: Sequence[str] = (),
+    compiled: bool = False,
+    device: str = "cpu",
+    channels_last: bool = False,
+) -> Case:
+    """A step of train.py with these flags, on random images.
+
+    Args:
+        channels_last: use this memory format whatever `util.device.tuning` chooses.
+    """
     keep_freed_memory()
-    opt = TrainOptions().parse(["--model", model, *flags])
-    net = create_model(opt)
-    net.prepare_training(opt, create_optimization(opt, net.device))
+    sizes = ["--batch_size", str(batch), "--crop_size", str(size), "--load_size", str(size)]
+    opt = TrainOptions().parse(["--model", model, *sizes, *flags, *["--compile"] * compiled])
+    optimization = create_optimization(opt, torch.device(device))
+    tuning = create_tuning(opt, optimization.device, precision=optimization.precision, sizes=1)
+    tuning.apply()
+    net = create_model(opt).to(device)
+    net.prepare_training(opt, optimization)
+    net.to(memory_format=torch.channels_last if channels_last else tuning.memory_format)
     images = {side: torch.rand(batch, 3, size, size) * 2 - 1 for side in "AB"}
+    if tuning.pin_memory:
+        images = {side: image.pin_memory() for side, image in images.items()}
 
-    def prepare() -> None:
-        if compiled:
-            compile_networks(net, steps=1_000_000, sizes=[(size, size)], batch_size=batch)
+    def prepare() -> str:
+        if not compiled:
+            return ""
+        sizes = [(size, size)]
+        return compile_networks(net, steps=1_000_000, sizes=sizes, batch_size=batch, mode=tuning.compile_mode)
 
-    return Case(lambda: net.step(images), items=batch, prepare=prepare)
+    def step() -> None:
+        optimization.begin_step(share=1.0, progress=0.0, images=batch, images_before=0)
+        net.step(images)
+
+    return Case(step, items=batch, prepare=prepare)
 
 
 def measuring(*, model: str, size: int, batch: int = 8, flags: Sequence[str] = ()) -> Case:
@@ -86,14 +113,22 @@ def plain_attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return torch.bmm(torch.softmax(torch.bmm(query, key.transpose(1, 2)), dim=-1), value)
 
 
-def attention(*, positions: int, channels: int, ours: bool) -> Case:
-    """Attention alone, forward and backward, in float32."""
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def attention(
+    *, positions: int, channels: int, ours: bool, precision: str = "fp32", times: int = 0, device: str = "cpu"
+) -> Case:
+    """Attention alone, forward and backward, so many times in a step; 0 = as long as for 4096 positions."""
     if ours:
         keep_freed_memory()
-    query, key = (torch.randn(1, positions, channels // 8, requires_grad=True) for _ in "qk")
-    value = torch.randn(1, positions, channels, requires_grad=True)
+    dtype = DTYPES[precision]
+    query, key, value = (
+        torch.randn(1, positions, width, device=device, dtype=dtype, requires_grad=True)
+        for width in (channels // 8, channels // 8, channels)
+    )
     function = attend if ours else plain_attend
-    times = max(4096**2 // positions**2, 1)  # a single time at 1024 positions is too short to tell sides apart
+    times = times or max(4096**2 // positions**2, 1)  # a single time at 1024 positions is too short to tell sides apart
 
     def step() -> None:
         for _ in range(times):
@@ -102,11 +137,12 @@ def attention(*, positions: int, channels: int, ours: bool) -> Case:
     return Case(step, items=times, warm_up=2 if positions <= 4096 else 0)
 
 
-def convolution(*, precision: str) -> Case:
+def convolution(*, precision: str, channels: int = 256, side: int = 64, batch: int = 4, device: str = "cpu") -> Case:
     """One large convolution, the measure of what the machine can do: 256 channels, 64 x 64 positions, four images."""
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
-    x = torch.randn(4, 256, 66, 66, dtype=dtype).contiguous(memory_format=torch.channels_last)
-    weight = torch.randn(256, 256, 3, 3, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    x, weight = (
+        torch.randn(size, device=device, dtype=DTYPES[precision]).contiguous(memory_format=torch.channels_last)
+        for size in ((batch, channels, side + 2, side + 2), (channels, channels, 3, 3))
+    )
     return Case(lambda: F.conv2d(x, weight))
 
 
@@ -162,35 +198,51 @@ def plain_loading() -> Case:
     return Case(lambda: consume(loader), items=2 * COUNT)
 
 
-def loading() -> Case:
+def loading(*, count: int = COUNT, size: int = 600, batch: int = 1, workers: int = 1, device: str = "cpu") -> Case:
     """The same by our loader."""
     keep_freed_memory()
-    root = make_dataset(count=COUNT, size=600, suffix=".jpg")
-    loader = create_dataset(TrainOptions().parse(["--dataroot", str(root), "--num_threads", "1"]))
-    return Case(lambda: consume(loader), items=2 * COUNT)
+    root = make_dataset(count=count, size=size, suffix=".jpg")
+    flags = ["--batch_size", str(batch), "--num_threads", str(workers), "--device", device]
+    loader = create_dataset(TrainOptions().parse(["--dataroot", str(root), *flags]))
+    return Case(lambda: consume(loader), items=2 * count)
 
 
-def plain_testing(*, count: int) -> Case:
+def plain_testing(*, count: int, size: int = 256, ngf: int = 64, blocks: int = 9, device: str = "cpu") -> Case:
     """A ResNet in float32 translates images of 256 px one by one; Pillow reads and writes PNGs."""
-    root = make_dataset(count=count, size=256, suffix=".png")
-    net = plain.resnet(64, 9).eval()
+    root = make_dataset(count=count, size=size, suffix=".png")
+    net = plain.resnet(ngf, blocks).eval().to(device)
     data = PlainImages([root / "testA"])
 
     @torch.no_grad()
     def step() -> None:
         for number in range(len(data)):
             x = data[number]
-            for label, image in (("real", x), ("fake", net(x[None])[0])):
+            for label, image in (("real", x), ("fake", net(x[None].to(device))[0].cpu())):
                 to_pil_image(image.add(1).div(2).clamp(0, 1)).save(root / f"{number}_{label}.png")
 
     return Case(step, items=count, warm_up=0)
 
 
-def testing(*, count: int, size: int = 256, model: str = "cycle_gan", flags: Sequence[str] = ()) -> Case:
-    """test.py on as many images, with its page."""
+def testing(
+    *,
+    count: int,
+    size: int = 256,
+    model: str = "cycle_gan",
+    flags: Sequence[str] = (),
+    network: Sequence[str] = (),
+    device: str = "cpu",
+) -> Case:
+    """test.py on as many images, with its page.
+
+    Args:
+        flags: of test.py.
+        network: flags of the run.
+    """
+    import test  # its page needs dominate, which the other cases do without
+
     root = make_dataset(count=count, size=size, suffix=".png")
     sizes = ["--load_size", str(size), "--crop_size", str(size)]
-    opt = TrainOptions().parse(["--name", "run", "--checkpoints_dir", str(root), "--model", model, *sizes])
+    opt = TrainOptions().parse(["--name", "run", "--checkpoints_dir", str(root), "--model", model, *sizes, *network])
     net = create_model(opt)
     net.add_discriminators(opt)
     (root / "run").mkdir()
@@ -198,6 +250,7 @@ def testing(*, count: int, size: int = 256, model: str = "cycle_gan", flags: Seq
         torch.save(child.state_dict(), root / "run" / f"latest_{name.replace('net', 'net_')}.pth")
     opt.save(root / "run")
     words = ["--name", "run", "--checkpoints_dir", str(root), "--results_dir", str(root / "results"), *sizes, *flags]
+    words += ["--device", device]
 
     def step() -> None:
         with contextlib.redirect_stdout(io.StringIO()):

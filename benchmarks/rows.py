@@ -218,6 +218,7 @@ def ours(model: str, size: int, *flags: str, batch: int = 1, compiled: bool = Fa
 
 BF16 = ("--precision", "bf16")
 SMALL = ("--netG", "resnet_6blocks")
+BLUR = ("--resample", "blur")
 
 ROWS = [
     speed(
@@ -234,6 +235,16 @@ ROWS = [
     ),
     speed("sagan 64 px, batch 64, fp32", 1.5, ("plain_sagan", {"batch": 64}), ours("sagan", 64, batch=64), "fp32"),
     overhead("cycle_gan_attn over cycle_gan, 256 px, fp32", 1.08, ours("cycle_gan", 256), ours("cycle_gan_attn", 256)),
+    *(
+        row(
+            f"{what}{model} over cycle_gan, 256 px, bf16",
+            0.6,
+            ours("cycle_gan", 256, *BLUR, *BF16),
+            ours(model, 256, *BF16),
+        )
+        for model in ("cut", "fastcut")
+        for what, row in (("", overhead), ("peak memory, ", memory))
+    ),
     metrics("--metrics kid, cycle_gan 256 px, fp32", 0.03, 256),
     metrics("--metrics kid, cycle_gan 64 px, 6 blocks, bf16", 0.03, 64, *SMALL, *BF16),
     memory("peak memory, cycle_gan 256 px, bf16", 0.55, plain(256, 9), ours("cycle_gan", 256, *BF16)),

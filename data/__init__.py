@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,9 +21,8 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, default_co
 from data.base_dataset import BaseDataset, Sample
 from data.image_folder import DataError
 from util import distributed
-from util.device import select_device
-from util.images import PixelFormat
-from util.registry import find_class
+from util.device import select_device, tuning
+from util.registry import MIGRATING, find_class
 from util.signals import SIGNALS
 
 log = logging.getLogger(__name__)
@@ -88,8 +88,17 @@ class EpochLoader(DataLoader[Sample]):
         batches = super().__iter__()
         if workers := [child for child in multiprocessing.active_children() if child not in earlier]:
             atexit.register(end_workers, workers)
-        for batch in batches:
-            yield {name: torch.from_numpy(x) if isinstance(x, np.ndarray) else x for name, x in batch.items()}
+        try:
+            for batch in batches:
+                yield {name: torch.from_numpy(x) if isinstance(x, np.ndarray) else x for name, x in batch.items()}
+        except TypeError as error:
+            if "tuple" not in str(error):
+                raise
+            last = str(error).strip().splitlines()[-1]
+            raise DataError(
+                f"{type(self.dataset).__name__} cannot make a sample ({last}): it is asked for (epoch, index), not for "
+                f"an index. {MIGRATING}."
+            ) from error
 
 
 def collate_arrays(samples: Sequence[Sample]) -> Sample:
@@ -109,8 +118,8 @@ def create_dataset(opt: Any) -> EpochLoader:
     """The data loader of the dataset that --dataset_mode names. Call `loader.sampler.set_epoch` before each epoch.
 
     A batch is {"A": (N, input_nc, H, W), "B": (N, output_nc, H, W), "A_paths": list of str, "B_paths": list of str},
-    float32 in [-1, 1]; datasets of one domain have A and A_paths only. The last batch of an epoch may be smaller than
-    --batch_size.
+    float32 in [-1, 1]; datasets of one domain have A and A_paths only. N is --batch_size, times --accumulate in
+    training; the last batch of an epoch may be smaller.
 
     Raises:
         DataError: folders or images do not fit the flags.
@@ -118,13 +127,22 @@ def create_dataset(opt: Any) -> EpochLoader:
     dataset: BaseDataset = find_class("data", opt.dataset_mode)(opt)
     if dataset.sizes and opt.is_default("dataroot"):
         log.info("no --dataroot: using the bundled images in %s", opt.dataroot)
-    if opt.given("value_range") and all(fmt == PixelFormat() for fmt in dataset.formats.values()):
-        why = "these images have 8 bits" if dataset.formats else "this dataset reads 8-bit images only"
-        raise DataError(f"--value_range {opt.value_range}: {why}, which are always 0 to 255.")
-    if opt.batch_size > 1:
-        check_same_size(dataset, opt.batch_size)
+    for side in ("A_paths", "B_paths"):
+        paths = getattr(dataset, side)
+        if isinstance(paths, str) or not all(isinstance(path, str | Path) for path in paths):
+            raise DataError(
+                f"{side} of {type(dataset).__name__} has to be a list of the paths of its files. {MIGRATING}."
+            )
+        setattr(dataset, side, [Path(path) for path in paths])
+    for flag, domains in (("value_range", "AB"), ("value_range_A", "A"), ("value_range_B", "B")):
+        if opt.given(flag):
+            check_deep(dataset, f"--{flag} {getattr(opt, flag)}", domains)
+    step_size = opt.batch_size * (opt.accumulate if opt.is_train else 1)  # the model splits the batch of a step
+    if step_size > 1:
+        check_same_size(dataset, opt.batch_size, step_size)
     device = select_device(opt.device, opt.gpu_ids)
-    workers = min(opt.num_threads, math.ceil(len(dataset) / opt.batch_size))
+    pin_memory = tuning(device).pin_memory
+    workers = min(opt.num_threads, math.ceil(len(dataset) / step_size))
     if not opt.given("num_threads"):
         # on the CPU, workers take cores from training; a pair at 64 px loads in 1 ms, in a worker in 2 ms
         cores = max(cpu_count() // distributed.local_world_size(), 1)
@@ -135,17 +153,20 @@ def create_dataset(opt: Any) -> EpochLoader:
     ranks = {"rank": distributed.rank(), "world_size": distributed.world_size()} if opt.is_train else {}
     return EpochLoader(
         dataset,
-        batch_size=opt.batch_size,
-        sampler=EpochSampler(
-            dataset, shuffle=not opt.serial_batches, seed=opt.seed, batch_size=opt.batch_size, **ranks
-        ),
+        batch_size=step_size,
+        sampler=EpochSampler(dataset, shuffle=not opt.serial_batches, seed=opt.seed, batch_size=step_size, **ranks),
         num_workers=workers,
-        collate_fn=collate_arrays if workers and device.type != "cuda" else None,  # only tensors can be pinned for CUDA
+        collate_fn=collate_arrays if workers and not pin_memory else None,  # only tensors can be pinned
         persistent_workers=workers > 0,
         worker_init_fn=ignore_signals,
-        pin_memory=device.type == "cuda",
+        pin_memory=pin_memory,
         generator=torch.Generator(),  # draws the seeds of workers, so that the global RNG stays as it is
     )
+
+
+def with_class_names(opt: Any, dataset: BaseDataset) -> Any:
+    """The options with the names of the classes that the dataset found, which are saved with the run."""
+    return opt.replaced(class_names=dataset.class_names) if dataset.class_names else opt
 
 
 def ignore_signals(worker: int) -> None:
@@ -168,13 +189,23 @@ def cpu_count() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def check_same_size(dataset: BaseDataset, batch_size: int) -> None:
+def check_deep(dataset: BaseDataset, flag: str, domains: str) -> None:
+    """Raise a DataError if a `flag` about the values of `domains`, "A", "B" or "AB", meets 8-bit images only."""
+    formats = dataset.domain_formats
+    found = [formats[domain] for domain in domains if domain in formats]
+    if all(fmt.is_8bit for fmt in found) and (found or not formats):
+        why = f"the images of {' and '.join(domains)} have 8 bits" if found else "this dataset reads 8-bit images only"
+        raise DataError(f"{flag}: {why}, which are always 0 to 255.")
+
+
+def check_same_size(dataset: BaseDataset, batch_size: int, step_size: int) -> None:
     """Raise a DataError that names two files if the images differ in size and so do not fit in one batch."""
+    many = f"--batch_size {batch_size}" if batch_size > 1 else f"--accumulate {step_size}"
     for sizes in dataset.sizes.values():
         if len(sizes) > 1:
             (size, path), (other, other_path), *_ = sizes.items()
             raise DataError(
-                f"--batch_size {batch_size} needs images of one size, but {path} has {size[0]}x{size[1]} and"
+                f"{many} needs images of one size, but {path} has {size[0]}x{size[1]} and"
                 f" {other_path} {other[0]}x{other[1]} pixels after --preprocess. resize_and_crop gives one size.",
-                remedy={"batch_size": 1},
+                remedy={"batch_size": 1} if step_size == batch_size else {"batch_size": 1, "accumulate": 1},
             )

@@ -3,8 +3,10 @@
 tifffile is imported in the functions that use it: it is slow to import, and --help does without.
 """
 
+import functools
 import stat
 from enum import IntEnum
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -14,6 +16,15 @@ from PIL import Image, ImageOps
 from PIL.ImageFile import ImageFile
 
 from data.image_folder import MissingLibrary
+from data.scans import (
+    GDAL_NODATA,
+    is_dicom,
+    is_slice,
+    read_dicom,
+    read_slice,
+    slice_shape,
+    without_nodata,
+)
 from util.images import MAX_CHANNELS
 
 if TYPE_CHECKING:
@@ -23,20 +34,27 @@ EXIF_ORIENTATION = 0x0112
 SIDEWAYS = range(5, 9)  # orientations that swap width and height
 MAX_BYTES = 2**30  # of one image in memory
 # formats that Pillow decodes itself, whatever the suffix; for others, such as EPS, it starts a program
-FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF", "JPEG2000", "AVIF")
+FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF", "JPEG2000", "AVIF", "HEIF")
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
-def array_kind(path: Path) -> Literal["", "npy", "png", "tiff"]:
+ArrayKind = Literal["npy", "tiff", "nifti", "dicom"]  # which Pillow does not open
+
+
+def array_kind(path: Path) -> Literal["", "png"] | ArrayKind:
     """The kind of a file by its content; "" for 8-bit gray and color images, which Pillow reads in full."""
+    if is_slice(path):
+        return "nifti"
     if not stat.S_ISREG(path.stat().st_mode):
         raise ValueError("it is not a file but a folder, a device or a pipe")
     with path.open("rb", buffering=0) as file:
-        start = file.read(25)
+        start = file.read(132)
+    if is_dicom(start):
+        return "dicom"
     if start.startswith(b"\x93NUMPY"):
         return "npy"
     if start.startswith(b"\x89PNG"):
-        return "png" if start[24:] == b"\x10" else ""
+        return "png" if start[24:25] == b"\x10" else ""
     if start[:4] in TIFF_STARTS:
         from tifffile import TiffFile
 
@@ -68,7 +86,8 @@ def open_image(path: Path, *, verify: bool = False) -> ImageFile:
         OSError: it is not an image.
         SyntaxError: a checksum is wrong. Pillow would decode such a file to other pixels.
     """
-    file = Image.open(path, formats=FORMATS)
+    register_heif()
+    file = Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN or name != "HEIF"])
     try:
         check_size(file.width, file.height, len(file.getbands()))
         # Pillow fills a truncated JPEG with gray; a bit encodes at most one block of 64 pixels
@@ -83,8 +102,20 @@ def open_image(path: Path, *, verify: bool = False) -> ImageFile:
     return file
 
 
-def array_format(path: Path, kind: Literal["npy", "tiff"]) -> tuple[str, int]:
-    """The dtype and the number of channels, from the header alone."""
+@functools.cache
+def register_heif() -> None:
+    """Let Pillow read HEIC and HEIF, if pillow-heif is installed."""
+    if find_spec("pillow_heif"):
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+
+
+def array_format(path: Path, kind: ArrayKind) -> tuple[str, int]:
+    """The dtype and the number of channels, from the header alone where that is possible."""
+    if kind in ("nifti", "dicom"):
+        array = read_array(path)
+        return array.dtype.name, array.shape[2]
     if kind == "npy":
         array = map_npy(path)
         return array.dtype.name, array.shape[2]
@@ -95,7 +126,31 @@ def array_format(path: Path, kind: Literal["npy", "tiff"]) -> tuple[str, int]:
         return str(pages[0].dtype), len(pages) * pages[0].samplesperpixel
 
 
-def array_size(path: Path, kind: Literal["npy", "tiff"]) -> tuple[int, int]:
+def has_alpha(path: Path) -> bool:
+    """Whether the last channel of `read_array` is opacity, from the header alone."""
+    kind = array_kind(path)
+    if kind in ("npy", "nifti", "dicom"):
+        return False
+    if kind == "tiff":
+        from tifffile import EXTRASAMPLE, TiffFile
+
+        with TiffFile(path) as tiff:
+            samples = channel_pages(tiff)[0].extrasamples
+        return bool(samples) and samples[-1] in (EXTRASAMPLE.ASSOCALPHA, EXTRASAMPLE.UNASSALPHA)
+    with open_image(path) as file:
+        keyed = file.mode == "P" or kind == "png"  # where a transparent color becomes a channel
+        return file.mode in ("LA", "RGBA") or (keyed and file.has_transparency_data)
+
+
+def frame_count(path: Path) -> int:
+    """The number of frames of an animation, of which the first is read; 1 for all other files."""
+    if array_kind(path):
+        return 1
+    with open_image(path) as file:
+        return 1 if file.format in ("MPO", "TIFF") else getattr(file, "n_frames", 1)
+
+
+def array_size(path: Path, kind: ArrayKind) -> tuple[int, int]:
     """(width, height) of the upright image in pixels, from the header alone.
 
     Raises:
@@ -103,6 +158,12 @@ def array_size(path: Path, kind: Literal["npy", "tiff"]) -> tuple[int, int]:
     """
     if kind == "npy":
         height, width = map_npy(path).shape[:2]
+        return width, height
+    if kind == "nifti":
+        height, width, _ = slice_shape(path)
+        return width, height
+    if kind == "dicom":
+        height, width = read_dicom(path).shape[:2]
         return width, height
     from tifffile import TiffFile
 
@@ -125,6 +186,10 @@ def read_array(path: Path) -> np.ndarray:
         array = np.array(map_npy(path))
     elif kind == "tiff":
         array = read_tiff(path)
+    elif kind == "nifti":
+        array = read_slice(path)
+    elif kind == "dicom":
+        array = read_dicom(path)
     else:
         with open_image(path, verify=True) as file:
             has_color_key = "transparency" in file.info
@@ -183,6 +248,8 @@ def read_tiff(path: Path) -> np.ndarray:
         else:
             array = np.atleast_3d(decode_page(first, path))
             array = np.moveaxis(array, 0, -1) if first.axes == "SYX" else array
+        if (nodata := first.tags.valueof(GDAL_NODATA)) is not None:
+            array = without_nodata(array, float(str(nodata).strip("\0 ")))
         if first.photometric == PHOTOMETRIC.MINISWHITE and array.dtype.kind == "u":
             array = np.invert(array)
         return upright(array, first.tags.valueof(EXIF_ORIENTATION, 1))

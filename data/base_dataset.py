@@ -31,9 +31,13 @@ class BaseDataset(Dataset[Sample], ABC):
         self.B_paths: list[Path] = []
         # domain, "A" or "B" -> every (width, height) of its samples -> one file that has it
         self.sizes: dict[str, dict[tuple[int, int], Path]] = {}
-        # domain -> depth and value range of its first file, in which results are written
+        # "A", "B" -> the format of its first file, in which results are written; empty if files have 8 bits
         self.formats: dict[str, PixelFormat] = {}
+        # the letters of the folders, halves or value ranges that become A and B
+        self.domains: tuple[str, str] = ("B", "A") if opt.direction == "BtoA" else ("A", "B")
+        self.class_names: list[str] = []  # of the classes of samples, by number; empty if there are none
         self.skip_bad_images: bool = opt.skip_bad_images
+        self.skipped: list[str] = []  # why each file is left out that cannot be used
         self.checks: list[tuple[list[Path], Check]] = []  # all files, good or bad, and their check
 
     unused_flags: tuple[str, ...] = ()  # shared flags that this dataset does not read; the parser refuses them
@@ -42,6 +46,12 @@ class BaseDataset(Dataset[Sample], ABC):
     def modify_commandline_options(parser: ArgumentParser, is_train: bool) -> ArgumentParser:
         """Add flags and defaults of this dataset."""
         return parser
+
+    @property
+    def domain_formats(self) -> dict[str, PixelFormat]:
+        """The formats by the letters of the folders, whatever the direction."""
+        letters = dict(zip("AB", self.domains, strict=True))
+        return {letters[side]: fmt for side, fmt in sorted(self.formats.items())}
 
     def __len__(self) -> int:
         """The number of samples in an epoch: by default the number of files of A."""
@@ -56,7 +66,11 @@ class BaseDataset(Dataset[Sample], ABC):
         A dataset calls it once for each of its lists of files.
         """
         self.checks.append((paths, check))
-        return skip_bad(paths, check) if self.skip_bad_images else paths
+        if not self.skip_bad_images:
+            return paths
+        good, bad = skip_bad(paths, check)
+        self.skipped += bad
+        return good
 
     def generator(self, epoch: int, index: int) -> torch.Generator:
         """A random number generator for one sample; its seed is a function of (seed, epoch, index)."""
@@ -64,9 +78,14 @@ class BaseDataset(Dataset[Sample], ABC):
         return torch.Generator().manual_seed(int.from_bytes(digest))
 
 
-def create_reader(opt: Any, channels: int, *arguments: str) -> ImageReader:
-    """The reader of files for `channels` channels, set by `arguments` ("input_nc", "output_nc" or both)."""
-    return ImageReader(channels=channels, value_range=values.bounds(opt.value_range), arguments=arguments)
+def create_reader(opt: Any, channels: int, domain: str, *arguments: str) -> ImageReader:
+    """The reader of the files of a domain, the folder or half "A" or "B".
+
+    Args:
+        channels: of the network, set by `arguments` ("input_nc", "output_nc" or both).
+    """
+    value_range = opt.value_range_A if domain == "A" else opt.value_range_B
+    return ImageReader(channels=channels, value_range=values.bounds(value_range), arguments=arguments)
 
 
 def create_transform(opt: Any, channels: int) -> Transform:

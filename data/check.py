@@ -14,6 +14,7 @@ from torch import Tensor
 
 from data.image_file import describe, for_each
 from data.image_folder import DataError, MissingLibrary
+from data.scans import is_slice
 from data.transforms import Transform, whole
 
 log = logging.getLogger(__name__)
@@ -69,7 +70,7 @@ def inspect_file(path: Path, check: Check) -> Inspection:
     """
     try:
         image, kind = check(path), describe(path)
-        file_digest = digest(path.read_bytes())
+        file_digest = b"" if is_slice(path) else digest(path.read_bytes())
     except MissingLibrary:
         raise
     except DataError as error:
@@ -84,6 +85,7 @@ def inspect_file(path: Path, check: Check) -> Inspection:
         pixels = image.tobytes()
     size = size_of(image)
     pixel_digest = digest(f"{size} ".encode() + pixels)
+    file_digest = file_digest or pixel_digest
     return Inspection(path=path, kind=kind, size=size, flat=flat, file_digest=file_digest, pixel_digest=pixel_digest)
 
 
@@ -109,8 +111,8 @@ def duplicates(train: Sequence[Inspection], test: Sequence[Inspection]) -> list[
     return found
 
 
-def skip_bad(paths: list[Path], check: Callable[[Path], object]) -> list[Path]:
-    """Those of `paths` that `check` accepts. One warning counts the others and names the first.
+def skip_bad(paths: list[Path], check: Callable[[Path], object]) -> tuple[list[Path], list[str]]:
+    """Those of `paths` that `check` accepts, and the errors of the others. One warning counts and names these.
 
     Raises:
         DataError: `check` accepts none.
@@ -122,7 +124,7 @@ def skip_bad(paths: list[Path], check: Callable[[Path], object]) -> list[Path]:
         raise DataError(f"None of {len(paths)} images can be used. The first error: {bad[0]}")
     if bad:
         log.warning("%d of %d images are skipped:\n%s", len(bad), len(paths), listing(bad))
-    return [path for path, error in zip(paths, errors, strict=True) if not error]
+    return [path for path, error in zip(paths, errors, strict=True) if not error], bad
 
 
 def error_of(path: Path, check: Callable[[Path], object]) -> DataError | None:

@@ -14,9 +14,18 @@ from PIL.ImageFile import ImageFile
 from torch import Tensor
 from tqdm import tqdm
 
-from data.arrays import EXIF_ORIENTATION, SIDEWAYS, array_format, array_kind, array_size, open_image, read_array
+from data.arrays import (
+    EXIF_ORIENTATION,
+    SIDEWAYS,
+    array_format,
+    array_kind,
+    array_size,
+    has_alpha,
+    open_image,
+    read_array,
+)
 from data.image_folder import DataError
-from util.images import PixelFormat
+from util.images import WITH_ALPHA, PixelFormat
 
 T = TypeVar("T")
 
@@ -99,7 +108,7 @@ def image_size(path: Path) -> tuple[int, int]:
     """
     with reading(path):
         kind = array_kind(path)
-        if kind in ("npy", "tiff"):
+        if kind != "" and kind != "png":
             return array_size(path, kind)
         with open_image(path) as file:
             width, height = file.size
@@ -122,7 +131,7 @@ def describe(path: Path) -> str:
     """
     with reading(path):
         kind = array_kind(path)
-        if kind in ("npy", "tiff"):
+        if kind != "" and kind != "png":
             dtype, channels = array_format(path, kind)
             return f"{kind.upper()} {dtype}, {channels} channel{'' if channels == 1 else 's'}"
         with open_image(path) as file:
@@ -189,6 +198,6 @@ class ImageReader:
 
     def _format(self, array: np.ndarray, path: Path) -> PixelFormat:
         try:
-            return PixelFormat.of(array, self.value_range)
+            return PixelFormat.of(array, self.value_range, alpha=array.shape[2] in WITH_ALPHA and has_alpha(path))
         except ValueError as error:
             raise DataError(f"{path} {error}") from error

@@ -4,16 +4,24 @@ import difflib
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from torch.utils.data import get_worker_info
 
+from data.scans import DICOM, NIFTI, READABLE, slices_of
 from util.errors import RemediedError
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".tif", ".tiff", ".npy")
-
+# suffixes of files that can be written; all can be read
+WRITABLE = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".tif", ".tiff", ".npy")
+HEIF = (".heic", ".heif")  # which pillow-heif reads
+# and those that can be read only: of animations, the first frame
+MORE = (".jfif", ".pgm", ".webp", ".gif", ".jp2", ".avif")
+EXTENSIONS = (*WRITABLE, *MORE, *(HEIF if find_spec("pillow_heif") else ()), *READABLE)
+EXTRAS = dict.fromkeys(HEIF, "formats") | dict.fromkeys((*NIFTI, *DICOM), "medical")  # suffix -> what to install
 
 REMEDY_NOTE = "\nremedy: "
 
@@ -52,8 +60,30 @@ class MissingLibrary(DataError):
 def list_images(folder: Path, limit: float = math.inf) -> list[Path]:
     """All images below `folder`, sorted by their path relative to it; at most `limit`, cut after sorting.
 
+    A volume is listed as its slices, see `data.scans`.
+
     Follows subfolders and symbolic links, except links to a parent folder. Skips hidden files and folders.
     """
+    paths = [part for path in list_files(folder) if is_image(path.name) for part in slices_of(path)]
+    return paths[: int(min(limit, len(paths)))]
+
+
+def left_out(folder: Path) -> dict[str, int]:
+    """The suffixes of the visible files below `folder` that are no images that can be read, and how many there are."""
+    kinds = Counter(described_suffix(path) for path in list_files(folder) if not is_image(path.name))
+    return dict(kinds.most_common())
+
+
+def described_suffix(path: Path) -> str:
+    """The suffix of a file that is left out, with the extra that would read it."""
+    known = [suffix for suffix in EXTRAS if path.name.lower().endswith(suffix)]
+    if not known:
+        return path.suffix.lower() or "without a suffix"
+    return f'{known[-1]} (to read them: pip install ".[{EXTRAS[known[-1]]}]")'
+
+
+def list_files(folder: Path) -> list[Path]:
+    """All visible files below `folder`; see `list_images`."""
     paths = []
     above = {Path(folder): {_identity(folder)}} if folder.is_dir() else {}  # each folder -> itself and its parents
     for parent, folders, names in os.walk(folder, followlinks=True):
@@ -61,9 +91,8 @@ def list_images(folder: Path, limit: float = math.inf) -> list[Path]:
         children = {name: _identity(Path(parent, name)) for name in folders if not name.startswith(".")}
         folders[:] = [name for name, child in children.items() if child not in visited]
         above |= {Path(parent, name): visited | {children[name]} for name in folders}
-        paths += [Path(parent, name) for name in names if is_image(name)]
-    paths.sort(key=lambda path: path.relative_to(folder).as_posix())
-    return paths[: int(min(limit, len(paths)))]
+        paths += [Path(parent, name) for name in names if not name.startswith(".")]
+    return sorted(paths, key=lambda path: path.relative_to(folder).as_posix())
 
 
 def _identity(folder: Path) -> tuple[int, int]:
@@ -95,17 +124,23 @@ def any_images(dataroot: str | Path, phase: str, domain: str, limit: float = mat
     Raises:
         DataError: there is no such folder, or no image in it.
     """
-    folder = Path(dataroot, f"{phase}{domain}")
-    if not folder.is_dir():
-        folder = Path(dataroot)
+    folder = any_folder(dataroot, phase, domain)
     if not folder.is_dir():
         raise DataError(f"dataroot={dataroot}: no such folder.\nFound:\n{tree(nearest_folder(folder))}")
     return _not_empty(folder, list_images(folder, limit))
 
 
+def any_folder(dataroot: str | Path, phase: str, domain: str) -> Path:
+    """The folder whose images `any_images` lists."""
+    folder = Path(dataroot, f"{phase}{domain}")
+    return folder if folder.is_dir() else Path(dataroot)
+
+
 def _not_empty(folder: Path, paths: list[Path]) -> list[Path]:
     if not paths:
-        raise DataError(f"No image in {folder}: the names of image files end in {' '.join(EXTENSIONS)}.")
+        found = ", ".join(f"{count} {kind}" for kind, count in left_out(folder).items())
+        there = f", which holds {found}" if found else ""
+        raise DataError(f"No image in {folder}{there}: the names of image files end in {' '.join(EXTENSIONS)}.")
     return paths
 
 

@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from data.base_dataset import BaseDataset, Sample
+from data.classes import choose_classes
 from data.image_folder import DataError
 from options import values
 
@@ -16,11 +18,15 @@ DEFAULT_COUNT = 64
 
 
 class NoiseDataset(BaseDataset):
-    """A vector z of --z_dim random numbers for each of --seeds, by default the seeds 0 to --num_test - 1."""
+    """A vector z of --z_dim random numbers for each of --seeds, by default the seeds 0 to --num_test - 1.
+
+    If the run has classes, there is a sample of each seed and each of --classes, and z ends with the one-hot class.
+    """
 
     unused_flags = (
-        "seed", "dataroot", "preprocess", "center_crop", "value_range", "load_size", "no_flip", "serial_batches",
-        "max_dataset_size", "skip_bad_images", "metrics", "metrics_features", "metrics_weights", "content", "label_dir",
+        "seed", "dataroot", "preprocess", "center_crop", "value_range", "value_range_A", "value_range_B", "load_size",
+        "no_flip", "serial_batches", "max_dataset_size", "skip_bad_images", "metrics", "metrics_features",
+        "metrics_weights", "content", "label_dir",
     )  # fmt: skip
 
     @staticmethod
@@ -43,14 +49,25 @@ class NoiseDataset(BaseDataset):
                 f"--dataset_mode noise is for models that turn noise into images, not for --model {opt.model}."
             )
         count = DEFAULT_COUNT if opt.num_test == math.inf else opt.num_test
-        self.seeds = list(range(count)) if opt.seeds is None else opt.seeds
+        self.class_names = opt.class_names
+        if opt.classes and not self.class_names:
+            raise DataError(f"classes={opt.classes}: the run was trained without classes. Omit them.")
+        self.classes = choose_classes(opt.classes, self.class_names)
+        seeds = list(range(math.ceil(count / max(len(self.classes), 1)))) if opt.seeds is None else opt.seeds
         self.z_dim, self.truncation = opt.z_dim, opt.truncation
-        self.A_paths = [Path(f"seed{seed:04d}") for seed in self.seeds]
+        self.samples = [(seed, number) for seed in seeds for number in self.classes or [-1]]
+        self.A_paths = [
+            Path(f"seed{seed:04d}" + (f"_{self.class_names[number].replace('.', '-')}" if self.classes else ""))
+            for seed, number in self.samples
+        ]
 
     def __getitem__(self, at: tuple[int, int]) -> Sample:
         _, index = at
-        generator = torch.Generator().manual_seed(self.seeds[index])
+        seed, number = self.samples[index]
+        generator = torch.Generator().manual_seed(seed)
         z = truncate(torch.randn(self.z_dim, generator=generator), self.truncation)
+        if self.classes:
+            z = torch.cat([z, one_hot(torch.tensor(number), len(self.class_names)).to(z.dtype)])
         return {"z": z, "A_paths": str(self.A_paths[index])}
 
 

@@ -29,7 +29,8 @@ class Transform:
         center_crop: crop the center first: a square of this many pixels, "max" for the largest square, 0 for no crop.
             (160, then resize, is usual for CelebA's faces.)
         preprocess: resize_and_crop (to load_size x load_size, then a crop_size square), crop (the crop alone),
-            scale_width (width to load_size, height in proportion but at least crop_size), scale_width_and_crop, none.
+            scale_width (width to load_size, height in proportion), scale_width_and_crop (but at least crop_size, for
+            the crop), none.
         load_size: side in pixels; resizing is bicubic.
         crop_size: side in pixels.
         flip: flip half of the images horizontally.
@@ -114,7 +115,8 @@ class Transform:
         if self.preprocess == "resize_and_crop":
             return self.load_size, self.load_size
         if self.preprocess.startswith("scale_width"):
-            size = self.load_size, max(int(self.load_size * height / width), self.crop_size)
+            least = self.crop_size if self.crops else 1  # upstream's least is always crop_size, which distorts
+            size = self.load_size, max(int(self.load_size * height / width), least)
         if self.preprocess in ("scale_width", "none"):
             return round(size[0] / self.multiple) * self.multiple, round(size[1] / self.multiple) * self.multiple
         return size

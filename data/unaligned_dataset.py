@@ -18,11 +18,11 @@ class UnalignedDataset(BaseDataset):
 
     def __init__(self, opt: Any):
         super().__init__(opt)
-        first, second = ("B", "A") if opt.direction == "BtoA" else ("A", "B")
+        first, second = self.domains
         A_paths = domain_images(opt.dataroot, opt.phase, first, opt.max_dataset_size)
         B_paths = domain_images(opt.dataroot, opt.phase, second, opt.max_dataset_size)
-        self.read_A = create_reader(opt, opt.input_nc, "input_nc")
-        self.read_B = create_reader(opt, opt.output_nc, "output_nc")
+        self.read_A = create_reader(opt, opt.input_nc, first, "input_nc")
+        self.read_B = create_reader(opt, opt.output_nc, second, "output_nc")
         self.transform_A = create_transform(opt, opt.input_nc)
         self.transform_B = create_transform(opt, opt.output_nc)
         self.A_paths = self.usable(A_paths, Check(self.read_A, self.transform_A))

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # Python looks 
 
 from data.arrays import array_kind, read_array
 from data.image_file import read_rgb
-from data.image_folder import DataError, list_images, nearest_folder, tree
+from data.image_folder import WRITABLE, DataError, list_images, nearest_folder, tree
 from options import values
 from util.command import run_command
 from util.images import write_array
@@ -66,8 +66,13 @@ def combine(
 
 
 def find_pairs(fold_A: Path, fold_B: Path, *, num_imgs: float, use_AB: bool) -> list[tuple[Path, Path, Path]]:
-    """The files of A and B of each pair, and the path of its result relative to `fold_AB`; see `combine`."""
+    """The files of A and B of each pair, and the path of its result relative to `fold_AB`; see `combine`.
+
+    a.jpg and a.png are a pair too, unless there is an a.jpg in B. It becomes a PNG.
+    """
     pairs, alone = [], []
+    paths_B = list_images(fold_B)
+    partners = {str(path.with_suffix("")): path for path in paths_B} | {str(path): path for path in paths_B}
     taken: Counter[str] = Counter()
     for path_A in list_images(fold_A):
         name_A = path_A.relative_to(fold_A)
@@ -76,11 +81,13 @@ def find_pairs(fold_A: Path, fold_B: Path, *, num_imgs: float, use_AB: bool) -> 
         name_B, name_AB = (
             name_A.with_name(name_A.name.replace("_A.", end)) if use_AB else name_A for end in ("_B.", ".")
         )
-        if not (fold_B / name_B).is_file():
+        path_B = partners.get(str(fold_B / name_B)) or partners.get(str((fold_B / name_B).with_suffix("")))
+        if path_B is None:
             alone.append(f"{path_A} (no {fold_B / name_B})")
         elif taken[str(name_A.parent)] < num_imgs:
             taken[str(name_A.parent)] += 1
-            pairs.append((path_A, fold_B / name_B, name_AB))
+            lossless = path_A.suffix == path_B.suffix and path_A.suffix.lower() in WRITABLE
+            pairs.append((path_A, path_B, name_AB if lossless else name_AB.with_suffix(".png")))
     if not pairs:
         rule = "1_A.jpg belongs to 1_B.jpg" if use_AB else "both have the same name; with --use_AB, 1_A.jpg and 1_B.jpg"
         found = f": {alone[0]}" if alone else f".\nFound:\n{tree(fold_A)}"

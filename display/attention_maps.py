@@ -3,12 +3,14 @@
 import base64
 import dataclasses
 import itertools
+import json
 import math
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -232,3 +234,19 @@ def _with_ring(image: Image.Image, *, x: float, y: float) -> Image.Image:
         ImageDraw.Draw(mask).ellipse(box, outline=255, width=round(line * scale))
         image.paste(color, mask=mask.resize(image.size, Image.Resampling.BOX))
     return image
+
+
+def attention_label(block: AttentionMap) -> str:
+    """Return the label of the figure of a generator's attention block."""
+    return f"attention_{block.network}_{block.stage}"
+
+
+def save_attention(path: Path, maps: Iterable[AttentionMap]) -> None:
+    """Write the maps of one image as a script for the viewer: a page on disk may load scripts, but no data."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"attention({as_script([block.viewer_data() for block in maps])});\n", encoding="ascii")
+
+
+def as_script(data: Any) -> str:
+    """Return `data` as a JavaScript expression without tags, whatever the names in it: nothing ends a script early."""
+    return json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")

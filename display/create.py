@@ -10,7 +10,6 @@ from display.background import Background
 from display.display import Attention, Display, NoDisplay
 from display.event_log import EventLog
 from display.events import Progress
-from display.pages.training import PageSink
 from display.sink import Sink
 from display.sinks.console import ConsoleSink
 from display.sinks.loss_log import LossLogSink
@@ -116,6 +115,8 @@ def create_sink(name: SinkName, opt: Options, run_dir: Path, *, images_freq: int
         case "log":
             return LossLogSink(run_dir / "loss_log.txt")
         case "html":
+            from display.pages.training import PageSink  # its package is not needed with --no_html
+
             names = ("A", "B") if opt.direction == "AtoB" else ("B", "A")
             return PageSink(
                 run_dir / "web", opt.name, names=names, size=size, images_freq=images_freq,

@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from display.attention_maps import AttentionMap
+from display.attention_maps import AttentionMap, attention_label
 from display.event_log import EventLog
 from display.events import End, Event, Health, Images, Losses, Metrics, Progress, Start
-from display.pages.page import attention_label
 from display.sink import Sink
 from util.device import peak_memory
 from util.images import to_tensor

@@ -5,9 +5,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from display.attention_maps import AttentionMap
+from display.attention_maps import AttentionMap, save_attention
 from display.events import Event, Images, Progress, from_json, to_json
-from display.pages.page import save_attention
 from util.files import atomic
 from util.images import save_image
 

@@ -1,5 +1,6 @@
 """Find a trained model: its options, its weights, and the networks ready for images of any size."""
 
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,9 +18,13 @@ from models.networks.infer import GENERATOR_FLAGS, as_text, infer_generator, inf
 from models.networks.layers import BATCH_NORMS, spectral_normalize
 from models.test_model import generator_labels
 from models.weights import find_weights, load_weights, read_weights
+from options import values
 from options.base_options import Options, read_saved
 from options.test_options import TestOptions
 from util.checkpoint_files import WEIGHTS, checkpoint_label
+from util.color import join_lab, split_lab
+from util.device import tuning
+from util.images import PixelFormat, read_formats
 
 NOT_TRANSLATING = ("colorization", "sagan")  # models whose generator does not translate images
 
@@ -34,6 +39,7 @@ class Source:
         file: a single file of weights instead of a run.
         flags: the saved options of the run, overridden by `inferred`.
         inferred: the flags inferred from the weights; empty if the options of the run were saved.
+        formats: the formats of the domains "A" and "B" of the run; empty if none are saved.
     """
 
     run_dir: Path
@@ -41,14 +47,24 @@ class Source:
     file: Path | None
     flags: dict[str, Any]
     inferred: dict[str, Any]
+    formats: dict[str, PixelFormat]
+
+    def domains(self, direction: str | None = None) -> tuple[str, str]:
+        """The letters of the domains that the generator of `direction` (None: as trained) translates: from, to."""
+        used = direction or self.flags.get("direction", "AtoB")
+        return used[0], used[-1]
+
+    def value_range(self, domain: str) -> tuple[float, float] | None:
+        """The values of deep files of a domain, "A" or "B", that became -1 and 1; None if their dtype decided."""
+        return values.bounds(self.flags.get(f"value_range_{domain}") or self.flags.get("value_range", ""))
 
     def is_reverse(self, direction: str) -> bool:
         """Whether `direction` is not the one the model was trained in. False for files of a single generator."""
         return self.file is None and direction != self.flags.get("direction", direction)
 
-    def check_translates(self) -> None:
-        """Raise ValueError if the generator of the model does not translate images."""
-        if (model := self.flags.get("model")) in NOT_TRANSLATING:
+    def check_translates(self, *, colorizes: bool = False) -> None:
+        """Raise ValueError if the generator of the model does not translate images; one that `colorizes` may pass."""
+        if (model := self.flags.get("model")) in NOT_TRANSLATING and not (colorizes and model == "colorization"):
             raise ValueError(f"a run of {model} does not translate images into images")
 
 
@@ -66,17 +82,22 @@ def find_source(run_dir: Path, label: str, *, file: Path | None = None) -> Sourc
     saved, inferred = read_saved(run_dir), {}
     trained: dict[str, Any] = {"direction": "AtoB"}
     if file:
+        if re.search("_net_G_B(_ema)?$", file.stem):  # of the other direction
+            saved = saved | {"direction": "AtoB" if saved.get("direction") == "BtoA" else "BtoA"}
+        weights = read_weights(file)
         try:
-            inferred = infer_generator(read_weights(file))
+            inferred = infer_generator(weights)
         except ValueError as error:
-            raise ValueError(f"{file}: {error}") from error
+            beside = sorted(path.name for path in run_dir.glob("*_net_G*") if path != file)
+            near = f". Generators beside it: {', '.join(beside)}" if beside else ""
+            raise ValueError(f"{file}: {error}{near}") from error
     elif not saved:
         bare = [run_dir / WEIGHTS.format(label=label, network=network) for network in ("G_A", "G")]
         if found := next((path for path in bare if path.is_file()), None):
             inferred = infer_network(read_weights(found))
             if found == bare[1]:
                 trained = {}  # without options, a lone G is assumed to be of the requested direction
-    return Source(run_dir, label, file, trained | saved | inferred, inferred)
+    return Source(run_dir, label, file, trained | saved | inferred, inferred, read_formats(run_dir))
 
 
 @dataclass(frozen=True)
@@ -88,6 +109,7 @@ class Trained:
         run_dir, label, file: see Source.
         reverse: the requested direction is not the one the model was trained in.
         inferred: a message about the inferred flags; empty if there are none.
+        formats: the saved formats of the domains "A", translated from, and "B", translated to; empty if none are saved.
     """
 
     opt: Options
@@ -96,6 +118,7 @@ class Trained:
     file: Path | None
     reverse: bool
     inferred: str
+    formats: dict[str, PixelFormat]
 
     def build(self, device: torch.device) -> tuple[BaseModel, dict[str, Path]]:
         """Build the model, for images of any size. Returns it with the file that each network was loaded from."""
@@ -143,7 +166,31 @@ def find_trained(argv: Sequence[str] | None = None) -> Trained:
     text = f"inferred from the weights: {as_text(source.inferred)}" if source.inferred else ""
     if source.inferred and "no_dropout" not in source.inferred:
         text += f"; weights do not show whether dropout was used: running {'without' if opt.no_dropout else 'with'} it"
-    return Trained(opt, source.run_dir, source.label, file, reverse, text)
+    ranges = {"A": opt.value_range_A, "B": opt.value_range_B}
+    formats = {
+        side: fmt if fmt.is_8bit else fmt.with_range(values.bounds(ranges[letter]))
+        for side, letter in zip("AB", source.domains(opt.direction), strict=True)
+        for fmt in (source.formats.get(letter),)
+        if fmt is not None
+    }
+    return Trained(opt, source.run_dir, source.label, file, reverse, text, formats)
+
+
+class Colorizer(nn.Module):
+    """The generator of a colorization model as a network from images to images.
+
+    Args:
+        net: L (B, 1, H, W) -> ab (B, 2, H, W), both as `split_lab` scales them.
+    """
+
+    def __init__(self, net: nn.Module):
+        super().__init__()
+        self.net = net
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """(B, 3, H, W) in [-1, 1], of which the lightness counts, to (B, 3, H, W)."""
+        L, _ = split_lab(image)
+        return join_lab(L, self.net(L))
 
 
 def load_generator(
@@ -158,12 +205,12 @@ def load_generator(
         evaluate: running statistics in batch norm and no dropout.
 
     Returns:
-        The generator, (B, input_nc, H, W) -> (B, output_nc, H, W), and input_nc.
+        The generator, (B, input_nc, H, W) -> (B, output_nc, H, W), and input_nc; 3 -> 3 for a colorization model.
 
     Raises:
         ValueError: there are no such weights, they are damaged, or they do not fit the flags.
     """
-    source.check_translates()
+    source.check_translates(colorizes=True)
     reverse = direction is not None and source.is_reverse(direction)
     labels = with_averages(generator_labels(reverse=reverse), ema)
     path = source.file or find_weights(source.run_dir, source.label, labels)
@@ -175,7 +222,10 @@ def load_generator(
     if spectral:
         spectral_normalize(net)
     load_weights(net, path)
-    return prepare(net, device, evaluate=evaluate), flags["input_nc"]
+    ready = prepare(net, device, evaluate=evaluate)
+    if flags.get("model") == "colorization":
+        return Colorizer(ready), 3
+    return ready, flags["input_nc"]
 
 
 def with_averages(labels: Sequence[str], ema: bool) -> list[str]:
@@ -198,6 +248,4 @@ def prepare(net: nn.Module, device: torch.device, *, evaluate: bool) -> nn.Modul
     for module in ready.modules():
         if isinstance(module, (nn.Dropout, *BATCH_NORMS)):
             module.train(not evaluate)
-    if device.type == "cpu":
-        ready.to(memory_format=torch.channels_last)  # 8% faster
-    return ready
+    return ready.to(memory_format=tuning(device, training=False).memory_format)

@@ -14,7 +14,7 @@ from inference.export import OnnxNetwork, read_notes
 from inference.tiles import OVERLAP, Tiled
 from inference.trained import find_source, load_generator
 from options import values
-from util.images import to_image
+from util.images import WITH_ALPHA, PixelFormat, is_viewable, to_image
 
 AnyImage = TypeVar("AnyImage", Image.Image, np.ndarray, Tensor)
 
@@ -22,6 +22,11 @@ AnyImage = TypeVar("AnyImage", Image.Image, np.ndarray, Tensor)
 def as_tensor(image: Image.Image | Tensor, *, channels: int) -> Tensor:
     """Convert an 8-bit image, or (C, H, W) in [-1, 1], to (channels, H, W) in [-1, 1], as test.py does."""
     return Transform(preprocess="none", flip=False, channels=channels, multiple=1)(image)
+
+
+def as_range(pair: list[float] | None) -> tuple[float, float] | None:
+    """A range of values from JSON."""
+    return (pair[0], pair[1]) if pair else None
 
 
 class Translator:
@@ -32,12 +37,26 @@ class Translator:
     Args:
         net: a network (B, input_nc, H, W) -> (B, output_nc, H, W) in [-1, 1] for any H and W.
         input_nc: channels of its input.
-        value_range: the values that became -1 and 1 in training, for files with more than 8 bits; None for the default
+        value_range: the values that became -1 and 1 in training, for inputs with more than 8 bits; None for the default
             of their dtype.
+        output_format: of results; None for the format of the input.
+        output_range: the values that -1 and 1 stand for in results with more than 8 bits, if there is no
+            `output_format`; None for those of the input.
+        domains: letters of the domains of inputs and results.
     """
 
-    def __init__(self, net: nn.Module, *, input_nc: int, value_range: tuple[float, float] | None = None):
+    def __init__(
+        self,
+        net: nn.Module,
+        *,
+        input_nc: int,
+        value_range: tuple[float, float] | None = None,
+        output_format: PixelFormat | None = None,
+        output_range: tuple[float, float] | None = None,
+        domains: tuple[str, str] = ("A", "B"),
+    ):
         self.net, self.input_nc, self.value_range = net, input_nc, value_range
+        self.output_format, self.output_range, self.domains = output_format, output_range, domains
 
     @classmethod
     def load(
@@ -76,7 +95,15 @@ class Translator:
                 raise ValueError(f"{source} is one exported generator, which runs whole: pass the device alone")
             notes = read_notes(source)
             net: nn.Module = OnnxNetwork(source, torch.device(device or "cpu"))
-            return cls(net, input_nc=notes["input_nc"], value_range=notes["value_range"] and (*notes["value_range"],))
+            fmt, (first, second) = notes["output_format"], notes["domains"]
+            return cls(
+                net,
+                input_nc=notes["input_nc"],
+                value_range=as_range(notes["value_range"]),
+                output_format=fmt and PixelFormat(fmt["dtype"], tuple(fmt["value_range"]), fmt["alpha"]),
+                output_range=as_range(notes["output_range"]),
+                domains=(first, second),
+            )
         source = source.absolute() if source.is_file() else source.resolve()
         for what, name in (("source", source.stem if source.is_file() else source.name), ("epoch", str(epoch))):
             if not values.is_plain_name(name):
@@ -94,7 +121,19 @@ class Translator:
         )
         if tile:
             net = Tiled(net, tile=tile, overlap=tile_overlap)
-        return cls(net, input_nc=input_nc, value_range=values.bounds(found.flags.get("value_range", "")))
+        first, second = found.domains(direction)
+        return cls(
+            net,
+            input_nc=input_nc,
+            value_range=found.value_range(first),
+            output_format=found.formats.get(second),
+            output_range=found.value_range(second),
+            domains=(first, second),
+        )
+
+    def result_format(self, source: PixelFormat) -> PixelFormat:
+        """The format of a result: that of the target domain or, if it is not known, of the input, `source`."""
+        return source.of_result(self.output_format, self.output_range)
 
     @overload
     def __call__(self, images: AnyImage) -> AnyImage: ...
@@ -105,10 +144,14 @@ class Translator:
     def __call__(self, images: Any) -> Any:
         """Translate an image, or each image of a list. The result has the type and size of the input.
 
+        Results have the format of the target domain, which a run saves, such as int16; without a run, that of the
+        input. Tensors stay in [-1, 1].
+
         Args:
-            images: a PIL image with 8 bits per channel, whose transparent pixels are composited on white; a uint8 array
-                (H, W, C), or (H, W) for one channel; a floating-point tensor (C, H, W) or (B, C, H, W) in [-1, 1]; or a
-                list of these. Batch norm computes its statistics over all images of a tensor.
+            images: a PIL image, whose transparent pixels are composited on white unless the generator takes opacity
+                (RGBA, LA); an array (H, W, C), or (H, W) for one channel, of integers or floats; a floating-point
+                tensor (C, H, W) or (B, C, H, W) in [-1, 1]; or a list of these. Batch norm computes its statistics
+                over all images of a tensor.
 
         Raises:
             ValueError: the type, shape, dtype or range of values is not supported.
@@ -116,13 +159,19 @@ class Translator:
         if isinstance(images, list | tuple):
             return [self(image) for image in images]
         if isinstance(images, Image.Image):
-            made = self._run(self._from_image(images))
-            if made.shape[1] not in (1, 3):
-                raise ValueError(f"the generator makes {made.shape[1]} channels, not an image: pass a tensor")
-            return to_image(made)
+            x, fmt = self._from_image(images)
+            made, fmt = self._run(x[None])[0], self.result_format(fmt)
+            if is_viewable(made, fmt):
+                return to_image(made, alpha=fmt.alpha)
+            if len(made) == 1 and fmt.dtype in ("uint16", "int32", "float32"):
+                return Image.fromarray(fmt.to_array(made)[..., 0])
+            raise ValueError(
+                f"the generator makes {len(made)} channels of {fmt.dtype}, which no PIL image holds: pass an array, or "
+                "a tensor"
+            )
         if isinstance(images, np.ndarray):
-            result = self._run(self._from_array(images))[0].add(1).mul(127.5).round().clamp(0, 255).byte()
-            array = result.permute(1, 2, 0).cpu().numpy()
+            x, fmt = self._from_array(images)
+            array = self.result_format(fmt).to_array(self._run(x[None])[0])
             return array[..., 0] if images.ndim == 2 and array.shape[2] == 1 else array
         if isinstance(images, Tensor):
             if images.ndim not in (3, 4) or not images.is_floating_point() or not images.abs().amax() <= 1.001:
@@ -138,16 +187,31 @@ class Translator:
         with torch.no_grad():
             return self.net(x.to(next(self.net.parameters(), x.cpu()).device, torch.float32))
 
-    def _from_image(self, image: Image.Image) -> Tensor:
-        if self.input_nc not in (1, 3) or image.mode.startswith(("I", "F")):
+    def _from_image(self, image: Image.Image) -> tuple[Tensor, PixelFormat]:
+        """The tensor (input_nc, H, W) of an image, and its format."""
+        if image.mode.startswith(("I", "F")):
+            return self._from_array(np.asarray(image))
+        if self.input_nc in WITH_ALPHA and image.has_transparency_data:
+            bands = np.asarray(image.convert("RGBA" if self.input_nc == 4 else "LA"))
+            return self._from_array(bands, alpha=True)
+        if self.input_nc not in (1, 3):
             raise ValueError(
-                f"an image of mode {image.mode} does not convert to {self.input_nc} channels of 8 bits: pass a tensor "
-                "in [-1, 1]"
+                f"an image of mode {image.mode} does not convert to {self.input_nc} channels of 8 bits: pass an array, "
+                "or a tensor in [-1, 1]"
             )
-        return as_tensor(on_white(image), channels=self.input_nc)[None]
+        return as_tensor(on_white(image), channels=self.input_nc), PixelFormat()
 
-    def _from_array(self, array: np.ndarray) -> Tensor:
-        if array.dtype != np.uint8 or array.ndim not in (2, 3):
-            raise ValueError(f"an array has to be (H, W, C) or (H, W) of uint8, not {array.shape} of {array.dtype}")
-        x = torch.from_numpy(array.copy() if array.ndim == 3 else array[..., None].copy())
-        return x.permute(2, 0, 1)[None] / 255 * 2 - 1
+    def _from_array(self, array: np.ndarray, *, alpha: bool = False) -> tuple[Tensor, PixelFormat]:
+        """The tensor (C, H, W) of an array, and its format."""
+        if array.dtype.kind not in "uif" or array.ndim not in (2, 3):
+            raise ValueError(
+                f"an array has to be (H, W, C) or (H, W) of integers or floats, not {array.shape} of {array.dtype}"
+            )
+        array = array if array.ndim == 3 else array[..., None]
+        try:
+            fmt = PixelFormat.of(array, self.value_range, alpha=alpha)
+        except ValueError as error:
+            raise ValueError(f"the array {error}") from error
+        if fmt.is_8bit:
+            return torch.from_numpy(array.copy()).permute(2, 0, 1) / 255 * 2 - 1, fmt
+        return fmt.to_tensor(array), fmt

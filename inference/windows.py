@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from data.arrays import EXIF_ORIENTATION, TIFF_STARTS
-from data.image_file import ImageReader, reading
+from data.image_file import reading
 from inference.tiles import Box, Tiled
-from inference.translator import as_tensor
+from inference.translator import Translator, as_tensor
 from util.files import atomic
 from util.images import PixelFormat, is_viewable, write_array
 
@@ -174,35 +174,37 @@ class WindowWriter:
     def close(self) -> None:
         """Write what was put together in memory."""
         if not self.in_place and self.array is not None:
-            write_array(self.array, self.path)
+            write_array(self.array, self.path, alpha=self.format.alpha)
 
 
-def translate_file(net: Tiled, source: Path, target: Path, reader: ImageReader, *, is_chosen: bool) -> None:
+def translate_file(translator: Translator, source: Path, target: Path, *, is_chosen: bool) -> None:
     """Translate a file in tiles into another. Memory is bounded if both are TIFF.
 
     Args:
-        net: the generator.
+        translator: whose generator runs in tiles.
         source: a TIFF that `TiffImage.suits`.
         target: the result.
-        reader: of the channels and the value range.
         is_chosen: the user named `target`; otherwise its suffix becomes .tif if the file could not hold the result.
 
     Raises:
         ValueError: files of this suffix do not support the depth or the channels of the result.
     """
-    image = TiffImage(source, channels=reader.channels, value_range=reader.value_range)
+    net = translator.net
+    assert isinstance(net, Tiled)
+    image = TiffImage(source, channels=translator.input_nc, value_range=translator.value_range)
+    fmt = translator.result_format(image.format)
     try:
         if target.suffix.lower() not in (".tif", ".tiff", ".npy") and not is_viewable(
-            torch.empty(net.output_nc, 1, 1), image.format
+            torch.empty(net.output_nc, 1, 1), fmt
         ):
             if is_chosen:
                 raise ValueError(
-                    f"{target}: {target.suffix} cannot hold {net.output_nc} channels of {image.format.dtype}: use .tif"
+                    f"{target}: {target.suffix} cannot hold {net.output_nc} channels of {fmt.dtype}: use .tif"
                 )
             target = target.with_suffix(".tif")
         target.parent.mkdir(parents=True, exist_ok=True)
         with atomic(target) as draft:
-            writer = WindowWriter(draft, (image.shape[2], image.shape[3]), image.format)
+            writer = WindowWriter(draft, (image.shape[2], image.shape[3]), fmt)
             net.run(image, writer.write)
             writer.close()
     finally:

@@ -2,7 +2,7 @@
 
 import copy
 from argparse import ArgumentParser
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from data.base_dataset import BaseDataset
 from models.feature_queue import FeatureQueue
 from models.image_pool import ImagePool
-from models.networks.attention import attention_blocks
+from models.networks.attention import SelfAttention2d, attention_blocks
 from util.errors import RemediedError
 
 Images = dict[str, Tensor]
@@ -40,14 +40,27 @@ class Optimization(Protocol):
     def autocast(self) -> AbstractContextManager[Any]:
         """A context for forward passes in the precision of the run."""
 
-    def backward(self, name: str, *losses: Tensor) -> None:
-        """Accumulate the gradients of losses (scalars) for the weights of one optimizer only."""
+    def backward(self, name: str, *losses: Tensor, share: float = 1.0) -> None:
+        """Accumulate the gradients of losses (scalars) of a part of the batch for the weights of one optimizer only."""
 
     def update(self, name: str) -> None:
         """Step the optimizer `name` with the accumulated gradients."""
 
     def end_step(self) -> None:
         """Update the averages. A model calls it at the end of each training step."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a batch, for passes that fit into memory.
+
+    Attributes:
+        batch: as the data loader returns it.
+        share: of the part in the images of the whole batch.
+    """
+
+    batch: dict
+    share: float
 
 
 @dataclass(frozen=True)
@@ -114,11 +127,13 @@ class BaseModel(nn.Module):
     needs_one_size = ""
 
     optimization: Optimization
+    part_size: int | None = None  # images of a part, if --accumulate splits batches
 
     def __init__(self) -> None:
         super().__init__()
         self.pools: dict[str, ImagePool] = {}
         self.queues: dict[str, FeatureQueue] = {}
+        self._attention: dict[str, SelfAttention2d] | None = None  # by the name of its gamma
 
     @staticmethod
     def modify_commandline_options(parser: ArgumentParser, is_train: bool) -> ArgumentParser:
@@ -135,6 +150,21 @@ class BaseModel(nn.Module):
             ValueError: flags do not suit the model.
         """
         self.optimization = optimization
+        self.part_size = opt.batch_size if opt.accumulate > 1 else None
+
+    def parts(self, batch: dict) -> list[Part]:
+        """Split a batch of the data loader into the parts that --accumulate asks for; one part by default.
+
+        A step passes the share of a part to `optimization.backward`, so that the gradients are those of the batch.
+        """
+        if self.part_size is None:
+            return [Part(batch, 1.0)]
+        total = len(next(iter(batch.values())))
+        parts = [slice(first, min(first + self.part_size, total)) for first in range(0, total, self.part_size)]
+        return [
+            Part({name: values[part] for name, values in batch.items()}, (part.stop - part.start) / total)
+            for part in parts
+        ]
 
     def step(self, batch: dict) -> tuple[Losses, Images]:
         """Run a training step on a batch of the data loader.
@@ -146,12 +176,14 @@ class BaseModel(nn.Module):
 
     def gammas(self) -> Losses:
         """The gamma of each attention block, to log with the losses, by names such as gamma_G_A_block5."""
-        return {
-            f"gamma_{name.removeprefix('net')}_{stage}": block.gamma.detach()[0]
-            for name, net in self.named_children()
-            if not name.endswith("_ema")
-            for stage, block in attention_blocks(net).items()
-        }
+        if self._attention is None:  # looking for them takes as long as a small kernel for each layer
+            self._attention = {
+                f"gamma_{name.removeprefix('net')}_{stage}": block
+                for name, net in self.named_children()
+                if not name.endswith("_ema")
+                for stage, block in attention_blocks(net).items()
+            }
+        return {name: block.gamma.detach()[0] for name, block in self._attention.items()}
 
     def preview(self, images: Images) -> Images:
         """Turn the images that `step` returned into those to show: (N, C, H, W) in [-1, 1], by label.
@@ -200,8 +232,11 @@ class BaseModel(nn.Module):
             lines += [f"{name}: {weights / 1e6:.3f} M weights", *([str(net)] if verbose else [])]
         return "\n".join([*lines, f"computing on {self.device}"])
 
-    def example_input(self, name: str, size: tuple[int, int], *, batch_size: int = 1) -> Tensor:
-        """A blank input for the network `name`: (batch_size, C, height, width), where `size` is (width, height)."""
+    def example_input(self, name: str, size: tuple[int, int], *, batch_size: int = 1) -> Tensor | None:
+        """A blank input for the network `name`: (batch_size, C, height, width), where `size` is (width, height).
+
+        None for a network that takes neither images nor noise, such as the heads of cut.
+        """
         net = self.get_submodule(name)
         first = next(weight for weight in net.parameters() if weight.dim() == 4)
         channels = getattr(net, "input_nc", first.shape[1])
@@ -231,8 +266,10 @@ class BaseModel(nn.Module):
             if name.startswith("netD"):
                 advice = "use larger ones, or fewer layers: --netD n_layers --n_layers_D 1"
             for width, height in representative_sizes(sizes, getattr(net, "stride", 1)):
+                if (example := self.example_input(name, (width, height))) is None:
+                    break
                 try:
-                    made = meta_net(self.example_input(name, (width, height)).to("meta")).shape[2:]
+                    made = meta_net(example.to("meta")).shape[2:]
                     if 0 in made:  # an error of its own since torch 2.7
                         raise ValueError("no pixel is left")
                 except (RuntimeError, ValueError) as error:
@@ -263,6 +300,14 @@ class BaseModel(nn.Module):
     def generator_views(self) -> dict[str, GeneratorView]:
         """Views of the generators in training, by name, such as G_A, for the checks of `training.health`."""
         return {}
+
+
+def average_losses(losses: Sequence[tuple[float, Losses]]) -> Losses:
+    """The losses of a batch from those of its parts, as (share, losses)."""
+    (_, first), *others = losses
+    if not others:
+        return first
+    return {name: torch.stack([part[name].detach() * share for share, part in losses]).sum() for name in first}
 
 
 def representative_sizes(sizes: Iterable[tuple[int, int]], stride: int) -> list[tuple[int, int]]:

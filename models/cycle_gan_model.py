@@ -8,7 +8,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models import networks
-from models.base_model import AttentionView, BaseModel, GeneratorView, Images, Losses, Optimization
+from models.base_model import (
+    AttentionView,
+    BaseModel,
+    GeneratorView,
+    Images,
+    Losses,
+    Optimization,
+    average_losses,
+)
 from models.content import ContentLoss
 from models.feature_queue import create_queues, with_queues
 from models.image_pool import ImagePool
@@ -136,31 +144,39 @@ class CycleGANModel(BaseModel):
 
     def step(self, batch: dict) -> tuple[Losses, Images]:
         """Update the generators, then the discriminators on fake images from the pools; see BaseModel."""
-        real_A, real_B = self.inputs(batch, "A", "B")
         D_A, D_B = (with_queues(f"D_{side}", self.get_submodule(f"netD_{side}"), self.queues) for side in "AB")
-        A = self.backward_cycle("A", real_A, real_B, self.netG_A, self.netG_B, D_A, self.lambda_A)
-        B = self.backward_cycle("B", real_B, real_A, self.netG_B, self.netG_A, D_B, self.lambda_B)
+        made: list[tuple[float, Tensor, Tensor, Cycle, Cycle]] = []
+        for part in self.parts(batch):
+            real_A, real_B = self.inputs(part.batch, "A", "B")
+            A = self.backward_cycle("A", real_A, real_B, self.netG_A, self.netG_B, D_A, self.lambda_A, part.share)
+            B = self.backward_cycle("B", real_B, real_A, self.netG_B, self.netG_A, D_B, self.lambda_B, part.share)
+            made.append((part.share, real_A, real_B, A, B))
         self.optimization.update("G")
-        losses_D_A = self.backward_D("A", D_A, real_B, self.pools["fake_B"].query(A.fake))
-        losses_D_B = self.backward_D("B", D_B, real_A, self.pools["fake_A"].query(B.fake))
+        parts: list[tuple[float, Losses]] = []
+        for share, real_A, real_B, A, B in made:
+            losses_D_A = self.backward_D("A", D_A, real_B, self.pools["fake_B"].query(A.fake), share)
+            losses_D_B = self.backward_D("B", D_B, real_A, self.pools["fake_A"].query(B.fake), share)
+            losses: dict[str, Tensor | None] = {
+                "G_A": A.loss_G, "G_B": B.loss_G, "cycle_A": A.loss_cycle, "cycle_B": B.loss_cycle,
+                "idt_A": B.loss_idt, "idt_B": A.loss_idt,
+                "projected_A": A.loss_projected, "projected_B": B.loss_projected,
+                "content_A": A.loss_content, "content_B": B.loss_content, **losses_D_A, **losses_D_B,
+            }  # fmt: skip
+            parts.append((share, without_none(losses)))
         self.optimization.update("D")
         self.optimization.end_step()
 
-        losses: dict[str, Tensor | None] = {
-            "G_A": A.loss_G, "G_B": B.loss_G, "cycle_A": A.loss_cycle, "cycle_B": B.loss_cycle,
-            "idt_A": B.loss_idt, "idt_B": A.loss_idt, "projected_A": A.loss_projected, "projected_B": B.loss_projected,
-            "content_A": A.loss_content, "content_B": B.loss_content, **losses_D_A, **losses_D_B,
-        }  # fmt: skip
         images: dict[str, Tensor | None] = {
             "real_A": real_A, "fake_B": A.fake, "rec_A": A.rec,
             "real_B": real_B, "fake_A": B.fake, "rec_B": B.rec,
             "idt_A": B.idt, "idt_B": A.idt,
         }  # fmt: skip
-        return without_none(losses) | self.gammas(), without_none(images)
+        return average_losses(parts) | self.gammas(), without_none(images)
 
     def backward_cycle(
-        self, side: str, real: Tensor, target: Tensor, net: nn.Module, back: nn.Module, netD: Scorer, weight: float
-    ) -> Cycle:
+        self, side: str, real: Tensor, target: Tensor, net: nn.Module, back: nn.Module, netD: Scorer, weight: float,
+        share: float,
+    ) -> Cycle:  # fmt: skip
         """Translate images with `net` and back, and accumulate the gradients of the losses of both generators.
 
         The two directions run one after the other, so that only one autograd graph is in memory.
@@ -173,6 +189,7 @@ class CycleGANModel(BaseModel):
             back: the generator of the other direction.
             netD: the discriminator of the translations.
             weight: of the cycle loss and, times lambda_identity, of the identity loss.
+            share: of these images in the batch.
         """
         identity = self.lambda_identity * ((1 - self.optimization.progress) if self.identity_decay else 1)
         with self.optimization.autocast():
@@ -188,24 +205,27 @@ class CycleGANModel(BaseModel):
             if self.content_loss:
                 loss_content = self.content_loss(real, fake, domain=side) * self.lambda_content
         losses = loss_G, loss_idt, loss_cycle, loss_projected, loss_content
-        self.optimization.backward("G", *(loss for loss in losses if loss is not None))
+        self.optimization.backward("G", *(loss for loss in losses if loss is not None), share=share)
         return Cycle(
             fake.detach(), rec.detach(), detached(idt), loss_G.detach(), detached(loss_idt), loss_cycle.detach(),
             detached(loss_projected), detached(loss_content),
         )  # fmt: skip
 
-    def backward_D(self, side: str, netD: Scorer, real: Tensor, fake: Tensor) -> Losses:
-        """Accumulate the gradients of the discriminators of a side, "A" or "B". Returns their losses, detached."""
+    def backward_D(self, side: str, netD: Scorer, real: Tensor, fake: Tensor, share: float) -> Losses:
+        """Accumulate the gradients of the discriminators of a side, "A" or "B". Returns their losses, detached.
+
+        `share` is that of these images in the batch.
+        """
         with self.optimization.autocast():
             terms = self.gan_loss.discriminator(
                 netD, real, fake, step=self.optimization.updates, progress=self.optimization.progress
             )
-        self.optimization.backward("D", self.gan_loss.total(terms))
+        self.optimization.backward("D", self.gan_loss.total(terms), share=share)
         losses = self.gan_loss.logged(terms, suffix=f"_{side}")
         if self.projected:
             with self.optimization.autocast():
                 loss = HINGE.total(HINGE.discriminator(self.projected[side], real, fake))
-            self.optimization.backward("D", loss)
+            self.optimization.backward("D", loss, share=share)
             losses[f"projected_D_{side}"] = loss.detach()
         return losses
 

@@ -2,7 +2,7 @@
 
 import math
 from argparse import ArgumentParser
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -19,7 +19,24 @@ from util.errors import RemediedError
 GAN_MODES = ("lsgan", "vanilla", "wgangp", "hinge", "relativistic")
 ZERO_CENTERED = ("r1", "r2", "zero_gp")  # gradient penalties
 
-Scorer = Callable[[Tensor], Tensor] | QueuedDiscriminator
+
+class ClassDiscriminator:
+    """A discriminator with a score for each class, which scores images for the classes they have or should have.
+
+    Args:
+        net: images (B, C, H, W) -> scores (B, n_classes).
+        classes: numbers of classes, (B,), of "real" and "fake" images. If there are fewer images, the first ones count.
+    """
+
+    def __init__(self, net: Callable[[Tensor], Tensor], classes: Mapping[str, Tensor]):
+        self.net, self.classes = net, classes
+
+    def score(self, kind: str, images: Tensor) -> Tensor:
+        """The scores (B,) of "real" or "fake" images (B, C, H, W)."""
+        return self.net(images).gather(1, self.classes[kind][: len(images), None]).squeeze(1)
+
+
+Scorer = Callable[[Tensor], Tensor] | QueuedDiscriminator | ClassDiscriminator
 
 
 def add_gan_flags(parser: ArgumentParser) -> None:
@@ -139,6 +156,8 @@ class GANLoss:
         if isinstance(net, QueuedDiscriminator):
             on_real, features["real"] = net.with_features("real", real)
             on_fake, features["fake"] = net.with_features("fake", fake)
+        elif isinstance(net, ClassDiscriminator):
+            on_real, on_fake = net.score("real", real), net.score("fake", fake)
         else:
             on_real, on_fake = run_together(net, real, fake)
         if self.mode == "relativistic":
@@ -228,7 +247,7 @@ class GANLoss:
 
 def scorer(net: Scorer, kind: str) -> Callable[[Tensor], Tensor]:
     """The function that scores images of a kind, "real" or "fake"."""
-    return partial(net.score, kind) if isinstance(net, QueuedDiscriminator) else net
+    return partial(net.score, kind) if isinstance(net, QueuedDiscriminator | ClassDiscriminator) else net
 
 
 def relativistic(winner: Tensor, loser: Tensor) -> Tensor:

@@ -8,7 +8,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models import networks
-from models.base_model import AttentionView, BaseModel, GeneratorView, Images, Losses, Optimization
+from models.base_model import (
+    AttentionView,
+    BaseModel,
+    GeneratorView,
+    Images,
+    Losses,
+    Optimization,
+    average_losses,
+)
 from models.feature_queue import create_queues, with_queues
 from models.image_pool import ImagePool
 from models.losses import add_gan_flags, create_gan_loss
@@ -69,24 +77,38 @@ class Pix2PixModel(BaseModel):
     def step(self, batch: dict) -> tuple[Losses, Images]:
         """Update the discriminator on fake images from the pool, then the generator; see BaseModel."""
         netD = with_queues("D", self.netD, self.queues)
-        with self.optimization.autocast():
-            x = self.translate(batch)
-            real_AB, fake_AB = (torch.cat([x["real_A"], x[label]], 1) for label in ("real_B", "fake_B"))
-            terms = self.gan_loss.discriminator(
-                netD, real_AB, self.pools["fake_AB"].query(fake_AB), step=self.optimization.updates,
-                progress=self.optimization.progress,
-            )  # fmt: skip
-        self.optimization.backward("D", self.gan_loss.total(terms))
+        parts, losses_D, losses_G = self.parts(batch), [], []
+        for part in parts:
+            with self.optimization.autocast():
+                with torch.set_grad_enabled(len(parts) == 1):  # the graphs of several parts would fill the memory
+                    x = self.translate(part.batch)
+                real_AB, fake_AB = self.pairs(x)
+                terms = self.gan_loss.discriminator(
+                    netD, real_AB, self.pools["fake_AB"].query(fake_AB), step=self.optimization.updates,
+                    progress=self.optimization.progress,
+                )  # fmt: skip
+            self.optimization.backward("D", self.gan_loss.total(terms), share=part.share)
+            losses_D.append((part.share, {f"D_{name}": loss for name, loss in terms.items()}))
         self.optimization.update("D")
-        with self.optimization.autocast():
-            losses = {
-                "G_GAN": self.gan_loss.generator(netD, real_AB, fake_AB),
-                "G_L1": F.l1_loss(x["fake_B"], x["real_B"]) * self.lambda_L1,
-            }
-        self.optimization.backward("G", *losses.values())
+        for part in parts:
+            with self.optimization.autocast():
+                if len(parts) > 1:
+                    x = self.translate(part.batch)
+                    real_AB, fake_AB = self.pairs(x)
+                losses = {
+                    "G_GAN": self.gan_loss.generator(netD, real_AB, fake_AB),
+                    "G_L1": F.l1_loss(x["fake_B"], x["real_B"]) * self.lambda_L1,
+                }
+            self.optimization.backward("G", *losses.values(), share=part.share)
+            losses_G.append((part.share, losses))
         self.optimization.update("G")
         self.optimization.end_step()
-        return losses | {f"D_{name}": loss for name, loss in terms.items()} | self.gammas(), x
+        return average_losses(losses_G) | average_losses(losses_D) | self.gammas(), x
+
+    def pairs(self, images: Images) -> tuple[Tensor, Tensor]:
+        """The pairs that the discriminator sees, concatenated by channel: of A with the true B, and with the fake."""
+        A = images["real_A"]
+        return torch.cat([A, images["real_B"]], 1), torch.cat([A, images["fake_B"]], 1)
 
     def attention_views(self) -> dict[str, AttentionView]:
         """Show the generator on A and the discriminator on A and its translation."""

@@ -1,4 +1,4 @@
-"""SAGAN: images generated from noise."""
+"""SAGAN: images generated from noise, of a class if there are classes."""
 
 import argparse
 import itertools
@@ -8,12 +8,21 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from data.base_dataset import BaseDataset
 from models import networks
 from models.augment import DiffAugment
-from models.base_model import AttentionView, BaseModel, GeneratorView, Images, Losses, Optimization
-from models.losses import add_gan_flags, create_gan_loss
+from models.base_model import (
+    AttentionView,
+    BaseModel,
+    GeneratorView,
+    Images,
+    Losses,
+    Optimization,
+    average_losses,
+)
+from models.losses import ClassDiscriminator, Scorer, add_gan_flags, create_gan_loss
 from options import values
 from util.errors import RemediedError
 from util.images import grid
@@ -24,10 +33,12 @@ FRAMES = 8  # of an interpolation between two samples
 
 
 class SAGANModel(BaseModel):
-    """Self-attention GAN without classes: hinge loss, spectral normalization in both networks, two learning rates.
+    """Self-attention GAN: hinge loss, spectral normalization in both networks, two learning rates.
+
+    With classes, batch norm in netG has a scale and a shift for each class, and netD has a score for each class.
 
     Reference: Zhang et al. 2019, https://arxiv.org/abs/1805.08318; Heusel et al. 2017 (two time-scale update rule),
-    arXiv:1706.08500.
+    arXiv:1706.08500; Miyato and Koyama 2018 (classes), arXiv:1802.05637.
     """
 
     results_title = "samples"
@@ -49,6 +60,11 @@ class SAGANModel(BaseModel):
         add("--z_dim", type=values.positive_int, default=128, help="length of the noise vectors")
         text = "D also sees how much the images of a batch differ, which keeps G's images diverse"
         add("--minibatch_std", action=argparse.BooleanOptionalAction, default=False, help=text)
+        text = "class of each image: folder, for the folder it lies in, or a regular expression with one group, to be "
+        text += "found in the file name, such as '^(cat|dog)'; default: no classes"
+        add("--class_of", type=values.class_rule, default="", metavar="folder|REGEX", help=text)
+        text = "names of all classes in their order; default: those that --class_of finds"
+        add("--class_names", nargs="+", default=[], metavar="NAME", help=text)
         if is_train:
             add_gan_flags(parser)
             parser.set_defaults(
@@ -63,10 +79,16 @@ class SAGANModel(BaseModel):
             parser.set_defaults(eval=True)
             text = "write the image of each seed, and nothing else, to RESULTS_DIR/NAME/samples_EPOCH"
             add("--samples_only", action="store_true", help=text)
+            text = "classes to make images of, by name or number from 0, as cat,dog or 3,7; default: all"
+            add("--classes", default="", help=text)
         return parser
 
     def __init__(self, opt: Any) -> None:
         super().__init__()
+        if opt.is_train and opt.class_of and not opt.class_names:
+            raise ValueError(f"--class_of needs --dataset_mode single, which finds classes, not {opt.dataset_mode}")
+        if opt.is_train and opt.class_names and not opt.class_of:
+            raise ValueError("--class_names needs --class_of, which finds the classes of images: add it")
         self.image_size = opt.crop_size
         self.netG = networks.define_noise_G(opt, opt.input_nc)
 
@@ -86,54 +108,92 @@ class SAGANModel(BaseModel):
         optimization.add("D", [self.netD], lr=opt.lr_D)
         optimization.add_averages(self, "netG")
         generator = torch.Generator().manual_seed(opt.seed)
-        self.fixed_noise = torch.randn(SAMPLES, self.netG.z_dim, generator=generator).to(self.device)
+        fixed_noise = torch.randn(SAMPLES, self.netG.z_dim, generator=generator).to(self.device)
+        self.fixed_noise = self.with_classes(fixed_noise, torch.arange(SAMPLES, device=self.device))
 
-    def noise(self) -> Tensor:
-        """Draw noise z ~ N(0, 1): (batch_size, z_dim)."""
-        return torch.randn(self.batch_size, self.netG.z_dim, device=self.device)
+    def real(self, batch: dict) -> list[Tensor]:
+        """The real images of a batch, (B, C, S, S), and the numbers of their classes, (B,), if there are any."""
+        return self.inputs(batch, "A", *(["class"] if self.netG.n_classes else []))
+
+    def noise(self, classes: Tensor | None = None) -> Tensor:
+        """Draw noise z ~ N(0, 1): (batch_size, z_dim), followed by one-hot classes if their numbers are given."""
+        z = torch.randn(self.batch_size, self.netG.z_dim, device=self.device)
+        return z if classes is None else self.with_classes(z, classes)
+
+    def with_classes(self, z: Tensor, classes: Tensor) -> Tensor:
+        """Append classes to noise (B, z_dim), by their numbers (B,), modulo n_classes; none if the model has none."""
+        count = self.netG.n_classes
+        return torch.cat([z, F.one_hot(classes % count, count).to(z.dtype)], 1) if count else z
+
+    def draw_classes(self, real: Tensor | None) -> Tensor | None:
+        """Draw classes for fake images, (batch_size,), from those of real ones, (B,), so that shares are the same."""
+        if real is None:
+            return None
+        return real[torch.randint(len(real), (self.batch_size,), device=real.device)]
 
     def augmented_scores(self, images: Tensor) -> Tensor:
-        """Augment images (B, C, S, S) and return the scores (B,) of the discriminator."""
+        """Augment images (B, C, S, S) and return the scores (B,), or (B, n_classes), of the discriminator."""
         return self.netD(self.augment(images))
 
+    def scorer(self, real: Tensor | None, fake: Tensor | None) -> Scorer:
+        """The discriminator for a loss. If there are classes, it scores images for theirs, (B,) each."""
+        if real is None or fake is None:
+            return self.augmented_scores
+        return ClassDiscriminator(self.augmented_scores, {"real": real, "fake": fake})
+
     def forward(self, batch: dict) -> Images:
-        """Generate images (B, C, S, S) in [-1, 1] from the noise "z" of a batch, (B, z_dim)."""
+        """Generate images (B, C, S, S) in [-1, 1] from the noise "z" of a batch, (B, z_dim + n_classes)."""
         (z,) = self.inputs(batch, "z")
         return {"sample": self.netG(z)}
 
     def measured(self, batch: dict, *, cycle: bool) -> Images:
-        """See BaseModel: the samples that test.py makes of the seeds "index", and real images."""
-        (real,) = self.inputs(batch, "A")
+        """See BaseModel: the samples that test.py makes of the seeds "index" and classes of real images; and these."""
+        real, *classes = self.real(batch)
         seeded = [torch.Generator().manual_seed(seed) for seed in batch["index"]]
         z = torch.stack([torch.randn(self.netG.z_dim, generator=generator) for generator in seeded])
-        return {"fake_B": self.netG(z.to(self.device)), "real_B": real}
+        z = z.to(self.device)
+        if classes:
+            z = self.with_classes(z, classes[0])
+        return {"fake_B": self.netG(z), "real_B": real}
 
     def step(self, batch: dict) -> tuple[Losses, Images]:
         """Update the discriminator d_steps times on the same real images, then the generator, always with new noise."""
-        (real,) = self.inputs(batch, "A")
+        parts: list[tuple[float, Tensor, Tensor | None]] = []
+        for part in self.parts(batch):
+            real, *found = self.real(part.batch)
+            parts.append((part.share, real, found[0] if found else None))
         for _ in range(self.d_steps):
-            with self.optimization.autocast():
-                with torch.no_grad():
-                    fake = self.netG(self.noise())
-                # Batch norm in G needs a whole batch, but the last batch of an epoch may have fewer real images.
-                terms = self.gan_loss.discriminator(
-                    self.augmented_scores, real, fake[: len(real)], step=self.optimization.updates,
-                    progress=self.optimization.progress,
-                )  # fmt: skip
-            self.optimization.backward("D", self.gan_loss.total(terms))
+            losses_D = []
+            for share, real, classes in parts:
+                with self.optimization.autocast():
+                    with torch.no_grad():
+                        wanted = self.draw_classes(classes)
+                        fake = self.netG(self.noise(wanted))
+                    # Batch norm in G needs a whole batch, but the last batch of an epoch may have fewer real images.
+                    terms = self.gan_loss.discriminator(
+                        self.scorer(classes, wanted), real, fake[: len(real)], step=self.optimization.updates,
+                        progress=self.optimization.progress,
+                    )  # fmt: skip
+                self.optimization.backward("D", self.gan_loss.total(terms), share=share)
+                losses_D.append((share, self.gan_loss.logged(terms)))
             self.optimization.update("D")
-        with self.optimization.autocast():
-            fake = self.netG(self.noise())
-            loss_G = self.gan_loss.generator(self.augmented_scores, real, fake)
-        self.optimization.backward("G", loss_G)
+        losses_G: list[tuple[float, Losses]] = []
+        for share, real, classes in parts:
+            with self.optimization.autocast():
+                wanted = self.draw_classes(classes)
+                fake = self.netG(self.noise(wanted))
+                loss_G = self.gan_loss.generator(self.scorer(classes, wanted), real, fake)
+            self.optimization.backward("G", loss_G, share=share)
+            losses_G.append((share, {"G": loss_G}))
         self.optimization.update("G")
         self.optimization.end_step()
-        return {"G": loss_G} | self.gan_loss.logged(terms) | self.gammas(), {"fake": fake, "real": real}
+        losses = average_losses(losses_G) | average_losses(losses_D) | self.gammas()
+        return losses, {"fake": fake, "real": real}
 
-    def example_input(self, name: str, size: tuple[int, int], *, batch_size: int = 1) -> Tensor:
-        """See BaseModel; the generator takes noise, (batch_size, z_dim)."""
+    def example_input(self, name: str, size: tuple[int, int], *, batch_size: int = 1) -> Tensor | None:
+        """See BaseModel; the generator takes noise, (batch_size, z_dim + n_classes)."""
         if name.startswith("netG"):
-            return torch.zeros(batch_size, self.netG.z_dim)
+            return torch.zeros(batch_size, self.netG.z_dim + self.netG.n_classes)
         return super().example_input(name, size, batch_size=batch_size)
 
     def check_sizes(self, sizes: Iterable[tuple[int, int]]) -> None:
@@ -163,13 +223,31 @@ class SAGANModel(BaseModel):
 
     @torch.no_grad()
     def overview(self, dataset: BaseDataset) -> Images:
-        """Return a grid of up to 64 samples, and one of interpolations between successive samples."""
+        """Return a grid of up to 64 samples, and one of interpolations between the noise of successive seeds.
+
+        With classes, the interpolations are of the first class, and there are two more figures: a row of samples for
+        each class, and interpolations between successive classes for the first seed.
+        """
         first = [dataset[0, index] for index in range(min(SAMPLES, len(dataset)))]
-        noise = torch.stack([z for sample in first for z in self.inputs(sample, "z")])
-        figures = {"samples": grid(self.netG(noise))}
+        inputs = torch.stack([z for sample in first for z in self.inputs(sample, "z")])
+        figures = {"samples": grid(self.netG(inputs))}
+        noise, classes = inputs.split([self.netG.z_dim, self.netG.n_classes], 1)
+        if self.netG.n_classes:
+            numbers = list(dict.fromkeys(classes.argmax(1).tolist()))
+            noise, names = noise[:: len(numbers)], [dataset.class_names[number] for number in numbers]
+            one_hot = torch.eye(self.netG.n_classes, device=self.device)[numbers]
+            columns = noise[:FRAMES]
+            rows = [torch.cat([columns, kind.expand(len(columns), -1)], 1) for kind in one_hot]
+            figures[f"classes: {', '.join(names)}"] = grid(self.netG(torch.cat(rows)), len(columns))
+            if len(numbers) > 1:
+                t = torch.linspace(0, 1, FRAMES, device=self.device)[:, None]
+                mixed = torch.cat([torch.lerp(start, end, t) for start, end in itertools.pairwise(one_hot[:5])])
+                strip = torch.cat([noise[:1].expand(len(mixed), -1), mixed], 1)
+                figures["interpolation between classes"] = grid(self.netG(strip), FRAMES)
         if len(noise) > 1:
-            strips = [interpolate(start, end, FRAMES) for start, end in itertools.pairwise(noise[:5])]
-            figures["interpolation"] = grid(self.netG(torch.cat(strips)), FRAMES)
+            strips = torch.cat([interpolate(start, end, FRAMES) for start, end in itertools.pairwise(noise[:5])])
+            strips = torch.cat([strips, classes[:1].expand(len(strips), -1)], 1)
+            figures["interpolation"] = grid(self.netG(strips), FRAMES)
         return figures
 
     def attention_views(self) -> dict[str, AttentionView]:
@@ -180,8 +258,13 @@ class SAGANModel(BaseModel):
         return views
 
     def generator_views(self) -> dict[str, GeneratorView]:
-        """The generator, with its discriminator, which sees these images without augmentation."""
-        return {"G": GeneratorView("fake", "real", score=lambda images, label: self.netD(images[label]))}
+        """The generator, with its discriminator, which sees these images without augmentation, for the best class."""
+
+        def score(images: Images, label: str) -> Tensor:
+            scores = self.netD(images[label])
+            return scores.amax(1) if self.netG.n_classes else scores
+
+        return {"G": GeneratorView("fake", "real", score=score)}
 
 
 def interpolate(start: Tensor, end: Tensor, steps: int) -> Tensor:

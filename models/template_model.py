@@ -10,7 +10,15 @@ from typing import Any
 from torch.nn import functional as F
 
 from models import networks
-from models.base_model import AttentionView, BaseModel, GeneratorView, Images, Losses, Optimization
+from models.base_model import (
+    AttentionView,
+    BaseModel,
+    GeneratorView,
+    Images,
+    Losses,
+    Optimization,
+    average_losses,
+)
 from options import values
 from util.paths import BUNDLED
 
@@ -49,13 +57,16 @@ class TemplateModel(BaseModel):
 
     def step(self, batch: dict) -> tuple[Losses, Images]:
         """Run forward and backward passes and an update. The names of losses and images appear in logs and on pages."""
-        with self.optimization.autocast():
-            x = self(batch)
-            losses = {"regression": F.l1_loss(x["fake_B"], x["real_B"]) * self.lambda_regression}
-        self.optimization.backward("G", losses["regression"])
+        losses = []
+        for part in self.parts(batch):
+            with self.optimization.autocast():
+                x = self(part.batch)
+                loss = F.l1_loss(x["fake_B"], x["real_B"]) * self.lambda_regression
+            self.optimization.backward("G", loss, share=part.share)
+            losses.append((part.share, {"regression": loss}))
         self.optimization.update("G")
         self.optimization.end_step()
-        return losses | self.gammas(), x
+        return average_losses(losses) | self.gammas(), x
 
     def attention_views(self) -> dict[str, AttentionView]:
         """Show the generator over its input."""

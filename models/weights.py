@@ -2,6 +2,7 @@
 
 import difflib
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,50 +10,78 @@ from typing import Any
 from torch import Tensor, nn
 
 from models.networks.infer import differing_flags
-from util.checkpoint_files import STATE, WEIGHTS, complete_checkpoint, read_tensors, temporary
+from util.checkpoint_files import CONVERT, STATE, WEIGHTS, complete_checkpoint, read_tensors, temporary
 from util.errors import RemediedError
 
 log = logging.getLogger(__name__)
 
-CONVERT = "python -m scripts.convert IN OUT --network NAME"
+WRAPPERS = ("module", "_orig_mod")  # DataParallel and torch.compile put these into names
+PLAIN = re.compile(r"model\.(\d+|model\.\d+)\.")  # how names in ResNets, PatchGANs and U-Nets begin
 
 
-def read_weights(path: Path, *, network: str = "") -> dict[str, Tensor]:
+def read_weights(path: Path, *, network: str = "", objects: bool = False) -> dict[str, Tensor]:
     """Read the weights of a network: name -> tensor. No code in the file is executed.
 
     The prefixes `module.` of DataParallel and `_orig_mod.` of torch.compile are removed from names, and so are the
     running statistics that PyTorch before 0.4 saved for instance norm without weights. A dict around the weights, such
-    as {"epoch": 7, "state_dict": weights}, is removed too.
+    as {"epoch": 7, "state_dict": weights}, is removed too, and so is a name that all weights begin with, as in
+    generator.model.1.weight.
 
     Args:
         path: a file of PyTorch or safetensors.
         network: in a file with several networks, the key of its dict or the prefix of its names, such as netG.
+        objects: accept files with Python objects, which are ignored, except for whole networks.
 
     Raises:
         ValueError: the file is missing or damaged, or does not have one network of named tensors.
     """
-    content: Mapping[str, Any] = read_tensors(path)
+    content: Mapping[str, Any] = split(read_tensors(path, objects=objects))
+    names: set[str] = set()  # of what is around the weights
     while not is_network(content):
         inner = {key: value for key, value in content.items() if isinstance(value, Mapping) and has_network(value)}
         if len(inner) == 1:
-            (content,) = inner.values()
+            names |= inner.keys()
+            (content,) = map(split, inner.values())
         elif network in inner:
-            content = inner[network]
+            names |= inner.keys()
+            content = split(inner[network])
         elif inner:
-            raise ValueError(f"{path} has several networks: {', '.join(map(str, inner))}. Extract one: {CONVERT}")
+            several = ", ".join(map(str, inner))
+            raise ValueError(f"{path} has several networks: {several}. Extract one: {CONVERT} --network NAME")
         else:
             found = ", ".join(f"{key!r}: {type(value).__name__}" for key, value in list(content.items())[:5])
             raise ValueError(f"{path} is not a network of names and tensors: it holds {found or 'nothing'}")
-    if prefixed := {key: value for key, value in content.items() if network and key.startswith(f"{network}.")}:
-        content = {key.removeprefix(f"{network}."): value for key, value in prefixed.items()}
-    wrappers = ("module", "_orig_mod")
-    weights = {".".join(part for part in key.split(".") if part not in wrappers): content[key] for key in content}
+    if network and network not in names:
+        raise ValueError(f"{path} has no network {network!r}, but {', '.join(sorted(names)) or 'one without a name'}")
+    weights = dict(content)
     statistics = ("running_mean", "running_var", "num_batches_tracked")
     return {
         key: value
         for key, value in weights.items()
         if not key.endswith(statistics) or f"{key.rpartition('.')[0]}.weight" in weights
     }
+
+
+def split(content: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The networks in `content`, whose names begin with the names of networks, such as netG.model.1.weight.
+
+    Returns:
+        name of a network -> its weights; or `content`, without the prefixes of wrappers, if it is a single network.
+    """
+    if not is_network(content):
+        return content
+    weights = {".".join(part for part in key.split(".") if part not in WRAPPERS): content[key] for key in content}
+    if any(PLAIN.match(key) for key in weights):
+        return weights
+    networks: dict[str, dict[str, Tensor]] = {}
+    for key, value in weights.items():
+        first, _, rest = key.partition(".")
+        networks.setdefault(first, {})[rest] = value
+    if networks.keys() >= {"encoder", "decoder"}:  # halves of one network
+        return weights
+    known = {name: inner for name, inner in networks.items() if any(map(PLAIN.match, inner))}
+    deeper = {name: split(inner) for name, inner in networks.items() if len(networks) == 1 and "" not in inner}
+    return known or next((inner for inner in deeper.values() if not is_network(inner)), weights)
 
 
 def is_network(content: Mapping[Any, Any]) -> bool:
@@ -84,14 +113,17 @@ def load_weights(net: nn.Module, path: Path) -> bool:
         )
     net.load_state_dict(weights, strict=False)
     if new:
-        places = ", ".join(dict.fromkeys(key.split(".")[1] for key in new))
+        places = ", ".join(dict.fromkeys(map(block_of, new)))
         log.info("%s has no attention at %s: new blocks start with gamma 0 and change no pixel", path.name, places)
     return not new
 
 
 def differences(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
-    """A line for each weight in which `weights` and `expected` differ, unless it is missing attention."""
-    missing = [key for key in expected if key not in weights and not key.startswith("attention.")]
+    """A line for each weight in which `weights` and `expected` differ, unless a whole attention block is missing."""
+    blocks = {block_of(key) for key in weights if key.startswith("attention.")}
+    missing = [
+        key for key in expected if key not in weights and (not key.startswith("attention.") or block_of(key) in blocks)
+    ]
     return [
         *(f"{key} is missing" for key in missing),
         *(f"{key} is not expected" for key in weights if key not in expected),
@@ -101,6 +133,11 @@ def differences(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -
             if key in weights and weights[key].shape != value.shape
         ),
     ]
+
+
+def block_of(key: str) -> str:
+    """The stage of the attention block that a weight belongs to."""
+    return key.split(".")[1]
 
 
 def find_weights(run_dir: Path, label: str, networks: Sequence[str]) -> Path:

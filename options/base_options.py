@@ -234,6 +234,9 @@ class BaseOptions:
             )
         if flags["load_size"] is None:
             flags["load_size"] = flags["crop_size"]
+        for own in ("value_range_A", "value_range_B"):
+            if flags[own] is None or ("value_range" in given and own not in given):
+                flags[own] = flags["value_range"]
         # A discriminator that learned from features would be judged too well by the same features.
         if flags.get("metrics_features") == "lite0" and (flags["netD"] == "projected" or flags.get("lambda_projected")):
             if "metrics_features" in given:
@@ -292,8 +295,12 @@ def add_data_flags(parser: ArgumentParser) -> None:
     )
     text += "dtype"
     add("--value_range", type=values.value_range, default="", metavar="LOW,HIGH", help=text)
+    text = "the same for the images of {} alone, those of folders such as train{}; default: --value_range"
+    add("--value_range_A", type=values.value_range, metavar="LOW,HIGH", help=text.format("A", "A"))
+    add("--value_range_B", type=values.value_range, metavar="LOW,HIGH", help=text.format("B", "B"))
     add("--max_dataset_size", type=values.count, default=math.inf, help="use the first so many images; inf = all")
-    text = "leave out unusable images; all images are read once at the start to find them"
+    text = "leave out unusable images; all images are read once at the start to find them; test.py then ends with "
+    text += "status 3"
     add("--skip_bad_images", action="store_true", help=text)
     add("--batch_size", type=values.positive_int, default=1, help="images per step, in each process")
     add(

@@ -42,8 +42,9 @@ class TestOptions(BaseOptions):
             default=1.0,
             help="stretch results: their width if above 1, else their height",
         )
-        text = "of the networks. bf16: about twice as fast on processors that support it; fp16: the same on NVIDIA GPUs"
-        add("--precision", default="fp32", choices=PRECISIONS, help=text)
+        text = "of the networks. bf16: about twice as fast on processors with instructions for it; auto: bf16 there, "
+        text += "else fp32; fp16: the same on NVIDIA GPUs"
+        add("--precision", default="fp32", choices=("auto", *PRECISIONS), help=text)
         text = "CPU threads; 0 = OMP_NUM_THREADS, or measured on the first images; results differ by rounding"
         add("--cpu_threads", type=values.non_negative_int, default=0, help=text)
         text = (

@@ -22,7 +22,7 @@ class TrainOptions(BaseOptions):
     own_flags = frozenset(
         (
             "name", "suffix", "checkpoints_dir", "continue_train", "epoch", "load_iter", "epoch_count", "init_from",
-            "override", "dry_run",
+            "init_partial", "override", "dry_run",
         )
     )  # fmt: skip
     # A resumed run may change these: its length, what is saved and displayed, and the device.
@@ -59,12 +59,18 @@ class TrainOptions(BaseOptions):
             flags["ema_halflife"] = 0  # instead of that of a saved run
         if flags["init_from"] and flags["continue_train"]:
             parser.error("--init_from starts a new run and --continue_train resumes one: leave one of them out")
+        if flags["init_partial"] and not flags["init_from"]:
+            parser.error("--init_partial needs --init_from: it allows older weights that fit in part")
         if flags["override"] and not flags["continue_train"]:
             parser.error("--override needs --continue_train: it allows a resumed run to change its flags")
         if flags["save_by_iter"] and not flags["save_latest_freq"]:
             parser.error("--save_by_iter keeps the checkpoints of --save_latest_freq, which is 0: there are none")
         if flags["best"] and not flags["metrics"]:
             parser.error(f"--best {flags['best']} needs the metric: add --metrics")
+        if flags["tf32"] and flags["no_tf32"]:
+            parser.error("--tf32 and --no_tf32 contradict each other: leave one of them out")
+        if flags["cuda_graphs"] and not flags["compile"]:
+            parser.error("--cuda_graphs needs --compile: it replays the kernels of compiled networks")
         epochs = flags["n_epochs"] + flags["n_epochs_decay"]
         if flags["epoch_count"] > epochs:
             parser.error(
@@ -108,8 +114,10 @@ def add_training_flags(parser: ArgumentParser) -> None:
     add(
         "--init_from",
         default="",
-        help="start from older weights, as far as they fit: the name or folder of a run, or a file",
+        help="start from older weights: the name or folder of a run, or a file; new attention changes no pixel",
     )
+    text = "let --init_from take the weights that fit by name and shape from files of other networks"
+    add("--init_partial", action="store_true", help=text)
     text = "check images, networks, memory, time and folders, write nothing, end with ready or a corrected command"
     add("--dry_run", action="store_true", help=text)
     text = "length of the whole run in minutes, if its epochs do not end first; learning rates fall with the time. 0 = "
@@ -119,6 +127,8 @@ def add_training_flags(parser: ArgumentParser) -> None:
     add("--max_minutes", type=values.non_negative_float, default=0.0, help=text)
     nan = "after a non-finite loss: stop, or resume the last checkpoint with half the learning rate, 3 times at most"
     add("--on_nan", default="stop", choices=("stop", "rollback"), help=nan)
+    text = "take so many batches per step: gradients are those of one batch as large, memory that of --batch_size"
+    add("--accumulate", type=values.positive_int, default=1, help=text)
     add(
         "--pool_size",
         type=values.non_negative_int,
@@ -139,15 +149,21 @@ def add_training_flags(parser: ArgumentParser) -> None:
 def add_speed_flags(parser: ArgumentParser) -> None:
     """Precision, compilation, memory and threads."""
     add = parser.add_argument_group("speed").add_argument
-    text = "of the forward pass. bf16: about twice as fast on processors that support it, results differ in the third "
-    text += "digit; fp16: the same on older NVIDIA GPUs; weights, losses and statistics stay fp32"
-    add("--precision", default="fp32", choices=PRECISIONS, help=text)
+    text = "of the forward pass. bf16: about twice as fast on processors with instructions for it, results differ in "
+    text += "the third digit; auto: bf16 there, else fp32; fp16: the same on older NVIDIA GPUs; weights, losses and "
+    text += "statistics stay fp32"
+    add("--precision", default="fp32", choices=("auto", *PRECISIONS), help=text)
     text = "compile the networks: takes a minute or more, then steps are up to 10%% faster; results differ by rounding"
     add("--compile", action="store_true", help=text)
     text = "recompute G's residual blocks in the backward pass: much less memory for large images, 25%% slower"
     add("--checkpoint_blocks", action="store_true", help=text)
+    text = "with --compile on an NVIDIA GPU: replay CUDA graphs, which is faster for small networks and batches"
+    add("--cuda_graphs", action="store_true", help=text)
     text = "TF32 matrix products on NVIDIA GPUs: faster, with 10 bits of mantissa, as in PyTorch's convolutions"
     add("--tf32", action="store_true", help=text)
+    add("--no_tf32", action="store_true", help="no TF32 on NVIDIA GPUs, in convolutions neither: slower, all 24 bits")
+    text = "only kernels that give the same bits in every run; slower on GPUs, whose runs then resume exactly too"
+    add("--deterministic", action="store_true", help=text)
     text = (
         "CPU threads of a step; 0 = OMP_NUM_THREADS, or measured at the start and again when steps slow down. Results "
     )

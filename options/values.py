@@ -77,6 +77,19 @@ def rule(text: str) -> str:
     return text
 
 
+def class_rule(text: str) -> str:
+    """A --class_of, unchanged: folder, a regular expression with one group, or empty."""
+    try:
+        groups = re.compile(text).groups
+    except re.error as error:
+        raise ArgumentTypeError(f"{text!r} is no regular expression: {error}") from None
+    if text not in ("", "folder") and groups != 1:
+        raise ArgumentTypeError(
+            f"{text!r} is neither folder nor a regular expression with one group, such as '^(cat|dog)'"
+        )
+    return text
+
+
 def label_dirs(text: str) -> tuple[str, str]:
     """The folders of a --label_dir, A=FOLDER,B=FOLDER."""
     match = re.fullmatch("A=(.+),B=(.+)", text)
@@ -118,6 +131,9 @@ seed = checked(int, lambda value: 0 <= value < 2**32, "a whole number from 0 to 
 port = checked(int, lambda value: 0 < value < 2**16, "a port, 1 to 65535")
 count = checked(
     lambda text: math.inf if text == "inf" else int(text), lambda value: value >= 1, "a whole number from 1, or inf"
+)
+layers = checked(
+    str, lambda text: text == "default" or bool(re.fullmatch(r"\d+(,\d+)*", text)), "numbers of layers such as 0,4,8"
 )
 center_crop = checked(
     lambda text: "max" if text == "max" else int(text),

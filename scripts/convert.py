@@ -7,7 +7,7 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
-from models.networks.infer import as_text, infer_network
+from models.networks.infer import as_text, foreign, infer_network
 from models.weights import read_weights
 from util.command import run_command
 from util.files import atomic
@@ -19,17 +19,17 @@ SUFFIXES = (".pth", ".safetensors")
 def main(argv: list[str] | None = None) -> int:
     """Read, convert and write the weights. Returns the exit status."""
     args = parse(argv)
-    weights = read_weights(args.source, network=args.network)
+    weights = read_weights(args.source, network=args.network, objects=True)
     if args.dtype:
         dtype = DTYPES[args.dtype]
         weights = {key: weight.to(dtype) if weight.is_floating_point() else weight for key, weight in weights.items()}
     weights = {key: weight.contiguous() for key, weight in weights.items()}
     with atomic(args.target) as path:
         if args.target.suffix == ".safetensors":
-            safetensors.torch.save_file(weights, path)
+            path.write_bytes(safetensors.torch.save(weights))  # save_file lets nobody else read the file
         else:
             torch.save(weights, path)
-    found = as_text(infer_network(weights)) or "of no network that this project has"
+    found = as_text(infer_network(weights)) or f"not of a network of this project, but {foreign(weights)}"
     print(f"{args.target}: {len(weights)} tensors, {args.target.stat().st_size / 1e6:.1f} MB; {found}")
     return 0
 

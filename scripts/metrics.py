@@ -17,6 +17,7 @@ from data.transforms import Transform
 from options import values
 from options.choices import DEVICES, FEATURES, METRICS
 from training.features import cache_key, cached, create_extractor
+from training.labels import LabelMaps, Labels
 from training.meter import OF_PAIRS, OF_SETS, Meter, figure, join
 from util.command import run_command
 from util.device import select_device
@@ -40,7 +41,11 @@ def main(argv: list[str] | None = None) -> int:
                 )
     sets = any(metric in OF_SETS for metric in args.metrics)
     extractor = create_extractor(args.metrics_features, args.metrics_weights, device) if sets else None
-    meter = Meter(args.metrics, extractor, [parse_rule(text) for text in args.content])
+    labels = None
+    if args.label_dir:
+        maps = LabelMaps(dict(zip("AB", map(Path, args.label_dir), strict=True)))
+        labels = Labels.learn(maps, ((path.stem, load(path)) for path in reals.values()))
+    meter = Meter(args.metrics, extractor, [parse_rule(text) for text in args.content], labels)
 
     def real_features() -> Tensor:
         return torch.cat([meter.features(batch) for _, (batch,) in batches([list(reals.values())], "reals")])
@@ -48,10 +53,14 @@ def main(argv: list[str] | None = None) -> int:
     real = cached(cache_key(extractor, reals.values(), ["folder"]), real_features) if extractor else None
     paths = [[files[name] for name in fakes] for files in folders.values()]
     records = []
-    for names, images in batches(paths, "fakes"):
+    names = {path: Path(name).name for name, path in fakes.items()}
+    for files, images in batches(paths, "fakes"):
         shown = dict(zip(folders, images, strict=True))
-        check_sizes(shown, names, args.metrics)
-        records.append(meter.measure(shown, [args.paired] * len(names)))
+        check_sizes(shown, files, args.metrics)
+        if labels:
+            height, width = shown["fake_B"].shape[2:]
+            shown["label_A"] = labels.maps.read("A", [names[path] for path in files], (height, width))
+        records.append(meter.measure(shown, [args.paired] * len(files)))
     figures = meter.figures(join(records), real)
     print(f"{args.fakes}: {len(fakes)} images, {args.reals}: {len(reals)}")
     features = f", {extractor.name}" if extractor else ""
@@ -66,8 +75,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("fakes", type=Path, metavar="FAKES", help="folder of made images, with its subfolders")
     add("reals", type=Path, metavar="REALS", help="folder of real images")
-    text = f"some of {','.join(METRICS)} (default: kid; with --paired l1,psnr,ssim too; with --content or --inputs "
-    add("--metrics", type=values.metrics, default=[], help=f"{text}content too)")
+    text = f"some of {','.join(METRICS)} (default: kid; with --paired l1,psnr,ssim too; with --content, --inputs or "
+    add("--metrics", type=values.metrics, default=[], help=f"{text}--label_dir content too)")
     add("--paired", action="store_true", help="images of the same name in REALS are the truth")
     text = "folder of the images that were translated, by the same names, to find out whether content was kept"
     add("--inputs", type=Path, help=text)
@@ -75,6 +84,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--label", default="", help=text)
     text = "classes of pixels for the metric content, such as 'sea: A(B - G > 15, B > 150); B(B > R - 20)'"
     add("--content", nargs="+", type=values.rule, default=[], metavar="RULE", help=text)
+    text = "label maps for the metric content, by the names of the images: those of the inputs of FAKES, and those of "
+    text += "REALS, from which a small segmenter learns"
+    add("--label_dir", type=values.label_dirs, metavar="A=FOLDER,B=FOLDER", help=text)
     text = "EfficientNet-Lite0 or Lite2 for kid, fid and precision_recall (default: lite0)"
     add("--metrics_features", choices=FEATURES, default="lite0", help=text)
     text = "Inception weights for kid, fid and precision_recall instead: the file that torch-fidelity publishes"
@@ -86,7 +98,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         args.metrics = [
             "kid",
             *(OF_PAIRS if args.paired else ()),
-            *(["content"] if args.content or args.inputs else ()),
+            *(["content"] if args.content or args.inputs or args.label_dir else ()),
         ]
     pairs = [metric for metric in args.metrics if metric in OF_PAIRS]
     if pairs and not args.paired:
@@ -95,6 +107,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         parser.error("--metrics cycle needs the model: train.py and test.py compute it")
     if args.content and "content" not in args.metrics:
         parser.error("--content is for --metrics content")
+    if args.label_dir and "content" not in args.metrics:
+        parser.error("--label_dir is for --metrics content")
     return args
 
 

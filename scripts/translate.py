@@ -1,26 +1,32 @@
 """Translate an image or a folder of images: python -m scripts.translate in.jpg out.png --name NAME."""
 
 import argparse
+import logging
 import sys
 from pathlib import Path
 
 from tqdm import tqdm
 
-from data.check import skip_bad
+from data.check import listing, skip_bad
 from data.image_file import ImageReader
-from data.image_folder import EXTENSIONS, is_image, list_images
+from data.image_folder import WRITABLE, list_images
+from data.reductions import files_left_out
+from data.scans import NIFTI, ScanWriter, file_of, is_scan_of, is_slice, scan_suffix, slices_of
 from inference.tiles import OVERLAP, Tiled
 from inference.translator import Translator, as_tensor
 from inference.windows import TiffImage, translate_file
 from options import values
-from util.command import run_command
+from util.command import SKIPPED, configure_logging, run_command
 from util.device import select_device
 from util.images import PixelFormat, is_viewable, save_image
 from util.threads import choose_threads
 
+log = logging.getLogger("scripts.translate")
+
 
 def main(argv: list[str] | None = None) -> int:
     """Load the generator and translate every image. Returns the exit status."""
+    configure_logging()
     args = parse(argv)
     pairs = plan(args.source, args.target)
     source = args.weights or args.checkpoints_dir / args.name
@@ -36,25 +42,51 @@ def main(argv: list[str] | None = None) -> int:
         tile=args.tile,
         **({} if args.tile_overlap is None else {"tile_overlap": args.tile_overlap}),
     )
-    value_range = values.bounds(args.value_range) or translator.value_range
-    reader = ImageReader(channels=translator.input_nc, value_range=value_range)
+    set_ranges(translator, args)
+    reader = ImageReader(channels=translator.input_nc, value_range=translator.value_range)
+    skipped: list[str] = []
     if args.skip_bad_images:
-        good = set(skip_bad([path for path, _ in pairs], reader))
-        pairs = [pair for pair in pairs if pair[0] in good]
-    if args.value_range and all(reader.format(path) == PixelFormat() for path, _ in pairs):
-        raise ValueError(f"--value_range {args.value_range}: these images have 8 bits, which are always 0 to 255")
+        good, skipped = skip_bad([path for path, _ in pairs], reader)
+        pairs = [pair for pair in pairs if pair[0] in set(good)]
+    own = f"value_range_{translator.domains[0]}"
+    for flag in (own, "value_range") if translator.output_format is None else (own,):
+        if getattr(args, flag) and all(reader.format(path).is_8bit for path, _ in pairs):
+            raise ValueError(f"--{flag} {getattr(args, flag)}: these images have 8 bits, which are always 0 to 255")
+    scans = ScanWriter()
     for path, target in tqdm(pairs, unit="image", disable=None if len(pairs) > 1 else True):
-        if isinstance(translator.net, Tiled) and TiffImage.suits(path, translator.input_nc):
-            translate_file(translator.net, path, target, reader, is_chosen=target == args.target)
+        is_scan = is_scan_of(path, target)
+        if isinstance(translator.net, Tiled) and TiffImage.suits(path, translator.input_nc) and not is_scan:
+            translate_file(translator, path, target, is_chosen=target == args.target)
             continue
-        image, fmt = as_tensor(reader(path), channels=translator.input_nc), reader.format(path)
+        image = as_tensor(reader(path), channels=translator.input_nc)
+        fmt = translator.result_format(reader.format(path))
         with threads.timed({"A": image}):
             made = translator(image)
+        if is_scan:
+            scans.add(path, fmt.to_array(made), target)
+            continue
         if target != args.target and not is_viewable(made, fmt):
             target = target.with_suffix(".tif")  # of the depth and channels that PNG cannot hold
         save_image(made, target, fmt)
+    scans.close()
     print(f"{len(pairs)} translated by {source}: {args.target}")
-    return 0
+    if skipped:
+        print(f"{len(skipped)} skipped:\n{listing(skipped)}")
+    return SKIPPED if skipped else 0
+
+
+def set_ranges(translator: Translator, args: argparse.Namespace) -> None:
+    """Let the flags replace the ranges of values that the run was trained with."""
+    own = {"A": values.bounds(args.value_range_A), "B": values.bounds(args.value_range_B)}
+    source, target = (own[domain] for domain in translator.domains)
+    both = values.bounds(args.value_range)
+    translator.value_range = source or both or translator.value_range
+    translator.output_range = target or both or translator.output_range
+    fmt = translator.output_format
+    if fmt is None and target:  # of weights without a run
+        translator.output_format = PixelFormat("float32", target)
+    elif fmt is not None and not fmt.is_8bit:
+        translator.output_format = fmt.with_range(translator.output_range)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -76,9 +108,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     add("--no_ema", action="store_true", help="the trained weights, not their average, if the run has both")
     add("--eval", action="store_true", help="running statistics in batch norm, no dropout")
-    add("--skip_bad_images", action="store_true", help="skip images that cannot be read")
+    add("--skip_bad_images", action="store_true", help=f"skip images that cannot be read; exit status {SKIPPED}")
     text = "values of files with more than 8 bits that become -1 and 1 (default: as trained)"
     add("--value_range", type=values.value_range, default="", metavar="LOW,HIGH", help=text)
+    text = "the same for the images of domain {} alone; without a run, results are float32 in this range"
+    add("--value_range_A", type=values.value_range, default="", metavar="LOW,HIGH", help=text.format("A"))
+    add("--value_range_B", type=values.value_range, default="", metavar="LOW,HIGH", help=text.format("B"))
     add("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="auto = a GPU if there is one")
     text = "CPU threads; 0 = OMP_NUM_THREADS, or measured on the first images"
     add("--cpu_threads", type=values.non_negative_int, default=0, help=text)
@@ -110,19 +145,28 @@ def plan(source: Path, target: Path) -> list[tuple[Path, Path]]:
         if target.is_file() or not paths:
             problem = f"{source} has no images" if not paths else f"{source} is a folder, and {target} a file"
             raise ValueError(f"{problem}: give two files or two folders")
-        names = [path.relative_to(source).with_suffix(".png") for path in paths]
-        if len(set(names)) < len(names):  # 1.jpg beside 1.png
-            names = [path.relative_to(source).with_name(f"{path.name}.png") for path in paths]
-        return [(path, target / name) for path, name in zip(paths, names, strict=True)]
+        for line in files_left_out(source):
+            log.warning("%s: %s", source, line)
+        files = {file_of(path): path for path in paths}
+        names = {file: file.relative_to(source) for file in files}
+        results = {file: names[file] if scan_suffix(files[file]) else names[file].with_suffix(".png") for file in files}
+        if len(set(results.values())) < len(files):  # 1.jpg beside 1.png
+            results = {file: name.with_name(f"{name.name}.png") for file, name in names.items()}
+            results |= {file: names[file] for file, path in files.items() if scan_suffix(path)}
+        return [(path, target / results[file_of(path)]) for path in paths]
     if not source.is_file():
         raise ValueError(f"{source}: there is no such image or folder")
+    paths = slices_of(source)
+    kind = scan_suffix(paths[0])
     if target.is_dir() or not (target.suffix or target.is_file()):
-        target /= f"{source.stem}.png"
-    if not is_image(target.name):
-        raise ValueError(f"{target} is not the name of an image file: these end in {' '.join(EXTENSIONS)}")
+        target /= source.name if kind else f"{source.stem}.png"
+    if is_slice(paths[0]) and not is_scan_of(paths[0], target):
+        raise ValueError(f"{target}: the result of a volume is a volume, whose name ends in {' or '.join(NIFTI)}")
+    if not is_scan_of(paths[0], target) and not target.name.lower().endswith(WRITABLE):
+        raise ValueError(f"{target} is not the name of an image file: these end in {' '.join(WRITABLE)}")
     if target.exists() and target.samefile(source):
         raise ValueError(f"{target} would replace the image it is made from: choose another name")
-    return [(source, target)]
+    return [(path, target) for path in paths]
 
 
 if __name__ == "__main__":

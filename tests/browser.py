@@ -9,8 +9,6 @@ import time
 import urllib.request
 from pathlib import Path
 
-import websocket
-
 from tests.helpers import PATIENCE
 
 
@@ -28,6 +26,8 @@ class Browser:
         while not (port_file.is_file() and port_file.read_text().count("\n")):
             assert time.monotonic() < end, f"{executable} does not start"
             time.sleep(0.1)
+        import websocket  # not for tests without pages
+
         port = port_file.read_text().split()[0]
         request = urllib.request.Request(f"http://127.0.0.1:{port}/json/new", method="PUT")
         with urllib.request.urlopen(request) as response:

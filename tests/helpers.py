@@ -3,6 +3,7 @@
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -88,3 +89,23 @@ def loss_error(step: Step, exact: Step) -> float:
 def gradient_error(step: Step, exact: Step) -> float:
     """The largest relative error among the gradients of the networks."""
     return max(((step[1][name] - vector).norm() / vector.norm()).item() for name, vector in exact[1].items())
+
+
+def all_tensors(content) -> list[torch.Tensor]:
+    """Every tensor and number in nested dicts and lists, in order."""
+    if isinstance(content, dict):
+        return [tensor for key in content for tensor in all_tensors(content[key])]
+    if isinstance(content, list | tuple):
+        return [tensor for value in content for tensor in all_tensors(value)]
+    return [torch.as_tensor(content)] if isinstance(content, torch.Tensor | int | float) else []
+
+
+def assert_equal_checkpoints(first: Path, second: Path) -> None:
+    """All latest_*.pth of two runs hold the same bits; only their flags may differ."""
+    names = sorted(path.name for path in first.glob("latest_*.pth"))
+    assert names == sorted(path.name for path in second.glob("latest_*.pth"))
+    for name in names:
+        contents = [torch.load(run / name, weights_only=True) for run in (first, second)]
+        a, b = (all_tensors({key: content[key] for key in content if key != "options"}) for content in contents)
+        assert len(a) == len(b)
+        assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True)), name

@@ -88,7 +88,7 @@ def test_translations_of_pairs_are_scored(model, fake, real, paired_data, tmp_pa
     places = ["--checkpoints_dir", str(tmp_path), "--name", "run", "--results_dir", str(tmp_path / "results")]
     assert testing.main(places) == 0
     results = tmp_path / "results" / "run" / "test_latest"
-    made, truth = ([load_picture(results / "images" / f"{i}_{label}.png") for i in range(5)] for label in (fake, real))
+    made, truth = ([load_image(results / "images" / f"{i}_{label}.png") for i in range(5)] for label in (fake, real))
     l1 = sum((a - b).abs().mean().item() for a, b in zip(made, truth, strict=True)) / 5
     shown = re.search(
         r"against the B of the same name</dt><dd>L1 ([\d.]+) of 255 · PSNR .* dB · SSIM -?0\.\d+",
@@ -97,7 +97,7 @@ def test_translations_of_pairs_are_scored(model, fake, real, paired_data, tmp_pa
     assert shown and float(shown[1]) == pytest.approx(l1, abs=0.5)
 
 
-def load_picture(path: Path) -> torch.Tensor:
+def load_image(path: Path) -> torch.Tensor:
     with Image.open(path) as image:
         return F.pil_to_tensor(image).float()
 
@@ -110,7 +110,7 @@ def test_the_generator_of_pairs_translates_alone(tiny_data, paired_data, tmp_pat
     assert testing.main([*places, str(tmp_path / "alone"), *alone]) == 0
     assert "latest_net_G.pth" in capsys.readouterr().out
     pairs, alone = (
-        load_picture(next(tmp_path.glob(pattern))) for pattern in ("pairs/**/0_real_A.png", "alone/**/0_real.png")
+        load_image(next(tmp_path.glob(pattern))) for pattern in ("pairs/**/0_real_A.png", "alone/**/0_real.png")
     )
     assert torch.equal(pairs, alone)
     with pytest.raises(ValueError, match="one direction only: omit --direction"):
@@ -177,7 +177,7 @@ def test_mistakes_are_answered_without_a_traceback(name, flags, message, tmp_pat
     assert "Traceback" not in done.stderr
 
 
-def test_a_damaged_picture_is_named(tiny_data, tmp_path):
+def test_a_damaged_image_is_named(tiny_data, tmp_path):
     for side in "AB":
         folder = tmp_path / f"train{side}"
         folder.mkdir()

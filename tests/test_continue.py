@@ -13,29 +13,9 @@ import test as testing
 import train as training
 from display.event_log import LogReader
 from display.events import Losses
-from tests.helpers import more_workers_than_cores
+from tests.helpers import assert_equal_checkpoints, more_workers_than_cores
 from tests.test_cli import ONE_THREAD, ROOT, TINY, logged_losses, train
 from training.checkpoints import read_state
-
-
-def all_tensors(content) -> list[torch.Tensor]:
-    """Every tensor and number in nested dicts and lists, in order."""
-    if isinstance(content, dict):
-        return [tensor for key in content for tensor in all_tensors(content[key])]
-    if isinstance(content, list | tuple):
-        return [tensor for value in content for tensor in all_tensors(value)]
-    return [torch.as_tensor(content)] if isinstance(content, torch.Tensor | int | float) else []
-
-
-def assert_equal_checkpoints(first: Path, second: Path) -> None:
-    """All latest_*.pth of two runs hold the same bits; only their flags may differ."""
-    names = sorted(path.name for path in first.glob("latest_*.pth"))
-    assert names == sorted(path.name for path in second.glob("latest_*.pth"))
-    for name in names:
-        contents = [torch.load(run / name, weights_only=True) for run in (first, second)]
-        a, b = (all_tensors({key: content[key] for key in content if key != "options"}) for content in contents)
-        assert len(a) == len(b)
-        assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True)), name
 
 
 def train_until(line: str, number: signal.Signals, folder: Path, *flags: str | Path) -> Path:
@@ -107,6 +87,9 @@ def test_a_killed_run_goes_on_without_a_gap_or_a_double_line(tiny_data, tmp_path
         "--model sagan --netG sagan --ema_decay 0.9 --minibatch_std --batch_size 2",
         "--gan_mode relativistic --lambda_r1 1 --lambda_r2 1 --lambda_zero_gp 1 --penalty_every 2",
         "--model pix2pix --netG resnet_6blocks --pool_size 1 --lr_policy cosine --batch_head 2",
+        "--model fastcut --nce_idt --num_patches 16 --pool_size 1 --direction BtoA",
+        "--model sagan --netG sagan --class_of ([0-9]) --batch_size 2 --precision bf16",
+        "--accumulate 2 --pool_size 1 --ema_halflife 4",
     ],
 )
 def test_a_run_that_stops_after_every_step_ends_like_one_that_never_stopped(tiny_data, paired_data, tmp_path, flags):
@@ -161,7 +144,7 @@ def test_a_run_that_has_more_epochs_behind_it_is_left_alone(tiny_data, tmp_path,
 
 
 @pytest.mark.parametrize("flags", [[], ["--dry_run"]])
-def test_a_run_to_go_on_with_is_looked_for_before_the_pictures(flags, tiny_data, tmp_path):
+def test_a_run_to_go_on_with_is_looked_for_before_the_images(flags, tiny_data, tmp_path):
     places = ["--checkpoints_dir", str(tmp_path), "--continue_train", "--dataroot", str(tmp_path / "missing"), *flags]
     with pytest.raises(ValueError, match=r"^no run 'nope': .* holds no runs"):
         training.main([*places, "--name", "nope"])
@@ -200,7 +183,7 @@ def test_a_run_that_is_started_anew_by_mistake_can_go_on(tiny_data, tmp_path, ca
 
 
 @pytest.mark.parametrize("workers", ["0", "1"])
-def test_a_picture_that_cannot_be_read_costs_nothing(workers, tiny_data, tmp_path):
+def test_an_image_that_cannot_be_read_costs_nothing(workers, tiny_data, tmp_path):
     data = shutil.copytree(tiny_data, tmp_path / "data")
     bad = data / "trainA" / "2.png"
     bad.write_bytes(bad.read_bytes()[:100])
@@ -228,7 +211,7 @@ def test_weights_without_a_state_are_set_aside_too(tiny_data, tmp_path):
     assert {path.name.replace("old", "latest"): path.read_bytes() for path in run_dir.glob("old_*")} == before
 
 
-def test_a_run_with_other_pictures_says_so(tiny_data, tmp_path, capsys):
+def test_a_run_with_other_images_says_so(tiny_data, tmp_path, capsys):
     train(tmp_path, "--dataroot", tiny_data, "--max_minutes", "0.00001")
     flags = ["--continue_train", "--max_dataset_size", "3", "--override", "--max_minutes", "0.00001"]
     train(tmp_path, "--dataroot", tiny_data, *flags)

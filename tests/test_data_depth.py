@@ -53,7 +53,7 @@ def test_the_range_of_values_by_flag(tmp_path, tiny_data):
     write_domains(tmp_path)
     loader = create_dataset(opt_train(tmp_path, *DEEP, "--value_range=-5,5.5"))
     assert {fmt.value_range for fmt in loader.dataset.formats.values()} == {(-5.0, 5.5)}
-    with pytest.raises(DataError, match=r"--value_range 0,9: these images have 8 bits"):
+    with pytest.raises(DataError, match=r"--value_range 0,9: the images of A and B have 8 bits"):
         create_dataset(opt_train(tiny_data, "--value_range", "0,9"))
     with pytest.raises(DataError, match="this dataset reads 8-bit images only"):
         create_dataset(opt_train(tiny_data, "--value_range", "0,9", "--dataset_mode", "template"))

@@ -23,9 +23,8 @@ from display.events import Metrics
 from models.cycle_gan_model import CycleGANModel
 from options.train_options import TrainOptions
 from tests.conftest import draw_shapes
-from tests.helpers import PATIENCE, assert_as_exact, build_training_model, gradients
+from tests.helpers import PATIENCE, assert_as_exact, assert_equal_checkpoints, build_training_model, gradients
 from tests.test_cli import ONE_THREAD, ROOT, TINY, logged_losses
-from tests.test_continue import assert_equal_checkpoints
 from training.optimization import Optimization
 from util import distributed
 from util.checkpoint_files import temporary
@@ -248,6 +247,7 @@ def test_a_save_that_was_cut_off_is_taken_up_by_all(nine_images, tmp_path):
     "flags",
     [
         ["--model", "cycle_gan", "--pool_size", "2", "--norm", "syncbatch", "--max_dataset_size", "7"],
+        ["--model", "fastcut", "--pool_size", "2", "--norm", "syncbatch", "--max_dataset_size", "7"],
         [
             "--model",
             "sagan",
@@ -322,7 +322,7 @@ def rank_of(pid: str) -> int:
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 8, 11, 12])
 @pytest.mark.parametrize(("processes", "batch_size", "skip"), [(2, 2, 0), (3, 1, 0), (4, 3, 0), (2, 2, 4)])
-def test_a_step_of_all_processes_has_the_pictures_of_one_process(size, processes, batch_size, skip):
+def test_a_step_of_all_processes_has_the_images_of_one_process(size, processes, batch_size, skip):
     dataset = TensorDataset(torch.zeros(size))
 
     def steps(**kwargs) -> list[list[tuple[int, int]]]:

@@ -17,9 +17,8 @@ from inference import Translator
 from options.train_options import TrainOptions
 from tests.conftest import draw_shapes
 from tests.helpers import TINY as TINY_MODEL
-from tests.helpers import build_training_model
+from tests.helpers import all_tensors, build_training_model
 from tests.test_cli import train
-from tests.test_continue import all_tensors
 from training.evaluation import Best, create_evaluator, evaluating
 from util.checkpoint_files import read_tensors
 
@@ -88,6 +87,11 @@ def test_a_resumed_run_remembers_the_best_figure(tiny_data, tmp_path):
     train(tmp_path / "part", "--continue_train", "--n_epochs_decay", "1", *QUICK)
     assert [event.values for event in measured(part)][-2:] == [event.values for event in measured(whole)][-2:]
     assert read_tensors(part / "latest_state.pth")["best"]["figure"] == "edges"
+
+
+def test_a_run_is_measured_where_max_minutes_stop_it(tiny_data, tmp_path):
+    run_dir = train(tmp_path, "--dataroot", tiny_data, *QUICK, "--metrics_freq", "0", "--max_minutes", "0.00001")
+    assert [event.images for event in measured(run_dir)] == [1]
 
 
 def test_best_by_the_direction_of_the_figure():

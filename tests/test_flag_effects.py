@@ -54,7 +54,7 @@ def test_direction_is_that_of_data_and_networks(run):
         assert images_of(single, "real") == seen[real] and images_of(single, "fake") == seen[fake]
 
 
-def test_phase_chooses_the_pictures(run, tiny_data):
+def test_phase_chooses_the_images(run, tiny_data):
     shown = translate(run, "--phase", "train")
     assert shown.parent.name == "train_latest"
     domain = "A" if "AtoB" in str(run) else "B"

@@ -32,12 +32,14 @@ def declared() -> set[str]:
 
 
 def read() -> Iterator[tuple[str, str]]:
-    """(flag, where) for every `opt.flag`, and every `flags["flag"]` in options."""
+    """(flag, where) for every `opt.flag` and `self.opt.flag`, and every `flags["flag"]` in options."""
     for path in SOURCES:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             where = f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}"
             match node:
-                case ast.Attribute(value=ast.Name(id="opt"), attr=flag) if not hasattr(Options, flag):
+                case ast.Attribute(value=ast.Name(id="opt") | ast.Attribute(attr="opt"), attr=flag) if not hasattr(
+                    Options, flag
+                ):
                     yield flag, where
                 case ast.Subscript(value=ast.Name(id="flags"), slice=ast.Constant(value=str(flag))):
                     yield flag, where

@@ -7,7 +7,7 @@ from data.image_folder import DataError, any_images, domain_images, list_images
 
 def test_listing_is_sorted_and_skips_hidden_files(tmp_path):
     hidden = [".c.png", ".ipynb_checkpoints/d.png"]
-    for name in ["b.JPG", "a/z.png", "a.bmp", "A.tiff", "10.ppm", "9.ppm", "e.gif", *hidden]:
+    for name in ["b.JPG", "a/z.png", "a.bmp", "A.tiff", "10.ppm", "9.ppm", "e.svg", *hidden]:
         path = tmp_path / "images" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()

@@ -10,6 +10,7 @@ from tests.helpers import random_batch, training_model
 from tests.test_cli import train
 from training.checkpoints import save_checkpoint
 from training.init_from import init_from
+from util.errors import RemediedError
 
 
 @pytest.fixture
@@ -81,10 +82,26 @@ def test_a_file_of_a_discriminator_goes_to_a_discriminator(old_run, tmp_path):
 def test_weights_that_do_not_fit_are_listed(old_run):
     _, folder = old_run
     new = training_model("--model", "cycle_gan", "--output_nc", "1", "--lambda_identity", "0")
-    report = init_from(new, folder, "latest")
+    before = {key: value.clone() for key, value in new.state_dict().items()}
+    with pytest.raises(RemediedError, match="another network, so only a part would be loaded:\n") as caught:
+        init_from(new, folder, "latest")
+    assert "The file looks like output_nc=3; the network has output_nc=1" in str(caught.value)
+    assert caught.value.flags() == ["--init_partial"]
+    assert all(torch.equal(value, before[key]) for key, value in new.state_dict().items()), "none is half loaded"
+    report = init_from(new, folder, "latest", partial=True)
     assert "netG_A takes 34 of 36 tensors" in report
     assert "model.23.weight is (3, 8, 7, 7), not (1, 8, 7, 7)" in report
     assert "The file looks like output_nc=3; the network has output_nc=1" in report
+
+
+def test_weights_of_cut_are_taken_by_networks_of_cut_alone(tmp_path):
+    old = training_model("--model", "cycle_gan", "--resample", "blur", "--seed", "9")
+    torch.save(old.netG_A.state_dict(), tmp_path / "latest_net_G.pth")
+    with pytest.raises(RemediedError, match="file looks like resample=blur; the network has resample=deconv"):
+        init_from(training_model("--model", "cycle_gan"), tmp_path / "latest_net_G.pth", "latest")
+    new = training_model("--model", "cycle_gan", "--resample", "blur")
+    init_from(new, tmp_path / "latest_net_G.pth", "latest")
+    assert equal(old.netG_A, new.netG_A)
 
 
 def test_no_weights_that_fit_are_an_error(old_run, tmp_path):

@@ -18,8 +18,8 @@ from torch import nn
 
 import train as training
 from models.weights import find_weights, load_networks
+from tests.helpers import assert_equal_checkpoints
 from tests.test_cli import TINY, logged_losses, train
-from tests.test_continue import assert_equal_checkpoints
 from training.checkpoints import read_state, save_checkpoint
 from training.finite import NotFiniteError
 from util.checkpoint_files import complete_checkpoint, temporary

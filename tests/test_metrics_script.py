@@ -102,6 +102,24 @@ def test_pairs_inputs_and_labels(folders, tmp_path, capsys):
     assert kept["edge correlation"] == 1 and kept["mutual information (bits)"] > 0.5
 
 
+def test_label_maps_by_the_names_of_the_images(tmp_path, capsys):
+    for kind, color in (("fakes", "orange"), ("reals", "blue"), ("labelsA", 9), ("labelsB", 9)):
+        (tmp_path / kind).mkdir()
+        for number in range(4):
+            image = Image.new("L" if isinstance(color, int) else "RGB", (32, 32))
+            image.paste(color, (4 + number, 8, 20 + number, 24))
+            image.save(tmp_path / kind / f"{number}{'_fake_B' if kind == 'fakes' else ''}.png")
+    paths = {folder.name: folder for folder in tmp_path.iterdir()}
+    flags = ["--label_dir", f"A={paths['labelsA']},B={paths['labelsB']}", "--metrics", "content"]
+    good = figures(capsys, paths["reals"], paths["reals"], *flags)
+    assert good["IoU of 9"] > 0.85 and good["IoU of 0"] > 0.9
+    other = figures(capsys, paths["fakes"], paths["reals"], "--label", "fake_B", *flags)
+    assert other["IoU of 9"] < good["IoU of 9"]
+    (paths["labelsA"] / "2.png").unlink()
+    with pytest.raises(ValueError, match="labelsA has no label map named 2"):
+        main([str(paths["reals"]), str(paths["reals"]), *flags])
+
+
 def test_mistakes_are_named(folders, tmp_path):
     fakes, reals = map(str, folders)
     with pytest.raises(SystemExit):

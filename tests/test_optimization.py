@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from options.train_options import TrainOptions
 from tests.helpers import random_batch, training_model
-from training.optimization import halflife_decay, ramped_decay, update_average
+from training.optimization import WeightAverage, halflife_decay, ramped_decay
 from training.schedules import make_scheduler
 
 
@@ -64,11 +64,11 @@ def test_ema_averages_weights_and_statistics_and_copies_counters():
     average = copy.deepcopy(net)
     net.weight.data.fill_(3.0)
     net.running_mean.fill_(5.0)
-    update_average(average, net, decay=0.1)
+    WeightAverage(average, net).update(decay=0.1)
     torch.testing.assert_close(average.weight.data, torch.full((2,), 0.1 * 1 + 0.9 * 3))
     torch.testing.assert_close(average.running_mean, torch.full((2,), 0.9 * 5))
     net.num_batches_tracked.fill_(7)
-    update_average(average, net, decay=0.5)
+    WeightAverage(average, net).update(decay=0.5)
     assert average.num_batches_tracked == 7
     torch.testing.assert_close(average.weight.data, torch.full((2,), 0.5 * 2.8 + 0.5 * 3))
 
@@ -133,3 +133,22 @@ def test_learning_rates_follow_the_progress_of_a_run_whose_time_is_limited():
     assert rates == pytest.approx([1, 1, 0.75, 0.5, 0.25, 0.25])
     with pytest.raises(ValueError, match="lr_policy=plateau follows the losses"):
         training_model(*flags, "--lr_policy", "plateau")
+
+
+def test_averages_of_gradients_take_the_memory_format_of_their_weights():
+    """Fused Adam on GPUs needs that. A checkpoint may come from a CPU, where another format is faster."""
+    flags = ["--model", "cycle_gan", "--pool_size", "0"]
+    before, after = training_model(*flags), training_model(*flags)
+    before.step(random_batch())
+    after.load_state_dict(before.state_dict())
+    after.to(memory_format=torch.channels_last)
+    after.optimization.load_state_dict(copy.deepcopy(before.optimization.state_dict()), epoch=1)
+    for name, optimizer in after.optimization.optimizers.items():
+        saved = before.optimization.optimizers[name].state
+        for (weight, state), (_, expected) in zip(optimizer.state.items(), saved.items(), strict=True):
+            assert state["exp_avg"].stride() == state["exp_avg_sq"].stride() == weight.stride()
+            assert torch.equal(state["exp_avg"], expected["exp_avg"])
+            assert torch.equal(state["exp_avg_sq"], expected["exp_avg_sq"])
+    assert any(weight.is_contiguous(memory_format=torch.channels_last) for weight in after.netG_A.parameters())
+    losses, _ = after.step(random_batch())
+    assert all(loss.isfinite() for loss in losses.values())

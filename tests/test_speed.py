@@ -18,12 +18,19 @@ import test
 import train
 from models import networks
 from models.networks import attention
-from models.networks.layers import NarrowConv2d, ReflectionPad2d, norm_layer, run_together, spectral_normalize
+from models.networks.layers import (
+    NarrowConv2d,
+    ReflectionPad2d,
+    concatenate_reflected,
+    norm_layer,
+    normalize_instances,
+    run_together,
+    spectral_normalize,
+)
 from models.networks.resnet import ResidualBlock
 from options.train_options import TrainOptions
 from tests.helpers import random_batch, training_model
 from training.compiling import PAYS_AFTER, compile_networks
-from util.device import use_tf32
 from util.images import to_tensor
 
 
@@ -82,6 +89,7 @@ def test_only_plain_attention_materializes_the_map(path, builds, monkeypatch):
     """The memory of the others grows with the number of positions, not with its square."""
     if path == "fused":
         monkeypatch.setattr(attention, "attend", attention.attend_fused)
+        monkeypatch.setattr(attention, "fused_widths", lambda *_: (16, 16))  # CPUs fuse equal widths alone
     if path == "chunks":
         monkeypatch.setattr(attention, "LARGEST_MAP", 1)
         monkeypatch.setattr(attention, "CHUNK", 2**12)
@@ -94,10 +102,27 @@ def test_only_plain_attention_materializes_the_map(path, builds, monkeypatch):
     assert bool(large.shapes) == builds, large.shapes
 
 
+@pytest.mark.parametrize(
+    ("width", "value_width", "dtype", "expected"),
+    [
+        (32, 256, torch.float32, (32, 256)),  # not padded: queries and keys have an eighth of the work
+        (32, 256, torch.bfloat16, (256, 256)),
+        (64, 512, torch.float16, (64, 512)),  # too wide for flash attention
+        (3, 20, torch.float32, (8, 24)),
+        (3, 20, torch.bfloat16, (24, 24)),
+    ],
+)
+def test_fused_attention_has_the_widths_of_a_kernel(width, value_width, dtype, expected):
+    assert attention.fused_widths(width, value_width, dtype) == expected
+
+
+@pytest.mark.parametrize("widths", [(4, 8), (2, 12), (40, 300)])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
-def test_fused_attention_equals_attention(dtype, tolerance):
+def test_fused_attention_equals_attention(dtype, tolerance, widths):
     """GPUs use this branch; scaled_dot_product_attention has kernels for CPUs too."""
-    inputs = [x.detach().to(dtype).requires_grad_() for x in attention_inputs()]
+    generator = torch.Generator().manual_seed(0)
+    sizes = ((3, 30, widths[0]), (3, 17, widths[0]), (3, 17, widths[1]))
+    inputs = [(torch.randn(size, generator=generator) / size[2] ** 0.25).to(dtype).requires_grad_() for size in sizes]
     exact = [x.detach().double().requires_grad_() for x in inputs]
     fused, plain = with_gradients(inputs, attention.attend_fused), with_gradients(inputs, attention.attend_plain)
     for made, other, expected in zip(fused, plain, with_gradients(exact, attention.attend_plain), strict=True):
@@ -125,6 +150,27 @@ def test_the_softmax_of_attention_is_float32_under_autocast():
     with torch.autocast("cpu", torch.bfloat16):
         weights = block.weights(torch.randn(1, 8, 4, 4))
     assert weights.dtype == torch.float32
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_instance_norm_written_out_equals_instance_norm(dtype, tolerance):
+    """Networks that are compiled for a GPU use it."""
+    x = (torch.randn(2, 3, 5, 7, dtype=torch.float64) * 3 + 1).to(dtype).requires_grad_()
+    exact = x.detach().double().requires_grad_()
+    made, expected = normalize_instances(x, 1e-5), nn.functional.instance_norm(exact)
+    assert made.dtype == dtype
+    gradients = [torch.autograd.grad(y.sin().sum(), inputs)[0] for y, inputs in ((made, x), (expected, exact))]
+    for a, b in ((made, expected), gradients):
+        assert (a.double() - b).abs().max() < tolerance * b.abs().max()
+
+
+def test_deterministic_reflection_equals_reflection():
+    x = torch.randn(2, 3, 6, 5, dtype=torch.float64, requires_grad=True)
+    for padding in ((1, 1, 1, 1), (3, 0, 2, 4)):
+        made, expected = concatenate_reflected(x, padding), nn.functional.pad(x, padding, mode="reflect")
+        assert torch.equal(made, expected)
+        gradients = [torch.autograd.grad(y.sin().sum(), x) for y in (made, expected)]
+        torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("kernel", [7, (3, 5)])
@@ -189,6 +235,15 @@ def test_blocks_that_cannot_be_checkpointed(flags):
 def test_fp16_needs_a_gpu():
     with pytest.raises(ValueError, match="--precision fp16 is for NVIDIA GPUs, not for cpu"):
         training_model("--precision", "fp16")
+
+
+@pytest.mark.parametrize(("flag", "native", "computed"), [
+    ("auto", True, "bf16"), ("auto", False, "fp32"), ("bf16", False, "bf16"), ("fp32", True, "fp32"),
+])  # fmt: skip
+def test_auto_takes_bf16_where_the_processor_has_instructions_for_it(monkeypatch, caplog, flag, native, computed):
+    monkeypatch.setattr("util.device.computes_bf16", lambda device: native)
+    assert training_model("--precision", flag).optimization.precision == computed
+    assert ("no bf16 instructions" in caplog.text) == (flag == "bf16")
 
 
 def test_scaled_losses_give_the_same_averages_of_gradients():
@@ -320,6 +375,41 @@ def test_training_without_a_compiler_is_eager():
     assert done.stdout.split()[-1] == "8"
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--model", "cycle_gan_attn", "--pool_size", "2", "--ema_decay", "0.9", "--accumulate", "2"],
+        ["--model", "cycle_gan", "--batch_head", "2", "--gan_mode", "relativistic", "--lambda_r1", "1"],
+        ["--model", "pix2pix", "--dataroot", ".", "--pool_size", "2", "--norm", "instance"],
+        ["--model", "sagan", "--netG", "sagan", "--netD", "sagan", "--d_steps", "2", "--batch_size", "2"],
+    ],
+    ids=lambda flags: flags[1],
+)
+def test_cuda_graphs_may_overwrite_the_results_of_a_step(flags, monkeypatch):
+    """When a step begins, what networks returned in the one before is lost, and so are gradients."""
+    made = []
+    for overwritten in (False, True):
+        model = training_model(*flags)
+        results: list[torch.Tensor] = []
+
+        def overwrite(model=model, results=results) -> None:
+            for tensor in [*results, *(weight.grad for weight in model.parameters() if weight.grad is not None)]:
+                tensor.data.fill_(torch.nan)
+            results.clear()
+
+        if overwritten:
+            monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", overwrite)
+            model.optimization.cuda_graphs = True
+            for net in model.children():
+                net.register_forward_hook(lambda _net, _args, out, results=results: results.append(out))
+        for number in range(3):
+            model.optimization.begin_step(share=1.0, progress=0.1, images=2, images_before=2 * number)
+            losses, _ = model.step(random_batch(2))
+            assert bool(results) == overwritten
+        made.append([*losses.values(), *model.state_dict().values()])
+    assert all(torch.equal(a, b) for a, b in zip(*made, strict=True))
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="about the C library of Linux")
 def test_freed_memory_is_reused():
     # With tensors of 64 MB: below 32 MB, the behavior of the C library changes from run to run.
@@ -339,11 +429,6 @@ def test_freed_memory_is_reused():
         for how in ("keep", "free")
     )
     assert kept < freed / 10, (kept, freed)  # pages that the kernel mapped again
-
-
-def test_tf32_needs_a_gpu():
-    with pytest.raises(ValueError, match="TF32 is for NVIDIA GPUs, not for cpu"):
-        use_tf32(torch.device("cpu"))
 
 
 def test_the_gradient_penalty_works_with_attention_in_chunks(monkeypatch):

@@ -12,8 +12,8 @@ import torch
 import test as testing
 import train as training
 from scripts import translate
+from tests.helpers import assert_equal_checkpoints
 from tests.test_cli import train
-from tests.test_continue import assert_equal_checkpoints
 from training.checkpoints import read_state
 from util import distributed
 from util.threads import TIMED, WARMUP, WINDOW, ThreadChooser, choose_threads, powers_of_two

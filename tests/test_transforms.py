@@ -17,7 +17,7 @@ def expected_size(preprocess, width, height):
     return {
         "resize_and_crop": (24, 24),
         "crop": (24, 24),
-        "scale_width": (28, 4 * round(max(28 * height // width, 24) / 4)),
+        "scale_width": (28, 4 * round(28 * height // width / 4)),
         "scale_width_and_crop": (24, 24),
         "none": (4 * round(width / 4), 4 * round(height / 4)),
     }[preprocess]

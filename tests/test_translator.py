@@ -21,8 +21,10 @@ from models.networks.any_size import AnySize, fitting_size, reflect, visible_cel
 from models.networks.layers import init_weights
 from options.parser import Parser
 from options.train_options import TrainOptions
+from scripts import translate as translating
 from tests.conftest import draw_shapes
 from tests.test_cli import ROOT, train
+from util.images import PixelFormat
 
 SIZES = [(1, 1), (3, 2), (7, 9), (37, 41), (64, 20)]
 
@@ -118,14 +120,15 @@ def test_other_channels_than_rgb(tmp_path):
     ("image", "message"),
     [
         ("in.jpg", "not str"),
-        (np.zeros((4, 4, 3)), "of float64"),
+        (np.full((4, 4, 3), -1.0), "the array holds float64 values from -1 to -1, and value_range is not set"),
+        (np.zeros((4, 4, 3), bool), r"an array has to be .* not \(4, 4, 3\) of bool"),
         (np.zeros((4, 4), np.uint8), "takes 3 channels, but the image has 1"),
         (torch.zeros(1, 4, 4), "takes 3 channels, but the image has 1"),
         (torch.zeros(3, 4, 4, dtype=torch.uint8), "floating-point"),
         (torch.full((3, 4, 4), 255.0), r"in \[-1, 1\]"),
         (torch.full((3, 4, 4), torch.nan), r"in \[-1, 1\]"),
         (torch.zeros(4, 4), r"\(C, H, W\)"),
-        (Image.new("I;16", (4, 4)), "pass a tensor"),
+        (Image.new("I;16", (4, 4)), "takes 3 channels, but the image has 1"),
     ],
 )
 def test_other_inputs_are_refused(file, image, message):
@@ -217,12 +220,46 @@ def test_threads_share_a_translator(name, tmp_path):
     assert [image.tobytes() for image in made] == [image.tobytes() for image in expected]
 
 
-@pytest.mark.parametrize("model", ["colorization", "sagan"])
-def test_runs_that_do_not_translate_images_are_refused(model, tmp_path):
-    flags = ["--name", "run", "--model", model, "--dataroot", str(tmp_path)]
-    TrainOptions().parse(flags).save(tmp_path)
-    with pytest.raises(ValueError, match=f"a run of {model} does not translate images into images"):
+def test_runs_that_do_not_translate_images_are_refused(tmp_path):
+    TrainOptions().parse(["--name", "run", "--model", "sagan", "--dataroot", str(tmp_path)]).save(tmp_path)
+    with pytest.raises(ValueError, match="a run of sagan does not translate images into images"):
         Translator.load(tmp_path)
+
+
+def test_a_run_of_colorization_colorizes(tiny_data, tmp_path):
+    root = tmp_path / "run"
+    root.mkdir()
+    flags = ["--model", "colorization", "--dataroot", str(tiny_data), "--netG", "unet_128", "--ngf", "4"]
+    TrainOptions().parse(["--name", "run", *flags]).save(root)
+    torch.save(generator("unet_128", 1, 2, ngf=4, norm="batch").state_dict(), root / "latest_net_G.pth")
+    source, out = tiny_data / "testA" / "0.png", tmp_path / "out.png"
+    translate = ["--checkpoints_dir", str(tmp_path), "--name", "run", "--device", "cpu", "--eval"]
+    assert translating.main([str(source), str(out), *translate]) == 0
+    results = ["--results_dir", str(tmp_path / "results"), "--preprocess", "none", "--dataroot", str(source.parent)]
+    assert testing.main([*translate, *results, "--num_test", "1"]) == 0
+    translator = Translator.load(root, device="cpu", evaluate=True)
+    (path,) = tmp_path.rglob("0_fake_B_rgb.png")
+    with Image.open(source) as image, Image.open(out) as made, Image.open(path) as tested:
+        assert translator(image).tobytes() == made.tobytes() == tested.tobytes()
+        assert translator(image.convert("L")).mode == "RGB"
+
+
+def test_opacity_and_depth_go_in_and_out(tmp_path):
+    torch.save(generator("resnet_6blocks", 4, 4).state_dict(), tmp_path / "four.pth")
+    four = Translator.load(tmp_path / "four.pth", device="cpu")
+    image = draw_shapes("image").convert("RGBA")
+    image.putalpha(Image.linear_gradient("L").resize(image.size))
+    made = four(image)
+    assert made.mode == "RGBA" and np.array_equal(np.asarray(made), four(np.asarray(image)))
+    torch.save(generator("resnet_6blocks", 1, 1).state_dict(), tmp_path / "gray.pth")
+    gray = Translator.load(tmp_path / "gray.pth", device="cpu")
+    deep = np.arange(400, dtype=np.uint16).reshape(20, 20) * 100
+    assert gray(Image.fromarray(deep)).mode == "I;16" and gray(deep).dtype == np.uint16
+    assert np.array_equal(np.asarray(gray(Image.fromarray(deep))), gray(deep))
+    rgb = Translator(four.net, input_nc=4, output_format=PixelFormat("int16", (-1000, 1000)))
+    with pytest.raises(ValueError, match="makes 4 channels of int16, which no PIL image holds: pass an array"):
+        rgb(image)
+    assert rgb(np.asarray(image)).dtype == np.int16
 
 
 def test_a_run_with_one_generator_has_one_direction(run, tmp_path):

@@ -49,7 +49,7 @@ MODELS: dict[str, Changes] = {
     "test": ({"dataset_mode": "single", "model_suffix": ""}, {}),
 }
 OURS = {  # (script, model, flag): what differs on purpose, and why
-    (TestOptions, None, "num_test"): (math.inf, "50 leave pictures out unasked"),
+    (TestOptions, None, "num_test"): (math.inf, "50 leave images out unasked"),
     (TestOptions, "test", "no_dropout"): (True, "as CycleGAN's generators, whose users had to give it by hand"),
 }
 CHOICES: dict[str, list[str]] = {

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Collection
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from models.base_model import BaseModel
 from util import distributed
@@ -14,7 +14,9 @@ PAYS_AFTER = 500  # steps: a tenth of them takes about as long as compiling
 log = logging.getLogger(__name__)
 
 
-def compile_networks(model: BaseModel, *, steps: int, sizes: Collection[tuple[int, int]], batch_size: int) -> str:
+def compile_networks(
+    model: BaseModel, *, steps: int, sizes: Collection[tuple[int, int]], batch_size: int, mode: str = "default"
+) -> str:
     """Compile the networks of `model`, if the run gains by it and all of them compile.
 
     Each network makes one forward and backward pass, which compiles it, before training starts. Neither its state nor
@@ -24,6 +26,7 @@ def compile_networks(model: BaseModel, *, steps: int, sizes: Collection[tuple[in
         steps: of the whole run, so that a resumed run decides as it did before.
         sizes: (width, height) of all images. Each size would be compiled for.
         batch_size: of a training step in this process.
+        mode: of torch.compile, such as reduce-overhead for CUDA graphs.
 
     Returns:
         A message for the user: the networks are compiled, or why they are not.
@@ -34,12 +37,15 @@ def compile_networks(model: BaseModel, *, steps: int, sizes: Collection[tuple[in
     if len(sizes) > 1:
         return f"--compile: images have {len(sizes)} sizes, each of which would be compiled for{without}"
     log.info("compiling the networks, which takes a minute or more")
-    nets = {name: net for name, net in model.named_children() if not name.endswith("_ema")}
+    (size,) = sizes
+    examples = {name: model.example_input(name, size, batch_size=batch_size) for name, _ in model.named_children()}
+    inputs = {name: example for name, example in examples.items() if example is not None and not name.endswith("_ema")}
+    nets = {name: model.get_submodule(name) for name in inputs}
     for name, net in nets.items():
-        net.compile(dynamic=False)
+        net.compile(dynamic=False, mode=mode)
         try:
             if not waits_for_others(net):
-                try_out(model, name, *sizes, batch_size=batch_size)
+                try_out(model, name, inputs[name])
         except Exception as error:  # compilers are missing or fail in many ways
             for compiled in nets.values():
                 compiled._compiled_call_impl = None  # the only way back from Module.compile
@@ -52,10 +58,9 @@ def waits_for_others(net: nn.Module) -> bool:
     return distributed.world_size() > 1 and any(isinstance(module, nn.SyncBatchNorm) for module in net.modules())
 
 
-def try_out(model: BaseModel, name: str, size: tuple[int, int], *, batch_size: int) -> None:
+def try_out(model: BaseModel, name: str, example: Tensor) -> None:
     """Run the network `name` forward and backward as training does. Its buffers and the random state are restored."""
-    net = model.get_submodule(name)
-    x = model.example_input(name, size, batch_size=batch_size).to(model.device)
+    net, x = model.get_submodule(name), example.to(model.device)
     x.requires_grad_(name.startswith("netD"))  # as the fakes do that train the generators: the same code serves both
     buffers = [buffer.clone() for buffer in net.buffers()]
     with torch.random.fork_rng([x.device] if x.is_cuda else []):

@@ -15,9 +15,10 @@ from urllib.parse import urlsplit
 
 import torch
 
-from data import EpochLoader, create_dataset
+from data import EpochLoader, create_dataset, with_class_names
 from data.check import Inspection, duplicates, inspect_files, listing, summary
 from data.image_folder import list_images, nearest_folder, tree
+from data.reductions import of_results, reductions
 from models import create_model
 from models.base_model import BaseModel
 from options.base_options import Options
@@ -26,7 +27,7 @@ from training.evaluation import create_evaluator
 from training.optimization import Optimization, create_optimization
 from training.resume import Position
 from util import distributed
-from util.device import peak_memory, select_device
+from util.device import create_tuning, peak_memory, select_device
 from util.errors import RemediedError
 
 log = logging.getLogger(__name__)
@@ -35,6 +36,7 @@ report = partial(log.info, "%s")
 T = TypeVar("T")
 Parse = Callable[[list[str]], Options]
 Resume = Callable[..., Position]  # of `training.resume.resume`, with its last arguments bound
+CHECKED = 1000  # files of each domain, at most, in which losses are looked for
 STRIDES = (4, 8, 16, 32, 64, 128, 256, 512)
 
 
@@ -167,12 +169,18 @@ def measure(opt: Options, loader: EpochLoader, resume: Resume) -> tuple[BaseMode
     Raises:
         ValueError: the networks do not accept the images, memory is not sufficient, or a loss is not finite.
     """
+    opt = with_class_names(opt, loader.dataset)
     torch.manual_seed(opt.seed)
     device = select_device(opt.device, opt.gpu_ids)
     if opt.cpu_threads:
         torch.set_num_threads(opt.cpu_threads)
-    model, optimization = create_model(opt).to(device), create_optimization(opt, device)
+    optimization = create_optimization(opt, device)
+    sizes = {size for sizes in loader.dataset.sizes.values() for size in sizes}
+    tuning = create_tuning(opt, device, precision=optimization.precision, sizes=len(sizes))
+    tuning.apply()
+    model = create_model(opt).to(device)
     model.prepare_training(opt, optimization)
+    model.to(memory_format=tuning.memory_format)
     check_sizes(opt, model, loader)
     start = resume(opt, model, optimization, epoch_size=len(loader.dataset))
     epochs = opt.n_epochs + opt.n_epochs_decay - start.epoch + 1
@@ -269,6 +277,9 @@ def report_images(run: DryRun, loader: EpochLoader) -> None:
         if phase != "test" and folder.startswith(phase):
             test_folder = root / f"test{folder.removeprefix(phase)}"
             test += inspect_files(list_images(test_folder), check) if test_folder.is_dir() else []
+    for line in reductions(loader.dataset, root, train=True, most=CHECKED):
+        report(line)
+    report(of_results(loader.dataset.domain_formats))
     errors = [image.error for image in train if image.error]
     if errors and not run.opt.skip_bad_images:
         run.add(f"{len(errors)} images cannot be used:\n{listing(list(map(str, errors)))}", ["--skip_bad_images"])

@@ -31,8 +31,8 @@ BATCH = 8  # images at a time, at least: on a GPU, single ones take several time
 PHASES = ("val", "test")  # of held-out images, best first
 # flags that decide what a real image looks like
 LOOKS = (
-    "model", "dataset_mode", "direction", "preprocess", "center_crop", "load_size", "crop_size", "value_range",
-    "input_nc", "output_nc", "seed",
+    "model", "dataset_mode", "direction", "preprocess", "center_crop", "load_size", "crop_size", "value_range_A",
+    "value_range_B", "input_nc", "output_nc", "seed",
 )  # fmt: skip
 
 
@@ -70,7 +70,10 @@ def create_labels(opt: Options, dataset: BaseDataset) -> Labels:
         raise ValueError(f"--label_dir needs images of two domains: it is not for --dataset_mode {opt.dataset_mode}")
     A, B = (Path(folder) for folder in values.label_dirs(opt.label_dir))
     folders = {"A": B, "B": A} if opt.direction == "BtoA" else {"A": A, "B": B}
-    return Labels.learn(LabelMaps(folders), dataset)
+    maps = LabelMaps(folders)
+    for path in dataset.A_paths:
+        maps.file("A", path.stem)
+    return Labels.learn(maps, ((path.stem, dataset[0, index]["B"]) for index, path in enumerate(dataset.B_paths)))
 
 
 class Measurement:
@@ -122,8 +125,8 @@ class Measurement:
             part = {label: batch[new] for label, batch in images.items()}
             if self.meter.labels:
                 height, width = part["fake_B"].shape[2:]
-                paths = [self.dataset.A_paths[indices[number]] for number in new]
-                part["label_A"] = self.meter.labels.maps.read("A", paths, (height, width))
+                names = [self.dataset.A_paths[indices[number]].stem for number in new]
+                part["label_A"] = self.meter.labels.maps.read("A", names, (height, width))
             self.records.append(self.meter.measure(part, [self.paired[indices[number]] for number in new]))
         real = [number for number, index in enumerate(indices) if index < self.real_count]
         if real and self.needs_real:

@@ -445,14 +445,17 @@ CHECKS = (
         "{subject}: the images are all alike (distance to the most similar one: {figure:.2f} of that of real images).",
         (
             Try("diffaugment", "color,translation,cutout"), Try("lambda_A", factor=2.0), Try("lambda_L1", factor=2.0),
-            Try("lr_D", factor=0.5),
+            Try("lambda_NCE", factor=2.0), Try("lr_D", factor=0.5),
         ),
     ),
     Check(
         "copy-through", Look, change, COPIED, False,
         "2.5 of 255 gray levels, which nobody sees.",
         "{subject}: the output is a copy of the input (mean difference {figure:.3f} of a range of 2).",
-        (Try("lambda_identity", factor=0.5), Try("lambda_A", factor=0.5), Try("lr_D", factor=2.0)),
+        (
+            Try("lambda_identity", factor=0.5), Try("lambda_A", factor=0.5), Try("lambda_NCE", factor=0.5),
+            Try("lr_D", factor=2.0),
+        ),
     ),
     Check(
         "color inversion", Look, correlation, -0.3, False,
@@ -465,7 +468,10 @@ CHECKS = (
         "content lost", Content, content_kept, 0.0, False,
         "The input itself scores as high, so the translation only destroys content.",
         "{subject}: the output keeps less content than the untranslated input (by {figure:.3f}).",
-        (Try("lambda_identity", factor=2.0, at_least=0.5), Try("lambda_A", factor=2.0)),
+        (
+            Try("lambda_identity", factor=2.0, at_least=0.5), Try("lambda_A", factor=2.0),
+            Try("lambda_NCE", factor=2.0),
+        ),
         looks=1,
     ),
     Check(

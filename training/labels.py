@@ -1,5 +1,6 @@
 """Label maps: classes of pixels in files, and a small segmenter that finds them in translations."""
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,6 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
-from data.base_dataset import BaseDataset
 from data.image_file import reading
 from data.image_folder import list_images
 from training.metrics import overlap
@@ -94,21 +94,26 @@ class LabelMaps:
             if not self.files[domain]:
                 raise RemediedError(f"label_dir {domain}={folder}: there are no images in this folder.")
 
-    def file(self, domain: str, path: Path) -> Path:
+    def file(self, domain: str, name: str) -> Path:
         """The label map of an image. Raises ValueError if there is none."""
-        if path.stem not in self.files[domain]:
-            raise RemediedError(f"label_dir {domain}={self.folders[domain]} has no label map named {path.stem}.")
-        return self.files[domain][path.stem]
+        if name not in self.files[domain]:
+            raise RemediedError(f"label_dir {domain}={self.folders[domain]} has no label map named {name}.")
+        return self.files[domain][name]
 
-    def read(self, domain: str, paths: Sequence[Path], size: tuple[int, int]) -> Tensor:
-        """The label maps of images, resized to (height, width) without mixing values: (B, height, width) of uint8.
+    def read(self, domain: str, names: Sequence[str], size: tuple[int, int]) -> Tensor:
+        """Label maps, resized to (height, width) without mixing values: (B, height, width) of uint8.
+
+        Args:
+            domain: A or B.
+            names: of the images, without folder and suffix.
+            size: (height, width) in pixels.
 
         Raises:
             ValueError: a label map is missing or is no image of one channel of 8 bits.
         """
         maps = []
-        for path in paths:
-            file = self.file(domain, path)
+        for name in names:
+            file = self.file(domain, name)
             with reading(file), Image.open(file) as image:
                 if image.mode not in ("L", "P", "1"):
                     raise RemediedError(f"{file} is {image.mode}, but a label map has one channel of 8 bits.")
@@ -133,19 +138,20 @@ class Labels:
     segmenter: Segmenter
 
     @classmethod
-    def learn(cls, maps: LabelMaps, dataset: BaseDataset) -> Self:
-        """Learn the classes in the label maps of B from images of B.
+    def learn(cls, maps: LabelMaps, images: Iterable[tuple[str, Tensor]]) -> Self:
+        """Learn the classes in the label maps of B.
+
+        Args:
+            maps: label maps of A and B.
+            images: of B, (C, H, W) in [-1, 1], with their names; a few are enough.
 
         Raises:
             ValueError: a label map is missing, or no image of one channel of 8 bits.
         """
-        for path in dataset.A_paths:
-            maps.file("A", path)
         pairs = []
-        for index, path in enumerate(dataset.B_paths[:LEARNED]):
-            image = dataset[0, index]["B"]
+        for name, image in itertools.islice(images, LEARNED):
             height, width = image.shape[1:]
-            pairs.append((image, maps.read("B", [path], (height, width))[0]))
+            pairs.append((image, maps.read("B", [name], (height, width))[0]))
         values = torch.cat([labels.flatten() for _, labels in pairs]).unique()
         numbered = ((image, torch.searchsorted(values, labels)) for image, labels in pairs)
         return cls(maps, values.tolist(), Segmenter.learn(numbered, len(values)))

@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from training.schedules import make_scheduler, set_epoch
 from util import distributed
-from util.device import autocast
+from util.device import autocast, choose_precision
 
 
 def create_optimization(opt: Any, device: torch.device) -> "Optimization":
@@ -25,7 +25,7 @@ def create_optimization(opt: Any, device: torch.device) -> "Optimization":
         raise ValueError(f"--precision fp16 is for NVIDIA GPUs, not for {device.type}: use bf16 or fp32")
     return Optimization(
         device,
-        precision=opt.precision,
+        precision=choose_precision(opt.precision, device),
         betas=(opt.beta1, opt.beta2),
         ema_decay=opt.ema_decay,
         ema_halflife=opt.ema_halflife,
@@ -35,6 +35,7 @@ def create_optimization(opt: Any, device: torch.device) -> "Optimization":
         lr_decay_iters=opt.lr_decay_iters,
         first_epoch=opt.epoch_count,
         by_time=opt.train_minutes > 0,
+        cuda_graphs=opt.cuda_graphs,
     )
 
 
@@ -53,6 +54,7 @@ class Optimization:
         lr_decay_iters: epochs between steps of the policy step.
         first_epoch: number of the first epoch, from 1.
         by_time: the run may end before its epochs do, so learning rates follow its progress.
+        cuda_graphs: compiled networks replay CUDA graphs, which overwrite the results of the step before.
 
     Raises:
         ValueError: the policy is unknown, or has no schedule that could follow the progress.
@@ -72,6 +74,7 @@ class Optimization:
         lr_decay_iters: int = 50,
         first_epoch: int = 1,
         by_time: bool = False,
+        cuda_graphs: bool = False,
     ):
         if by_time and lr_policy == "plateau":
             raise ValueError("lr_policy=plateau follows the losses, not the time: choose another one")
@@ -82,9 +85,10 @@ class Optimization:
             lr_decay_iters=lr_decay_iters, epoch=first_epoch,
         )  # fmt: skip
         self.by_time, self.epochs = by_time, n_epochs + n_epochs_decay
+        self.cuda_graphs = cuda_graphs
         self.optimizers: dict[str, Optimizer] = {}
         self.schedulers: dict[str, LRScheduler] = {}
-        self.averages: list[tuple[nn.Module, nn.Module]] = []  # (average, network)
+        self.averages: list[WeightAverage] = []
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self.updates = 0
         self.step_images, self.images_before = 1, 0  # over all processes, in this step and before it
@@ -108,7 +112,7 @@ class Optimization:
                 net = model.get_submodule(name)
                 average = copy.deepcopy(net).requires_grad_(False).eval()
                 model.add_module(f"{name}_ema", average)
-                self.averages.append((average, net))
+                self.averages.append(WeightAverage(average, net))
 
     def begin_step(self, *, share: float, progress: float, images: int, images_before: int) -> None:
         """Prepare the next step.
@@ -120,6 +124,8 @@ class Optimization:
             images: of the step, over all processes.
             images_before: images that the run has seen before this step.
         """
+        if self.cuda_graphs:
+            torch.compiler.cudagraph_mark_step_begin()
         self.share, self.progress, self.step_images, self.images_before = share, progress, images, images_before
         if self.by_time:
             for scheduler in self.schedulers.values():
@@ -134,18 +140,22 @@ class Optimization:
         """The weights of the optimizer `name`."""
         return [parameter for group in self.optimizers[name].param_groups for parameter in group["params"]]
 
-    def backward(self, name: str, *losses: Tensor) -> None:
+    def backward(self, name: str, *losses: Tensor, share: float = 1.0) -> None:
         """Accumulate the gradients of the sum of `losses` (scalars) for the weights of one optimizer only.
 
         Each process passes the mean loss over its own images. Autograd graphs are freed, so several calls for
         independent losses take less memory than one.
+
+        Args:
+            share: of the images that the losses are about in the batch of this process.
         """
+        share *= self.share
         if name not in self.step_losses:
             self.optimizers[name].zero_grad()
         loss = sum(losses[1:], start=losses[0])
         scaled = self.scaler.scale(loss)
-        scaled.backward(torch.full_like(scaled, self.share), inputs=self.parameters(name))
-        self.step_losses[name] = self.step_losses.get(name, 0) + loss.detach() * self.share
+        scaled.backward(torch.full_like(scaled, share), inputs=self.parameters(name))
+        self.step_losses[name] = self.step_losses.get(name, 0) + loss.detach() * share
 
     def update(self, name: str) -> None:
         """Step the optimizer `name` with the gradients since its last step, summed over all processes."""
@@ -166,8 +176,8 @@ class Optimization:
             decay = halflife_decay(self.ema_halflife, images=self.step_images, seen=seen)
         else:
             decay = ramped_decay(self.ema_decay, updates=self.updates)
-        for average, net in self.averages:
-            update_average(average, net, decay=decay)
+        for average in self.averages:
+            average.update(decay=decay)
         self.updates += 1
 
     def _update_scale(self) -> None:
@@ -225,6 +235,7 @@ class Optimization:
         for name, optimizer in self.optimizers.items():
             saved, scheduler = state["optimizers"][name], self.schedulers[name]
             optimizer.load_state_dict(saved | {"param_groups": optimizer.state_dict()["param_groups"]})
+            match_memory_format(optimizer)
             same_policy = scheduler.state_dict().keys() == state["schedulers"][name].keys()
             if isinstance(scheduler, LambdaLR):
                 if same_policy:
@@ -237,6 +248,17 @@ class Optimization:
         if scaler := state.get("scaler"):
             self.scaler.load_state_dict(scaler)
         self.epoch_losses = {name: loss.to(self.device) for name, loss in state["epoch_losses"].items()}
+
+
+def match_memory_format(optimizer: Optimizer) -> None:
+    """Give averages of gradients the memory format of their weights, which fused Adam needs on GPUs.
+
+    They have another one if the checkpoint is from another device, or from a run that was not compiled.
+    """
+    for weight, averages in optimizer.state.items():
+        for name, average in averages.items():
+            if isinstance(average, Tensor) and average.shape == weight.shape and average.stride() != weight.stride():
+                averages[name] = torch.empty_like(weight).copy_(average)
 
 
 def ramped_decay(decay: float, *, updates: int) -> float:
@@ -259,10 +281,31 @@ def halflife_decay(halflife: float, *, images: int, seen: int) -> float:
     return 0.5 ** (images / min(halflife, 0.05 * seen))
 
 
-@torch.no_grad()
-def update_average(average: nn.Module, net: nn.Module, *, decay: float) -> None:
-    """Move the weights and batch statistics of `average` towards those of `net`, and copy other buffers."""
-    torch._foreach_lerp_(list(average.parameters()), list(net.parameters()), 1 - decay)
-    for (name, kept), buffer in zip(average.named_buffers(), net.buffers(), strict=True):
-        # The latest batch statistics do not suit averaged weights: images would be too dark.
-        kept.lerp_(buffer, 1 - decay) if name.endswith(("running_mean", "running_var")) else kept.copy_(buffer)
+class WeightAverage:
+    """A moving average of a network.
+
+    Args:
+        average: a copy of the network.
+        net: the network in training.
+    """
+
+    def __init__(self, average: nn.Module, net: nn.Module):
+        self.average, self.net = average, net
+        # Collected once: walking through all modules takes longer than the update.
+        self.weights: list[Tensor] = list(average.parameters())
+        self.sources: list[Tensor] = list(net.parameters())
+        self.has_buffers = next(net.buffers(), None) is not None
+
+    @torch.no_grad()
+    def update(self, *, decay: float) -> None:
+        """Move weights and batch statistics towards those of the network, and copy other buffers."""
+        torch._foreach_lerp_(self.weights, self.sources, 1 - decay)
+        if self.has_buffers:
+            kept, latest = dict(self.average.named_buffers()), dict(self.net.named_buffers())
+            # The latest batch statistics do not suit averaged weights: images would be too dark.
+            means = [name for name in kept if name.endswith(("running_mean", "running_var"))]
+            others = [name for name in kept if name not in means]
+            if means:
+                torch._foreach_lerp_([kept[name] for name in means], [latest[name] for name in means], 1 - decay)
+            if others:
+                torch._foreach_copy_([kept[name] for name in others], [latest[name] for name in others])

@@ -243,10 +243,10 @@ def resume(
 
 
 def start_from(opt: Options, model: BaseModel, run_dir: Path) -> None:
-    """Load the weights of --init_from that fit, and log a report.
+    """Load the weights of --init_from, with --init_partial as far as they fit, and log a report.
 
     Raises:
-        ValueError: there are no such weights, or none fit.
+        ValueError: there are no such weights, or they do not fit.
     """
     source = Path(opt.init_from)
     if not source.exists():
@@ -259,4 +259,5 @@ def start_from(opt: Options, model: BaseModel, run_dir: Path) -> None:
         raise ValueError(f"--init_from {source} is one file: --epoch and --load_iter choose among those of a run")
     trained = read_saved(source if source.is_dir() else source.parent).get("direction", opt.direction)
     label = checkpoint_label(opt.epoch, opt.load_iter)
-    log.info("%s", init_from(model, source, label, reverse=trained != opt.direction))
+    reverse = trained != opt.direction
+    log.info("%s", init_from(model, source, label, reverse=reverse, partial=opt.init_partial))

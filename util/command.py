@@ -16,6 +16,7 @@ from util import distributed
 from util.errors import RemediedError
 from util.signals import Output
 
+SKIPPED = 3  # exit status of a job that did all but the files that it was told to skip
 PACKAGES = ("train", "test", "scripts", "display", "training", "inference", "models", "data", "options", "util")
 
 

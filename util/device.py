@@ -1,13 +1,19 @@
 """The device of a run, its precision, and the memory it uses."""
 
 import ctypes
+import logging
 import math
+import os
 import sys
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from util import distributed
 from util.errors import RemediedError
+
+log = logging.getLogger(__name__)
 
 
 def select_device(device: str = "auto", gpu_ids: str = "0") -> torch.device:
@@ -43,6 +49,8 @@ def select_device(device: str = "auto", gpu_ids: str = "0") -> torch.device:
     raise RemediedError(f"device={device}: PyTorch finds none on this machine.", remedy={"device": "cpu"})
 
 
+FEW_SIZES = 4  # of images: timing cuDNN's algorithms takes seconds for each
+
 PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -58,11 +66,119 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, dtype, enabled=dtype is not None)
 
 
-def use_tf32(device: torch.device) -> None:
-    """Let matrix products on an NVIDIA GPU use TF32, with 10 bits of mantissa. ValueError for another device."""
-    if device.type != "cuda":
+def computes_bf16(device: torch.device) -> bool:
+    """Whether the device has instructions for bf16: NVIDIA GPUs from Ampere on, x86 processors with AVX512-BF16 or AMX.
+
+    Others emulate it. An AVX2 processor then takes 13 times as long for a training step as in fp32.
+    """
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def choose_precision(precision: str, device: torch.device) -> str:
+    """The precision to compute in: `auto` is bf16 where the device has instructions for it, else fp32."""
+    if precision == "auto":
+        return "bf16" if computes_bf16(device) else "fp32"
+    if precision == "bf16" and not computes_bf16(device):
+        log.warning("this %s has no bf16 instructions: precision=fp32 or auto may be many times faster", device.type)
+    return precision
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """How networks use their device. `tuning` makes these choices, so that they are in one place.
+
+    The kernel of attention depends on its tensors: `models.networks.attention.attend` chooses it.
+
+    Attributes:
+        channels_last: memory format of weights and feature maps.
+        benchmark: whether cuDNN times its algorithms for every new shape, and keeps the fastest.
+        tf32_convolutions, tf32_products: whether float32 convolutions and matrix products on an NVIDIA GPU read 10
+            bits of mantissa.
+        deterministic: whether kernels are chosen that give the same bits in every run.
+        pin_memory: whether the data loader keeps batches in memory from which a GPU copies while it computes.
+        compile_mode: of torch.compile.
+    """
+
+    channels_last: bool
+    benchmark: bool
+    tf32_convolutions: bool
+    tf32_products: bool
+    deterministic: bool
+    pin_memory: bool
+    compile_mode: str
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """The memory format of networks."""
+        return torch.channels_last if self.channels_last else torch.contiguous_format
+
+    def apply(self) -> None:
+        """Set PyTorch's switches. This acts on the whole process, so only scripts call it, before the first step."""
+        torch.backends.cudnn.benchmark = self.benchmark
+        torch.backends.cudnn.allow_tf32 = self.tf32_convolutions
+        torch.set_float32_matmul_precision("high" if self.tf32_products else "highest")
+        if self.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
+        torch.use_deterministic_algorithms(self.deterministic)
+
+
+def tuning(
+    device: torch.device,
+    *,
+    precision: str = "fp32",
+    training: bool = True,
+    compiled: bool = False,
+    cuda_graphs: bool = False,
+    sizes: int = 1,
+    tf32: bool | None = None,
+    deterministic: bool = False,
+) -> Tuning:
+    """Choose how networks use their device; docs/performance.md has the reasons.
+
+    Args:
+        device: of the networks.
+        precision: of forward passes.
+        training: whether there are backward passes.
+        compiled: whether the networks are compiled.
+        cuda_graphs: whether compiled networks replay CUDA graphs.
+        sizes: number of sizes of the images.
+        tf32: TF32 in all products of float32, or in none; None is PyTorch's default, convolutions alone.
+        deterministic: see Tuning.
+
+    Raises:
+        ValueError: TF32 or CUDA graphs on another device than an NVIDIA GPU, or CUDA graphs without compiling.
+    """
+    cuda = device.type == "cuda"
+    if tf32 is not None and not cuda:
         raise ValueError(f"TF32 is for NVIDIA GPUs, not for {device.type}: leave it out")
-    torch.set_float32_matmul_precision("high")
+    if cuda_graphs and not (cuda and compiled):
+        raise ValueError(f"CUDA graphs are for compiled networks on NVIDIA GPUs, not on {device.type}: leave them out")
+    tensor_cores = cuda and (precision != "fp32" or tf32 is not False)
+    return Tuning(
+        # Without compiling, instance norm in training returns contiguous tensors on every device.
+        channels_last=(tensor_cores and compiled) if training or cuda else device.type == "cpu",
+        benchmark=cuda and not deterministic and sizes <= FEW_SIZES,
+        tf32_convolutions=tf32 is not False,
+        tf32_products=bool(tf32),
+        deterministic=deterministic,
+        pin_memory=cuda,
+        compile_mode="reduce-overhead" if cuda_graphs else "default",
+    )
+
+
+def create_tuning(opt: Any, device: torch.device, *, precision: str, sizes: int) -> Tuning:
+    """The tuning that the flags of train.py ask for. See `tuning`, also for its errors."""
+    return tuning(
+        device,
+        precision=precision,
+        compiled=opt.compile,
+        cuda_graphs=opt.cuda_graphs,
+        sizes=sizes,
+        tf32=True if opt.tf32 else False if opt.no_tf32 else None,
+        deterministic=opt.deterministic,
+    )
 
 
 def keep_freed_memory() -> None:

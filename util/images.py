@@ -1,7 +1,9 @@
 """Tensors in [-1, 1] to images and files: as 8-bit images, or in the pixel format of the input files."""
 
+import json
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -9,20 +11,33 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from util.files import atomic
+
 MAX_CHANNELS = 16  # of an image file
 COMPRESSION = 1  # of PNG: takes a quarter of the time of Pillow's default, for 10% more bytes
 JPEG_QUALITY = 95
+FORMATS_FILE = "formats.json"  # of a run: the formats of its two domains
+WITH_ALPHA = (2, 4)  # channels of gray and color with opacity
 
 
 @dataclass(frozen=True)
 class PixelFormat:
-    """The dtype of a file's pixels, and the values that become -1 and 1 in a tensor."""
+    """The pixels of the files of a domain.
+
+    Attributes:
+        dtype: of the values.
+        value_range: the values that become -1 and 1 in a tensor.
+        alpha: the last of 2 or 4 channels is opacity.
+    """
 
     dtype: str = "uint8"
     value_range: tuple[float, float] = (0.0, 255.0)
+    alpha: bool = False
 
     @classmethod
-    def of(cls, array: np.ndarray, value_range: tuple[float, float] | None = None) -> "PixelFormat":
+    def of(
+        cls, array: np.ndarray, value_range: tuple[float, float] | None = None, *, alpha: bool = False
+    ) -> "PixelFormat":
         """The format of `array`. `value_range` applies to files of more than 8 bits; None infers it from the dtype.
 
         Raises:
@@ -32,7 +47,7 @@ class PixelFormat:
         if not (np.isfinite(low) and np.isfinite(high)):
             raise ValueError("holds non-finite values (NaN or infinity): replace them.")
         if dtype == "uint8":
-            return cls()
+            return cls(alpha=alpha)
         if value_range is None:
             value_range = (0.0, 65535.0) if dtype == "uint16" else (0.0, 1.0)
             if dtype != "uint16" and not (array.dtype.kind == "f" and low >= 0 and high <= 1):
@@ -40,7 +55,37 @@ class PixelFormat:
                     f"holds {dtype} values from {low:g} to {high:g}, and value_range is not set. It has to name the "
                     "two values that become -1 and 1."
                 )
-        return cls(dtype, value_range)
+        return cls(dtype, value_range, alpha)
+
+    def __str__(self) -> str:
+        low, high = self.value_range
+        opacity = " with opacity" if self.alpha else ""
+        return f"8 bits{opacity}" if self.is_8bit else f"{self.dtype}{opacity} from {low:g} to {high:g}"
+
+    @property
+    def is_8bit(self) -> bool:
+        """Whether values are 0 to 255."""
+        return self.dtype == "uint8"
+
+    def with_range(self, value_range: tuple[float, float] | None) -> "PixelFormat":
+        """This format with another range of values, in float32 if its dtype cannot hold them; None changes nothing."""
+        if value_range is None or value_range == self.value_range:
+            return self
+        dtype = np.dtype(self.dtype)
+        limits = np.iinfo(dtype) if dtype.kind in "ui" else np.finfo(dtype)
+        fits = not self.is_8bit and limits.min <= value_range[0] and value_range[1] <= limits.max
+        return replace(self, dtype=self.dtype if fits else "float32", value_range=value_range)
+
+    def of_result(self, target: "PixelFormat | None", value_range: tuple[float, float] | None = None) -> "PixelFormat":
+        """The format of a result that is made from a file in this format.
+
+        Args:
+            target: the format of the domain of the result; None if it is not known: then it is this one.
+            value_range: of deep results, if `target` is None; None for that of this format.
+        """
+        if target is not None:
+            return target
+        return self if self.is_8bit else self.with_range(value_range)
 
     def to_tensor(self, array: np.ndarray) -> Tensor:
         """(H, W, C) in this format as float32 (C, H, W) in [-1, 1]; values outside the range are clipped."""
@@ -50,6 +95,8 @@ class PixelFormat:
 
     def to_array(self, tensor: Tensor) -> np.ndarray:
         """(C, H, W) in [-1, 1] as (H, W, C) in this format; integers are rounded."""
+        if self.is_8bit:
+            return to_bytes(tensor).permute(1, 2, 0).cpu().numpy()
         low, high = self.value_range
         unit = (tensor.detach().cpu().double().clamp(-1, 1) + 1) / 2
         values = (unit * (high - low) + low).permute(1, 2, 0).numpy()
@@ -59,11 +106,44 @@ class PixelFormat:
         return values.astype(dtype)
 
 
-def to_image(tensor: Tensor) -> Image.Image:
+def write_formats(run_dir: Path, formats: Mapping[str, PixelFormat]) -> None:
+    """Write the formats of the domains "A" and "B" of a run, as `read_formats` reads them."""
+    with atomic(run_dir / FORMATS_FILE) as path:
+        path.write_text(json.dumps({domain: asdict(fmt) for domain, fmt in formats.items()}, indent=2) + "\n")
+
+
+def read_formats(run_dir: Path) -> dict[str, PixelFormat]:
+    """The formats of the domains "A" and "B" of a run: those of the folders A and B, whatever the direction.
+
+    Empty if none are saved, as with runs whose data has 8 bits only.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    path = run_dir / FORMATS_FILE
+    if not path.is_file():
+        return {}
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        formats = {}
+        for domain, fmt in saved.items():
+            low, high = fmt["value_range"]
+            formats[domain] = PixelFormat(np.dtype(fmt["dtype"]).name, (low, high), fmt["alpha"])
+        return formats
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged ({error}): restore or remove it") from error
+
+
+def to_bytes(tensor: Tensor) -> Tensor:
+    """Values in [-1, 1] as uint8; values outside are clamped."""
+    return tensor.detach().float().add(1).mul(127.5).round().clamp(0, 255).byte()
+
+
+def to_image(tensor: Tensor, *, alpha: bool = False) -> Image.Image:
     """The 8-bit image of `tensor`, (C, H, W) or (1, C, H, W) in [-1, 1]; values outside are clamped.
 
-    One channel is gray and three are color. Of two channels, the image shows the first in gray; of more, the first
-    three in color.
+    One channel is gray and three are color; with `alpha`, two are gray and four color with opacity. Else, of two
+    channels, the image shows the first in gray; of more, the first three in color.
 
     Raises:
         ValueError: the tensor has another shape.
@@ -75,14 +155,15 @@ def to_image(tensor: Tensor) -> Image.Image:
         tensor = tensor[0]
     if tensor.ndim != 3:
         raise ValueError(f"an image is (C, H, W) or (1, C, H, W), not {shape}")
-    tensor = tensor[: 1 if tensor.shape[0] < 3 else 3]
-    return F.to_pil_image(tensor.detach().cpu().float().add(1).mul(127.5).round().clamp(0, 255).byte())
+    if not (alpha and len(tensor) in WITH_ALPHA):
+        tensor = tensor[: 1 if len(tensor) < 3 else 3]
+    return F.to_pil_image(to_bytes(tensor).cpu())
 
 
 def to_images(tensors: Tensor) -> list[Image.Image]:
     """The images of `tensors`, (B, C, H, W) in [-1, 1], as `to_image` makes them: a batch takes a tenth of the time."""
     tensors = tensors[:, : 1 if tensors.shape[1] < 3 else 3]
-    pixels = tensors.detach().float().add(1).mul(127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
+    pixels = to_bytes(tensors).permute(0, 2, 3, 1).cpu().numpy()
     return [Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image) for image in pixels]
 
 
@@ -92,24 +173,25 @@ def save_image(tensor: Tensor, path: str | Path, fmt: PixelFormat | None = None)
     Args:
         tensor: (C, H, W) or (1, C, H, W) in [-1, 1].
         fmt: None for the 8-bit image of `to_image`, else the format to write, with all channels. TIFF and .npy hold
-            every format, PNG one channel of uint16, and every suffix 8-bit gray and color.
+            every format, PNG one channel of uint16 and 8 bits with opacity, and every suffix 8-bit gray and color.
 
     Raises:
         ValueError: files of this suffix do not support the format.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    if fmt is None or (is_viewable(tensor, fmt) and path.suffix.lower() != ".npy"):
+    if fmt is None or (fmt.is_8bit and tensor.shape[-3] in (1, 3) and path.suffix.lower() != ".npy"):
         save_file(to_image(tensor), path)
     else:
-        write_array(fmt.to_array(tensor[0] if tensor.ndim == 4 else tensor), path)
+        write_array(fmt.to_array(tensor[0] if tensor.ndim == 4 else tensor), path, alpha=fmt.alpha)
 
 
-def write_array(array: np.ndarray, path: Path) -> None:
+def write_array(array: np.ndarray, path: Path, *, alpha: bool = False) -> None:
     """Write `array`, (H, W, C), to a file of the kind that the suffix of `path` names.
 
-    TIFF and .npy hold every dtype and number of channels; a TIFF has one page per channel unless these are 3. PNG holds
-    one channel of uint16, or 1 to 4 of uint8. Every other suffix holds 1 or 3 channels of uint8.
+    TIFF and .npy hold every dtype and number of channels; a TIFF has one page per channel unless these are 3, or 2 or 4
+    of which the last is opacity (`alpha`). PNG holds one channel of uint16, or 1 to 4 of uint8. Every other suffix
+    holds 1 or 3 channels of uint8.
 
     Raises:
         ValueError: files of this suffix do not support the dtype or the number of channels.
@@ -126,8 +208,17 @@ def write_array(array: np.ndarray, path: Path) -> None:
     elif suffix in (".tif", ".tiff"):
         import tifffile  # slow to import, and --help does without
 
-        if channels == 3:
-            tifffile.imwrite(path, array, photometric="rgb", planarconfig="contig", metadata=None)
+        if channels == 3 or (alpha and channels in WITH_ALPHA):
+            opacity: dict[str, object] = {} if channels == 3 else {"extrasamples": ["unassalpha"]}
+            photometric = "rgb" if channels > 2 else "minisblack"
+            tifffile.imwrite(
+                path,
+                array,
+                photometric=photometric,
+                planarconfig="contig",
+                metadata=None,
+                **opacity,  # type: ignore[arg-type]
+            )
         else:
             tifffile.imwrite(path, array.transpose(2, 0, 1), photometric="minisblack", metadata=None)
     else:
@@ -142,10 +233,10 @@ def save_file(image: Image.Image, path: Path) -> None:
 
 
 def save_result(tensor: Tensor, stem: str | Path, fmt: PixelFormat) -> Path | None:
-    """Write `tensor` as {stem}.tif in `fmt` if the 8-bit image of `to_image` would lose depth or channels.
+    """Write `tensor` as {stem}.tif in `fmt` if the image of `to_image` would lose depth or channels.
 
     Returns:
-        The file, or None if the 8-bit image is complete.
+        The file, or None if the image is complete.
     """
     if is_viewable(tensor, fmt):
         return None
@@ -155,8 +246,8 @@ def save_result(tensor: Tensor, stem: str | Path, fmt: PixelFormat) -> Path | No
 
 
 def is_viewable(tensor: Tensor, fmt: PixelFormat) -> bool:
-    """Whether the 8-bit image of `to_image` is complete: 8-bit gray or color."""
-    return fmt == PixelFormat() and tensor.shape[-3] in (1, 3)
+    """Whether the image of `to_image` is complete: 8-bit gray or color, or also with opacity if the format has it."""
+    return fmt.is_8bit and tensor.shape[-3] in ((1, *WITH_ALPHA, 3) if fmt.alpha else (1, 3))
 
 
 def to_tensor(image: Image.Image) -> Tensor:

@@ -5,6 +5,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+MIGRATING = "docs/migrating.md shows how datasets and models written for upstream move here"
+OWN = ("data", "models", "options", "util")  # packages that such a file may import from
 KINDS = {"models": "model", "data": "dataset"}  # package -> how its files and classes end
 
 
@@ -23,11 +25,17 @@ def find_class(package: str, name: str) -> type[Any]:
     The class is named like its file, without underscores, in any mix of capitals.
 
     Raises:
-        ValueError: there is no such file, listing those there are, or no such class in it.
+        ValueError: there is no such file, listing those there are, or no such class in it, or it imports what only
+            upstream has.
     """
     if name not in choices(package):
         raise ValueError(f"no {KINDS[package]} {name!r}: {suggestion(name, choices(package))}")
-    module = import_module(f"{package}.{name}_{KINDS[package]}")
+    try:
+        module = import_module(f"{package}.{name}_{KINDS[package]}")
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] not in OWN:
+            raise  # a library that is not installed
+        raise ValueError(f"{package}/{name}_{KINDS[package]}.py: {error}. {MIGRATING}") from error
     wanted = f"{name}_{KINDS[package]}".replace("_", "").lower()
     for attribute, value in vars(module).items():
         if attribute.lower() == wanted and isinstance(value, type):

@@ -5,6 +5,7 @@ import io
 import logging
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,9 +22,13 @@ def stop_requests() -> Iterator[list[int]]:
     """Inside the context, the first SIGINT, SIGTERM or SIGHUP interrupts nothing: its number is added to the list.
 
     A later signal has its usual effect, unless it follows so closely that it belongs to the same request. Signals that
-    are ignored (by nohup) stay ignored.
+    are ignored (by nohup) stay ignored. Only the main thread may handle signals: in another one, nothing changes.
     """
     received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        log.info("not in the main thread: signals do not stop this run, --max_minutes does")
+        yield received
+        return
     before: dict[int, Any] = {number: signal.getsignal(number) for number in SIGNALS}
     since = 0.0
 

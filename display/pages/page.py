@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -15,7 +15,7 @@ from dominate import document
 from dominate import tags as h
 from dominate.util import raw
 
-from display.attention_maps import AttentionMap, heat_colors
+from display.attention_maps import as_script, heat_colors
 from util.files import atomic
 
 CSS = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
@@ -103,25 +103,9 @@ def sort_key(label: str) -> tuple[float, str]:
     return labels.index(label) if label in CAPTIONS else len(labels), label
 
 
-def attention_label(block: AttentionMap) -> str:
-    """Return the label of the figure of a generator's attention block."""
-    return f"attention_{block.network}_{block.stage}"
-
-
 def attention_caption(network: str, stage: str) -> str:
     """Return the caption of the figure of an attention block."""
     return f"attention of {network} at {stage}"
-
-
-def save_attention(path: Path, maps: Iterable[AttentionMap]) -> None:
-    """Write the maps of one image as a script for the viewer: a page on disk may load scripts, but no data."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"attention({as_script([block.viewer_data() for block in maps])});\n", encoding="ascii")
-
-
-def as_script(data: Any) -> str:
-    """Return `data` as a JavaScript expression without tags, whatever the names in it: nothing ends a script early."""
-    return json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
 
 
 def new_page(title: str) -> document:

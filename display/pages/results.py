@@ -7,7 +7,7 @@ from types import MappingProxyType
 from dominate import tags as h
 from torch import Tensor
 
-from display.attention_maps import AttentionMap
+from display.attention_maps import AttentionMap, save_attention
 from display.pages.page import (
     SMALL,
     Card,
@@ -18,10 +18,9 @@ from display.pages.page import (
     attention_caption,
     finish_page,
     new_page,
-    save_attention,
     source,
 )
-from util.images import COMPRESSION, PixelFormat, save_image, save_result
+from util.images import COMPRESSION, PixelFormat, save_file, save_image, save_result, to_image
 
 # Similarity of a result and its ground truth: name -> (format of a value, whether higher is better).
 SCORES = {"L1": ("{:.1f} of 255", False), "PSNR": ("{:.1f} dB", True), "SSIM": ("{:.3f}", True)}
@@ -36,7 +35,7 @@ class ResultsPage:
         names: names of the domains of real_A and real_B: B, A if the model was trained from B to A.
         notes: facts and figures for the top of the page.
         size: maximum side of an image in px.
-        formats: "A", "B" -> depth and range of the files of that domain; 8-bit by default.
+        formats: label -> format of the images; 8-bit by default.
     """
 
     def __init__(
@@ -77,8 +76,9 @@ class ResultsPage:
         card = Card(stem, scores=scores, remark=scores_text(scores))
         for label, image in images.items():
             path = f"images/{stem}_{label}.png"
-            save_image(image, self.folder / path)
-            fmt = self.formats.get("B" if label.endswith("_B") else "A", PixelFormat())
+            fmt = self.formats.get(label, PixelFormat())
+            (self.folder / path).parent.mkdir(parents=True, exist_ok=True)
+            save_file(to_image(image, alpha=fmt.alpha), self.folder / path)
             save_result(image, self.folder / f"images/{stem}_{label}", fmt)
             card.add(label, path, self.names)
             self.small &= image.shape[-1] <= SMALL

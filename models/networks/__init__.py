@@ -3,15 +3,18 @@
 The classes take keywords and need no options.
 """
 
+import copy
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeVar
 
+import torch
 from torch import nn
 
 from models.networks.layers import init_weights, spectral_normalize
+from models.networks.patch_heads import PatchHeads
 from models.networks.patchgan import NLayerDiscriminator, PixelDiscriminator
 from models.networks.projected import ProjectedDiscriminator
 from models.networks.resnet import ResnetGenerator
@@ -163,20 +166,57 @@ def define_projected_D(opt: Any, input_nc: int, *flags: str, attention: Iterable
     return initialize(net, opt, spectral=True)
 
 
+def define_F(opt: Any, netG: nn.Module) -> tuple[PatchHeads, tuple[int, ...]]:
+    """Build and initialize the heads of the contrastive loss of a generator, and choose its layers --nce_layers.
+
+    Returns:
+        The heads, and the numbers of the layers of `netG.model` whose features they take.
+
+    Raises:
+        ValueError: the generator has no encoder, or it has no such layers.
+    """
+    if not isinstance(netG, ResnetGenerator):
+        raise ValueError(
+            f"--netG {opt.netG}: the contrastive loss needs the encoder of a ResNet, such as resnet_9blocks"
+        )
+    with from_flags(opt, "netG", "resample", "nce_layers"):
+        layers = netG.landmarks
+        if opt.nce_layers != "default":
+            layers = tuple(sorted({int(number) for number in opt.nce_layers.split(",")}))
+        if layers[-1] >= netG.encoder:
+            raise ValueError(f"layer {layers[-1]}: the encoder of this generator has layers 0 to {netG.encoder - 1}")
+    with torch.no_grad():
+        image = torch.zeros(1, netG.input_nc, netG.smallest, netG.smallest, device="meta")
+        features = copy.deepcopy(netG).to("meta")(image, layers)  # computes shapes only
+    heads = PatchHeads([feature.shape[1] for feature in features], nc=opt.netF_nc)
+    return initialize(heads, opt, spectral=False), layers
+
+
 def define_noise_G(opt: Any, output_nc: int) -> NoiseGenerator:
     """Build and initialize SAGAN's generator --netG: (B, z_dim) -> (B, output_nc, crop_size, crop_size) in [-1, 1].
+
+    With classes, it takes (B, z_dim + n_classes).
 
     Raises:
         ValueError: flags have unknown values or exclude each other.
     """
     with from_flags(opt, "netG", "crop_size", "ngf", "attn_G"):
         make = choose(opt.netG, NOISE_GENERATORS)
-        net = make(output_nc, image_size=opt.crop_size, z_dim=opt.z_dim, ngf=opt.ngf, attention=stages(opt.attn_G))
+        net = make(
+            output_nc,
+            image_size=opt.crop_size,
+            z_dim=opt.z_dim,
+            ngf=opt.ngf,
+            attention=stages(opt.attn_G),
+            n_classes=len(opt.class_names),
+        )
     return initialize(net, opt, spectral=opt.spectral_norm_G, exclude=WITHOUT_SPECTRAL_NORM.get(opt.netG, ()))
 
 
 def define_image_D(opt: Any, input_nc: int) -> ImageDiscriminator:
     """Build and initialize SAGAN's discriminator --netD: (B, input_nc, crop_size, crop_size) -> scores (B,).
+
+    With classes, it gives each image a score for each of them, (B, n_classes).
 
     Raises:
         ValueError: flags have unknown values or exclude each other.
@@ -185,7 +225,7 @@ def define_image_D(opt: Any, input_nc: int) -> ImageDiscriminator:
         make = choose(opt.netD, IMAGE_DISCRIMINATORS)
         net = make(
             input_nc, image_size=opt.crop_size, ndf=opt.ndf, attention=stages(opt.attn_D),
-            minibatch_std=opt.minibatch_std,
+            minibatch_std=opt.minibatch_std, n_classes=len(opt.class_names),
         )  # fmt: skip
     return initialize(net, opt, spectral=opt.spectral_norm_D, exclude=WITHOUT_SPECTRAL_NORM.get(opt.netD, ()))
 

@@ -14,6 +14,8 @@ from torch.nn import functional as F
 LARGEST_MAP = 2**24  # elements of the attention map of one image (4096 x 4096) up to which CPUs keep it for backward
 LARGEST_MAPS = 2**26  # the same for the maps of a batch
 CHUNK = 2**22  # elements of an attention map that are computed at once beyond that
+ALIGNMENT = 8  # fused kernels on GPUs take multiples of so many channels
+FLASH_WIDTH = 256  # channels that flash attention takes, at most
 
 
 class SelfAttention2d(nn.Module):
@@ -105,10 +107,29 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 def attend_fused(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Compute `attend` by F.scaled_dot_product_attention, which uses a fused kernel if there is one."""
-    # Fused kernels require queries and keys as wide as values; padding with zeros changes no product.
-    wider = (0, value.shape[-1] - query.shape[-1])
-    query, key, value = F.pad(query, wider), F.pad(key, wider), value.contiguous()
-    return F.scaled_dot_product_attention(query[:, None], key[:, None], value[:, None], scale=1.0).squeeze(1)
+    channels = value.shape[-1]
+    width, value_width = fused_widths(query.shape[-1], channels, value.dtype)
+    # padding with zeros changes no product
+    query, key, value = widened(query, width), widened(key, width), widened(value, value_width).contiguous()
+    out = F.scaled_dot_product_attention(query[:, None], key[:, None], value[:, None], scale=1.0).squeeze(1)
+    return out[..., :channels]
+
+
+def fused_widths(width: int, value_width: int, dtype: torch.dtype) -> tuple[int, int]:
+    """The channels that queries and keys, and values, need for the fastest kernel on a GPU.
+
+    In half precision that is flash attention, for which all are equally wide. float32 and wider values have the
+    memory-efficient kernel, whose queries and keys may be narrower: as wide as the values, which have 8 times as many
+    channels in SAGAN, the first product would take 8 times as long.
+    """
+    width, value_width = (-(-channels // ALIGNMENT) * ALIGNMENT for channels in (width, value_width))
+    flash = dtype in (torch.float16, torch.bfloat16) and value_width <= FLASH_WIDTH
+    return (value_width if flash else width), value_width
+
+
+def widened(x: Tensor, channels: int) -> Tensor:
+    """(B, N, C) with zeros appended up to `channels`."""
+    return x if x.shape[-1] == channels else F.pad(x, (0, channels - x.shape[-1]))
 
 
 def attend_plain(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -224,6 +245,22 @@ class AttentiveChain(nn.Module):
             if index in self._block_after:
                 x = self.attention[self._block_after[index]](x)
         return x.to(dtype)
+
+    def outputs(self, x: Tensor, layers: Sequence[int]) -> list[Tensor]:
+        """The outputs of these layers of `model`, by ascending number, before attention; later layers do not run.
+
+        The output of the last layer of `model` has the dtype of `x`.
+        """
+        dtype, last, outputs = x.dtype, len(self.model) - 1, []
+        for index, layer in enumerate(self.model):
+            x = layer(x)
+            if index in layers:
+                outputs.append(x.to(dtype) if index == last else x)
+                if len(outputs) == len(layers):
+                    break
+            if index in self._block_after:
+                x = self.attention[self._block_after[index]](x)
+        return outputs
 
 
 def attention_blocks(net: nn.Module) -> dict[str, SelfAttention2d]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from models.networks import DISCRIMINATORS, GENERATORS, IMAGE_DISCRIMINATORS, NOISE_GENERATORS
 from models.networks.layers import NORMS
+from models.networks.patch_heads import PatchHeads
 from models.networks.resample import RESAMPLINGS
 from models.networks.sagan import SIZES
 
@@ -17,6 +18,17 @@ from models.networks.sagan import SIZES
 GENERATOR_FLAGS = frozenset(
     ("netG", "input_nc", "output_nc", "ngf", "norm", "no_dropout", "resample", "attn_G", "spectral_norm_G")
 )
+
+# projects whose networks differ from all here -> parts of names that tell them
+FOREIGN = {
+    "joliGEN (a ResNet of encoder and decoder)": (".encoder.model.", ".decoder.model."),
+    "CUT with other layers than its default, such as --no_antialias_up": (".filt", ".conv_block."),
+    "U-GAT-IT": (".DownBlock.", ".UpBlock2."),
+    "MUNIT": (".enc_content.", ".enc_style."),
+    "UVCGAN": (".net.layer_input.", ".net.modnet."),
+    "StyleGAN": (".mapping.", ".synthesis."),
+    "a diffusion model": (".down_blocks.", ".up_blocks."),
+}
 
 UVCGAN2_QUEUE = 3  # images, in the queues of its batch head
 
@@ -39,7 +51,9 @@ def infer_generator(weights: Mapping[str, Tensor]) -> Flags:
     shapes = _plain_shapes(weights)
     matches = [flags for flags, candidate in _generators(shapes) if candidate == shapes]
     if not matches:
-        raise ValueError(f"these are not the weights of a generator: it is none of {', '.join(GENERATORS)}")
+        raise ValueError(
+            f"these are not the weights of a generator of images, {' or '.join(GENERATORS)}, but {described(weights)}"
+        )
     if len({flags["no_dropout"] for flags in matches}) > 1:
         del matches[0]["no_dropout"]
     return matches[0] | _extras(weights, "G")
@@ -73,11 +87,26 @@ def infer_sagan(weights: Mapping[str, Tensor]) -> Flags:
     raise ValueError(f"these are not the weights of SAGAN: it is none of {', '.join(NOISE_GENERATORS)}")
 
 
+def infer_heads(weights: Mapping[str, Tensor]) -> Flags:
+    """Infer the flags of the heads of a contrastive loss; see `infer_generator`.
+
+    Raises:
+        ValueError: no heads have these names and shapes.
+    """
+    shapes = _plain_shapes(weights)
+    inputs = [shape[1] for key, shape in shapes.items() if key.endswith(".0.weight") and len(shape) == 2]
+    if inputs:
+        nc = next(iter(shapes.values()))[0]
+        if _shapes(PatchHeads, widths=tuple(inputs), nc=nc) == shapes:
+            return {"netF_nc": nc}
+    raise ValueError("these are not the weights of the heads of a contrastive loss, such as CUT's netF")
+
+
 def differing_flags(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
     """A message on the flags in which a file with the weights `found` differs from a network with `expected`."""
     there, here = infer_network(found), infer_network(expected)
     if not there:
-        return "The file does not fit any generator or discriminator"
+        return f"The file does not fit any generator or discriminator: it is {foreign(found)}"
     if ("netG" in there, "netD" in there) != ("netG" in here, "netD" in here):
         return f"The file looks like {as_text(there)}"
     other = {flag for flag in there.keys() & here if there[flag] != here[flag]}
@@ -94,13 +123,32 @@ def as_text(flags: Mapping[str, Any]) -> str:
 
 
 def infer_network(weights: Mapping[str, Tensor]) -> Flags:
-    """Infer the flags of a generator or discriminator of any model. Empty if the weights fit none."""
-    for infer in (infer_generator, infer_discriminator, infer_sagan):
+    """Infer the flags of a network of any model. Empty if the weights fit none."""
+    for infer in (infer_generator, infer_discriminator, infer_sagan, infer_heads):
         try:
             return infer(weights)
         except ValueError:
             continue  # the next function may know it
     return {}
+
+
+def described(weights: Mapping[str, Tensor]) -> str:
+    """What weights are that are not those of a generator of images, in words."""
+    for infer, what in ((infer_discriminator, "a discriminator"), (infer_sagan, "a network of SAGAN")):
+        try:
+            return f"of {what}: {as_text(infer(weights))}"
+        except ValueError:
+            continue  # the next function may know it
+    return foreign(weights)
+
+
+def foreign(weights: Mapping[str, Tensor]) -> str:
+    """What weights are that fit no network here: the project they come from, or their names and shapes."""
+    for origin, parts in FOREIGN.items():
+        if all(any(part in f".{key}" for key in weights) for part in parts):
+            return f"of {origin}, which cannot be loaded here"
+    shown = ", ".join(f"{key} {tuple(weight.shape)}" for key, weight in list(weights.items())[:3])
+    return f"something unknown with {len(weights)} tensors: {shown}{', ...' if len(weights) > 3 else ''}"
 
 
 def _generators(shapes: Shapes) -> Iterator[tuple[Flags, Shapes]]:
@@ -138,26 +186,35 @@ def _discriminators(shapes: Shapes) -> Iterator[tuple[Flags, Shapes]]:
 def _sagans(shapes: Shapes) -> Iterator[tuple[Flags, Shapes]]:
     """Flags and shapes of all networks of SAGAN with the widths of the first and last of `shapes`."""
     first, linear = shapes.get("l1.0.weight"), shapes.get("linear.1.weight")
+    by_class = [shapes.get(key, ()) for key in ("l1.1.weight", "block1.residual.0.weight", "last.classes.weight")]
+    n_classes = next((shape[0] for shape in by_class if len(shape) == 2), 0)
+    classes = {"n_classes": n_classes} if n_classes else {}
     first_of_D = first or shapes.get("block1.residual.1.weight")
     for size in SIZES:
         if first and "last.0.weight" in shapes:
             ngf, nc = shapes["last.0.weight"][:2]
-            yield _noise_generator("sagan", size, nc, {"z_dim": first[0], "ngf": ngf})
+            yield _noise_generator("sagan", size, nc, {"z_dim": first[0], "ngf": ngf, **classes})
         if linear and "last.2.weight" in shapes:
             nc, ngf = shapes["last.2.weight"][:2]
-            yield _noise_generator("sagan_resnet", size, nc, {"z_dim": linear[1], "ngf": ngf})
+            yield _noise_generator("sagan_resnet", size, nc, {"z_dim": linear[1], "ngf": ngf, **classes})
         for netD, minibatch_std in itertools.product(IMAGE_DISCRIMINATORS, (False, True)):
             if first_of_D is None:
                 break
             ndf, nc = first_of_D[:2]
             widths = {"input_nc": nc, "ndf": ndf, "minibatch_std": minibatch_std}
-            candidate = _shapes(IMAGE_DISCRIMINATORS[netD], image_size=size, attention=(), **widths)
-            yield {"netD": netD, "crop_size": size, **widths}, candidate
+            candidate = _shapes(IMAGE_DISCRIMINATORS[netD], image_size=size, attention=(), **widths, **classes)
+            yield {"netD": netD, "crop_size": size, **widths, **class_flags(n_classes)}, candidate
 
 
 def _noise_generator(netG: str, size: int, nc: int, widths: dict[str, int]) -> tuple[Flags, Shapes]:
     shapes = _shapes(NOISE_GENERATORS[netG], output_nc=nc, image_size=size, attention=(), **widths)
-    return {"netG": netG, "crop_size": size, "input_nc": nc, **widths}, shapes
+    n_classes = widths.pop("n_classes", 0)
+    return {"netG": netG, "crop_size": size, "input_nc": nc, **widths, **class_flags(n_classes)}, shapes
+
+
+def class_flags(n_classes: int) -> Flags:
+    """The flag of the names of classes, which weights do not show: numbers instead. Empty without classes."""
+    return {"class_names": [str(number) for number in range(n_classes)]} if n_classes else {}
 
 
 @functools.cache

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
@@ -18,14 +19,25 @@ class InstanceNorm2d(nn.InstanceNorm2d):
     nn.InstanceNorm2d copies them to contiguous memory. Group norm with one group per channel computes the same and does
     not copy, but its backward pass on CPUs is 60 times slower, so inputs that need a gradient use nn.InstanceNorm2d.
 
+    Compiled for a GPU, it is written out: the compiler fuses that with its neighbors, in either memory format.
+
     Reference: Ulyanov et al. 2016, Instance Normalization, arXiv:1607.08022.
     """
 
     def forward(self, input: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
+        if torch.compiler.is_compiling() and not input.is_cpu and not self.affine:
+            return normalize_instances(input, self.eps)
         if input.requires_grad or input.is_contiguous() or not input.is_contiguous(memory_format=torch.channels_last):
             return super().forward(input)
         return F.group_norm(input, self.num_features, self.weight, self.bias, self.eps)
+
+
+def normalize_instances(x: Tensor, eps: float) -> Tensor:
+    """Instance normalization of (B, C, H, W), of the same dtype; statistics are in float32 or wider."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    variance, mean = torch.var_mean(wide, (2, 3), correction=0, keepdim=True)
+    return ((wide - mean) * torch.rsqrt(variance + eps)).to(x.dtype)
 
 
 class SyncBatchNorm(nn.SyncBatchNorm):
@@ -69,8 +81,30 @@ class ReflectionPad2d(nn.ReflectionPad2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H + top + bottom, W + left + right)."""
+        if not input.is_cpu:  # entering a context for each layer takes as long as a small kernel
+            return reflect(input, self.padding)
         with no_autocast(input):
-            return super().forward(input)
+            return reflect(input, self.padding)
+
+
+def reflect(x: Tensor, padding: tuple[int, int, int, int]) -> Tensor:
+    """Pad (B, C, H, W) by reflection. `padding` is left, right, top, bottom, each smaller than its side.
+
+    The gradient of PyTorch's own kernel for GPUs differs from run to run in its last bits. Where that is not wanted,
+    mirrored strips are concatenated.
+    """
+    if x.is_cpu or not torch.are_deterministic_algorithms_enabled():
+        return F.pad(x, padding, mode="reflect")
+    return concatenate_reflected(x, padding)
+
+
+def concatenate_reflected(x: Tensor, padding: tuple[int, int, int, int]) -> Tensor:
+    """Compute `reflect` by concatenating mirrored strips."""
+    for dim, before, after in ((3, *padding[:2]), (2, *padding[2:])):
+        size = x.shape[dim]
+        first, last = x.narrow(dim, 1, before).flip(dim), x.narrow(dim, size - 1 - after, after).flip(dim)
+        x = torch.cat([first, x, last], dim)
+    return x
 
 
 class NarrowConv2d(nn.Conv2d):
@@ -152,6 +186,35 @@ class MinibatchStd(nn.Module):
         return torch.cat([x, torch.cat(spreads).expand(-1, -1, *x.shape[2:]).to(x.dtype)], 1)
 
 
+class ConditionalBatchNorm2d(nn.BatchNorm2d):
+    """Batch normalization with a scale and a shift for each class.
+
+    Args:
+        channels: C.
+        n_classes: number of classes.
+
+    Reference: Dumoulin et al. 2017, A Learned Representation for Artistic Style, arXiv:1610.07629; de Vries et al.
+    2017, arXiv:1707.00683.
+    """
+
+    def __init__(self, channels: int, n_classes: int):
+        super().__init__(channels, affine=False)
+        self.weight = nn.Parameter(torch.ones(n_classes, channels))
+        self.bias = nn.Parameter(torch.zeros(n_classes, channels))
+
+    def forward(self, x: Tensor, classes: Tensor) -> Tensor:  # type: ignore[override]
+        """Normalize x (B, C, H, W); classes (B, n_classes) are weights of classes: one-hot, or a mixture."""
+        assert self.num_batches_tracked is not None and self.momentum is not None
+        if self.training:
+            self.num_batches_tracked.add_(1)
+        normalized = F.batch_norm(
+            x, self.running_mean, self.running_var, training=self.training, momentum=self.momentum, eps=self.eps
+        )
+        with no_autocast(x):
+            scale, shift = ((classes @ values)[:, :, None, None].to(x.dtype) for values in (self.weight, self.bias))
+        return torch.addcmul(shift, normalized, scale)
+
+
 # Layers whose result for an image depends on the other images, or on how often they run.
 DEPENDENT = (*BATCH_NORMS, SpectralNorm, MinibatchStd)
 
@@ -165,11 +228,20 @@ def run_together(net: Callable[[Tensor], Tensor], *images: Tensor) -> tuple[Tens
     Returns:
         The output for each batch.
     """
-    modules = list(net.modules()) if isinstance(net, nn.Module) else []
     same_size = len({image.shape[1:] for image in images}) == 1
-    if modules and same_size and not any(isinstance(module, DEPENDENT) for module in modules):
+    if isinstance(net, nn.Module) and same_size and scores_images_alone(net):
         return net(torch.cat(images)).split([len(image) for image in images])
     return tuple(net(image) for image in images)
+
+
+def scores_images_alone(net: nn.Module) -> bool:
+    """Whether the result of `net` for an image depends on this image alone. Its layers are looked at once."""
+    if net not in _ALONE:
+        _ALONE[net] = not any(isinstance(module, DEPENDENT) for module in net.modules())
+    return _ALONE[net]
+
+
+_ALONE: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
 def needs_bias(norm: str) -> bool:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.networks.layers import no_autocast
+from models.networks.layers import no_autocast, reflect
 
 RESAMPLINGS = ("deconv", "nearest", "blur")
 LARGEST_SIDE = 512  # px, up to which matrix products are the faster way to blur
@@ -33,7 +33,7 @@ class Downsample(nn.Module):
         with no_autocast(x):
             if suits_matrices(x):
                 return by_matrices(x, halve_line)
-            padded = F.pad(x, (1, 1, 1, 1), mode="reflect")
+            padded = reflect(x, (1, 1, 1, 1))
             return F.conv2d(padded, self.filt.to(x.dtype), stride=2, groups=len(self.filt))
 
 
@@ -103,7 +103,9 @@ class ResizeConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C_in, H, W) -> (B, C_out, 2H, 2W)."""
-        return super().forward(F.interpolate(x, scale_factor=2))
+        assert self.padding_mode == "reflect" and self.stride == self.dilation == (1, 1) and self.groups == 1
+        padded = reflect(F.interpolate(x, scale_factor=2), (1, 1, 1, 1))
+        return F.conv2d(padded, self.weight, self.bias)
 
 
 def check_resampling(name: str) -> None:

@@ -1,6 +1,7 @@
 """The ResNet generator."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import overload
 
 import torch
 from torch import Tensor, nn
@@ -62,6 +63,12 @@ class ResnetGenerator(AttentiveChain):
     Shapes:
         (B, input_nc, H, W) -> (B, output_nc, H, W) in [-1, 1]; H and W are multiples of `stride`, at least `smallest`.
 
+    Attributes:
+        encoder: number of layers of `model` before upsampling.
+        last: number of the last layer of `model`.
+        landmarks: layers in the encoder whose features CUT compares: the padded image, both halving convolutions, the
+            first and the fifth block.
+
     Raises:
         ValueError: an argument has an unknown value, or attention does not fit the channels.
 
@@ -88,10 +95,14 @@ class ResnetGenerator(AttentiveChain):
         layers = [ReflectionPad2d(3), nn.Conv2d(input_nc, ngf, 7, bias=bias), make_norm(ngf), nn.ReLU()]
         stages = {}
         blur = resample == "blur"
+        landmarks = [0]
         for i, channels in enumerate((2 * ngf, 4 * ngf), 1):
             convolution = nn.Conv2d(channels // 2, channels, 3, stride=1 if blur else 2, padding=1, bias=bias)
+            landmarks.append(len(layers))
             layers += [convolution, make_norm(channels), nn.ReLU(), *([Downsample(channels)] if blur else [])]
             stages[f"down{i}"] = len(layers) - 1, channels
+        encoder = len(layers) + n_blocks
+        landmarks += range(len(layers), encoder, 4)
         for i in range(1, n_blocks + 1):
             layers.append(ResidualBlock(4 * ngf, norm=norm, dropout=dropout, checkpointed=checkpoint_blocks))
             stages[f"block{i}"] = len(layers) - 1, 4 * ngf
@@ -100,3 +111,24 @@ class ResnetGenerator(AttentiveChain):
             stages[f"up{i}"] = len(layers) - 1, channels
         layers += [ReflectionPad2d(3), NarrowConv2d(ngf, output_nc, 7), nn.Tanh()]
         super().__init__(layers, stages, attention, {"bottleneck": (f"block{(n_blocks + 1) // 2}",)})
+        self.input_nc, self.encoder, self.landmarks = input_nc, encoder, tuple(landmarks[:5])
+        self.last = len(layers) - 1
+
+    @overload
+    def forward(self, x: Tensor) -> Tensor: ...
+
+    @overload
+    def forward(self, x: Tensor, layers: Sequence[int]) -> list[Tensor]: ...
+
+    def forward(self, x: Tensor, layers: Sequence[int] = ()) -> Tensor | list[Tensor]:
+        """Translate images, or return what single layers make of them.
+
+        Args:
+            x: images (B, input_nc, H, W) in [-1, 1].
+            layers: ascending numbers of layers of `model`; later ones do not run.
+
+        Returns:
+            Images (B, output_nc, H, W) in the dtype of `x`; with `layers`, the output of each, before attention. The
+            output of the last layer of `model` is the image.
+        """
+        return self.outputs(x, layers) if layers else super().forward(x)

@@ -3,11 +3,64 @@
 from collections.abc import Iterable, Mapping, Sequence
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from models.networks.attention import place_attention
-from models.networks.layers import MinibatchStd
+from models.networks.layers import ConditionalBatchNorm2d, MinibatchStd
 
 SIZES = (32, 64, 128, 256)  # pixels
+
+
+def run_layers(layers: Iterable[nn.Module], x: Tensor, classes: Tensor | None) -> Tensor:
+    """Run layers on x (B, ...). Those that take them get `classes`, (B, n_classes), the weights of classes."""
+    for layer in layers:
+        x = layer(x, classes) if isinstance(layer, TAKE_CLASSES) else layer(x)
+    return x
+
+
+class ClassSequential(nn.Sequential):
+    """A sequence of layers, some of which may depend on the classes of the images."""
+
+    def forward(self, input: Tensor, classes: Tensor | None = None) -> Tensor:
+        """See `run_layers`."""
+        return run_layers(self, input, classes)
+
+
+def batch_norm(channels: int, n_classes: int) -> nn.Module:
+    """Batch normalization, for each class if there are any."""
+    return ConditionalBatchNorm2d(channels, n_classes) if n_classes else nn.BatchNorm2d(channels)
+
+
+class ProjectionScores(nn.Sequential):
+    """The last stage of a discriminator of images of several classes: (B, C, h, w) -> scores (B, n_classes).
+
+    The score of an image for a class is that of `layers`, which do not know the class, plus the product of its summed
+    features and a vector of the class.
+
+    Args:
+        layers: (B, C, h, w) -> (B, 1, ...).
+        channels: C.
+        n_classes: number of classes.
+
+    Reference: Miyato and Koyama 2018, cGANs with Projection Discriminator, arXiv:1802.05637.
+    """
+
+    def __init__(self, *layers: nn.Module, channels: int, n_classes: int):
+        super().__init__(*layers)
+        self.classes = nn.Linear(channels, n_classes, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, h, w) -> (B, n_classes)."""
+        score = x
+        for name, layer in self.named_children():
+            if name != "classes":
+                score = layer(score)
+        return score.flatten(1) + self.classes(F.relu(x).sum((2, 3)))
+
+
+def last_stage(*layers: nn.Module, channels: int, n_classes: int) -> nn.Module:
+    """The last stage of a discriminator, with a score for each class if there are any."""
+    return ProjectionScores(*layers, channels=channels, n_classes=n_classes) if n_classes else nn.Sequential(*layers)
 
 
 class Stages(nn.Sequential):
@@ -46,26 +99,38 @@ class NoiseGenerator(Stages):
     """A generator of square images. Its subclasses raise ValueError for unknown stages and other image sizes.
 
     Shapes:
-        (B, z_dim) -> (B, output_nc, image_size, image_size) in [-1, 1].
+        (B, z_dim) -> (B, output_nc, image_size, image_size) in [-1, 1]; with classes, (B, z_dim + n_classes).
     """
 
     z_dim: int
+    n_classes: int
 
     def forward(self, z: Tensor) -> Tensor:
-        """Generate images from noise z ~ N(0, 1). They have the dtype of `z`, under autocast too."""
-        return super().forward(z[:, :, None, None]).to(z.dtype)
+        """Generate images from noise z ~ N(0, 1). They have the dtype of `z`, under autocast too.
+
+        With classes, the last values of each vector are not noise but the weights of the classes: one-hot, or a
+        mixture of classes. So the input is one tensor, for every function that runs networks.
+        """
+        noise, classes = z, None
+        if self.n_classes:
+            noise, classes = z.split([self.z_dim, self.n_classes], 1)
+        return run_layers(self, noise[:, :, None, None], classes).to(z.dtype)
 
 
 class ImageDiscriminator(Stages):
     """A discriminator of square images. Its subclasses raise ValueError for unknown stages and other image sizes.
 
     Shapes:
-        (B, input_nc, image_size, image_size) in [-1, 1] -> scores (B,) before the sigmoid.
+        (B, input_nc, image_size, image_size) in [-1, 1] -> scores (B,) before the sigmoid; with classes, the scores of
+        each image for all classes, (B, n_classes).
     """
+
+    n_classes: int
 
     def forward(self, images: Tensor) -> Tensor:
         """Score images. The scores have the dtype of `images`, under autocast too."""
-        return super().forward(images).flatten().to(images.dtype)
+        scores = super().forward(images).to(images.dtype)
+        return scores if self.n_classes else scores.flatten()
 
 
 def resampling_stages(image_size: int) -> int:
@@ -87,6 +152,7 @@ class SAGANGenerator(NoiseGenerator):
         z_dim: length of the noise vectors.
         ngf: channels of the last hidden stage; each earlier stage doubles them up to 8 * ngf.
         attention: stages l1, l2, ... followed by attention; default: l3 and l4, with 16 x 16 and 32 x 32 positions.
+        n_classes: number of classes, see ConditionalBatchNorm2d; 0 = none.
 
     Reference: Zhang et al. 2019, https://arxiv.org/abs/1805.08318; Radford et al. 2016 (DCGAN), arXiv:1511.06434.
     """
@@ -99,6 +165,7 @@ class SAGANGenerator(NoiseGenerator):
         z_dim: int = 128,
         ngf: int = 64,
         attention: Iterable[str] = ("default",),
+        n_classes: int = 0,
     ):
         count = resampling_stages(image_size)
         stages: dict[str, tuple[nn.Module, int]] = {}
@@ -107,11 +174,12 @@ class SAGANGenerator(NoiseGenerator):
             channels = ngf * min(2 ** (count - number), 8)
             stride, padding = (1, 0) if number == 1 else (2, 1)
             convolution = nn.ConvTranspose2d(before, channels, 4, stride, padding)
-            stages[f"l{number}"] = nn.Sequential(convolution, nn.BatchNorm2d(channels), nn.ReLU(inplace=True)), channels
+            layers = convolution, batch_norm(channels, n_classes), nn.ReLU(inplace=True)
+            stages[f"l{number}"] = ClassSequential(*layers), channels
             before = channels
         stages["last"] = nn.Sequential(nn.ConvTranspose2d(before, output_nc, 4, 2, 1), nn.Tanh()), output_nc
         super().__init__(stages, attention=attention, default=[name for name in ("l3", "l4") if name in stages])
-        self.z_dim = z_dim
+        self.z_dim, self.n_classes = z_dim, n_classes
 
 
 class SAGANDiscriminator(ImageDiscriminator):
@@ -126,6 +194,7 @@ class SAGANDiscriminator(ImageDiscriminator):
         ndf: channels of the first stage; each further stage doubles them up to 8 * ndf.
         attention: stages l1, l2, ... followed by attention; default: l3 and l4.
         minibatch_std: the last stage also sees how much the images of a batch differ, see MinibatchStd.
+        n_classes: number of classes, see ProjectionScores; 0 = none.
 
     Reference: Zhang et al. 2019, https://arxiv.org/abs/1805.08318; Radford et al. 2016 (DCGAN), arXiv:1511.06434.
     """
@@ -138,6 +207,7 @@ class SAGANDiscriminator(ImageDiscriminator):
         ndf: int = 64,
         attention: Iterable[str] = ("default",),
         minibatch_std: bool = False,
+        n_classes: int = 0,
     ):
         stages: dict[str, tuple[nn.Module, int]] = {}
         before = input_nc
@@ -147,8 +217,10 @@ class SAGANDiscriminator(ImageDiscriminator):
             stages[f"l{number}"] = nn.Sequential(convolution, nn.LeakyReLU(0.1, inplace=True)), channels
             before = channels
         extra = [MinibatchStd()] if minibatch_std else []
-        stages["last"] = nn.Sequential(*extra, nn.Conv2d(before + len(extra), 1, 4)), 1
+        layers = *extra, nn.Conv2d(before + len(extra), 1, 4)
+        stages["last"] = last_stage(*layers, channels=before, n_classes=n_classes), 1
         super().__init__(stages, attention=attention, default=[name for name in ("l3", "l4") if name in stages])
+        self.n_classes = n_classes
 
 
 class UpBlock(nn.Module):
@@ -157,22 +229,26 @@ class UpBlock(nn.Module):
     Reference: Miyato et al. 2018, arXiv:1802.05957, appendix B.
     """
 
-    def __init__(self, before: int, channels: int):
+    def __init__(self, before: int, channels: int, *, n_classes: int = 0):
         super().__init__()
         # The first ReLU is not in place: the shortcut needs the input unchanged.
-        self.residual = nn.Sequential(
-            nn.BatchNorm2d(before),
+        self.residual = ClassSequential(
+            batch_norm(before, n_classes),
             nn.ReLU(),
             nn.Upsample(scale_factor=2),
             nn.Conv2d(before, channels, 3, padding=1),
-            nn.BatchNorm2d(channels),
+            batch_norm(channels, n_classes),
             nn.ReLU(inplace=True),
             nn.Conv2d(channels, channels, 3, padding=1),
         )
         self.shortcut = nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(before, channels, 1))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.shortcut(x) + self.residual(x)
+    def forward(self, x: Tensor, classes: Tensor | None = None) -> Tensor:
+        """`classes` is for ConditionalBatchNorm2d."""
+        return self.shortcut(x) + self.residual(x, classes)
+
+
+TAKE_CLASSES = (ConditionalBatchNorm2d, ClassSequential, UpBlock)
 
 
 class DownBlock(nn.Module):
@@ -201,7 +277,7 @@ class DownBlock(nn.Module):
 
 
 class SAGANResnetGenerator(NoiseGenerator):
-    """The generator of the paper, without classes: residual blocks with nearest-neighbor upsampling, pooled attention.
+    """The generator of the paper: residual blocks with nearest-neighbor upsampling, pooled attention.
 
     The stages are linear (4 x 4), block1 (8 x 8), block2 (16 x 16), block3 (32 x 32), ..., last.
 
@@ -211,6 +287,7 @@ class SAGANResnetGenerator(NoiseGenerator):
         z_dim: length of the noise vectors.
         ngf: channels of the last block; each earlier block doubles them up to 16 * ngf.
         attention: blocks followed by attention; default: block3, or block2 at 32 pixels, where block3 is the last.
+        n_classes: number of classes, see ConditionalBatchNorm2d; 0 = none.
 
     Reference: Zhang et al. 2019, https://arxiv.org/abs/1805.08318, and its official code.
     """
@@ -223,6 +300,7 @@ class SAGANResnetGenerator(NoiseGenerator):
         z_dim: int = 128,
         ngf: int = 64,
         attention: Iterable[str] = ("default",),
+        n_classes: int = 0,
     ):
         count = resampling_stages(image_size)
         before = ngf * min(2 ** (count - 1), 16)
@@ -230,12 +308,12 @@ class SAGANResnetGenerator(NoiseGenerator):
         stages: dict[str, tuple[nn.Module, int]] = {"linear": (linear, before)}
         for number in range(1, count + 1):
             channels = ngf * min(2 ** (count - number), 16)
-            stages[f"block{number}"] = UpBlock(before, channels), channels
+            stages[f"block{number}"] = UpBlock(before, channels, n_classes=n_classes), channels
             before = channels
         last = nn.Sequential(nn.BatchNorm2d(before), nn.ReLU(), nn.Conv2d(before, output_nc, 3, padding=1), nn.Tanh())
         stages["last"] = last, output_nc
         super().__init__(stages, attention=attention, default=[f"block{min(count - 1, 3)}"], pooled=True)
-        self.z_dim = z_dim
+        self.z_dim, self.n_classes = z_dim, n_classes
 
 
 class SumPool(nn.Module):
@@ -246,7 +324,7 @@ class SumPool(nn.Module):
 
 
 class SAGANResnetDiscriminator(ImageDiscriminator):
-    """The discriminator of the paper, without classes: residual blocks down to 4 x 4, one more there, pooled attention.
+    """The discriminator of the paper: residual blocks down to 4 x 4, one more there, pooled attention.
 
     Args:
         input_nc: channels of the images.
@@ -254,6 +332,7 @@ class SAGANResnetDiscriminator(ImageDiscriminator):
         ndf: channels of the first block; each further block doubles them up to 16 * ndf.
         attention: blocks followed by attention; default: the one with 32 x 32 positions, or 16 x 16 at 32 pixels.
         minibatch_std: the last stage also sees how much the images of a batch differ, see MinibatchStd.
+        n_classes: number of classes, see ProjectionScores; 0 = none.
 
     Reference: Zhang et al. 2019, https://arxiv.org/abs/1805.08318, and its official code.
     """
@@ -266,6 +345,7 @@ class SAGANResnetDiscriminator(ImageDiscriminator):
         ndf: int = 64,
         attention: Iterable[str] = ("default",),
         minibatch_std: bool = False,
+        n_classes: int = 0,
     ):
         count = resampling_stages(image_size)
         stages: dict[str, tuple[nn.Module, int]] = {}
@@ -276,5 +356,7 @@ class SAGANResnetDiscriminator(ImageDiscriminator):
             before = channels
         stages[f"block{count + 1}"] = DownBlock(before, before, down=False), before
         extra = [MinibatchStd()] if minibatch_std else []
-        stages["last"] = nn.Sequential(*extra, nn.ReLU(), SumPool(), nn.Linear(before + len(extra), 1)), 1
+        layers = *extra, nn.ReLU(), SumPool(), nn.Linear(before + len(extra), 1)
+        stages["last"] = last_stage(*layers, channels=before, n_classes=n_classes), 1
         super().__init__(stages, attention=attention, default=[f"block{max(count - 3, 1)}"], pooled=True)
+        self.n_classes = n_classes

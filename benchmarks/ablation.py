@@ -1,0 +1,128 @@
+"""Measure what attention is worth: python -m benchmarks.ablation. Trains a recipe with and without it, for some seeds.
+
+A run that is finished is kept and one that was interrupted goes on, so the command can be repeated until all are done.
+Figures are those of the held-out images at the end of each run.
+"""
+
+import argparse
+import shutil
+import statistics
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tqdm import tqdm
+
+from display.event_log import FILE, LogReader
+from display.events import End, Metrics
+from training.meter import figure
+from util.command import run_command
+
+ROOT = Path(__file__).resolve().parent.parent
+VARIANTS = {
+    "none": ["--model", "cycle_gan"],
+    "G": ["--attn_D", "none"],
+    "D": ["--attn_G", "none"],
+    "G and D": [],
+    "G and D, in G at up1": ["--attn_G", "up1"],
+}
+
+
+@dataclass
+class Row:
+    """A variant: the figures of its seeds, in order."""
+
+    variant: str
+    figures: dict[str, list[float]] = field(default_factory=dict)
+
+    def add(self, figures: dict[str, float]) -> None:
+        """Add the figures of one seed."""
+        for name, value in figures.items():
+            self.figures.setdefault(name, []).append(value)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Train, and print a table. Returns the exit status."""
+    args = parse(argv)
+    rows = {variant: Row(variant) for variant in args.variants}
+    runs = [(variant, seed) for seed in args.seeds for variant in args.variants]  # a machine may become slower
+    for variant, seed in tqdm(runs, unit="run", disable=None):
+        rows[variant].add(train(args, variant, seed))
+    table = markdown(list(rows.values()))
+    (args.folder / f"{args.recipe.stem}.md").write_text(table)
+    print(table, end="")
+    return 0
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="benchmarks.ablation", description=__doc__, allow_abbrev=False)
+    add = parser.add_argument
+    add("--recipe", type=Path, default=ROOT / "recipes" / "demo.txt", help="file of flags (default: the demo)")
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="a run of each variant for each (default: 0 1 2)")
+    add("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="default: all")
+    add("--minutes", type=float, default=5, help="of each run: a faster variant takes more steps (default: 5)")
+    text = "train this many epochs instead, half of them at a constant learning rate: all variants take the same steps"
+    add("--epochs", type=int, default=0, help=text)
+    add("--metrics", default="kid,l1,ssim,content", help="see docs/metrics.md (default: kid,l1,ssim,content)")
+    add("--folder", type=Path, default=Path("results/ablation"), help="of the runs and the table")
+    add("--verbose", action="store_true", help="print tracebacks of errors")
+    args = parser.parse_args(argv)
+    args.recipe, args.folder = args.recipe.resolve(), args.folder.resolve()
+    return args
+
+
+def train(args: argparse.Namespace, variant: str, seed: int) -> dict[str, float]:
+    """Train a variant, unless it is done already. Returns its figures: name -> value.
+
+    Raises:
+        ValueError: the run ended with an error; its output is above.
+    """
+    name = f"{args.recipe.stem}_{variant.replace(', ', '_').replace(' ', '_')}_{seed}"
+    log, state = args.folder / name / FILE, args.folder / name / "latest_state.pth"
+    if not is_finished(log):
+        length = ["--train_minutes", f"{args.minutes}"]
+        if args.epochs:
+            decay = args.epochs // 2
+            length = ["--train_minutes", "0", "--n_epochs", f"{args.epochs - decay}", "--n_epochs_decay", f"{decay}"]
+        flags = [f"@{args.recipe}", *VARIANTS[variant], *length, "--seed", f"{seed}", "--metrics", args.metrics]
+        place = ["--name", name, "--checkpoints_dir", str(args.folder), "--no_html", "--display_id", "0"]
+        if state.is_file():
+            flags = ["--continue_train"]
+        elif log.parent.is_dir():
+            shutil.rmtree(log.parent)  # it was killed before its first checkpoint
+        command = [sys.executable, "train.py", *flags, *place]
+        if subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, check=False).returncode:
+            raise ValueError(f"{' '.join(command)} failed")
+    events = LogReader(log).read()
+    measured = [event for event in events if isinstance(event, Metrics)][-1]
+    steps = [event for event in events if isinstance(event, End)]
+    seconds = statistics.median(event.step_seconds for event in events if event.step_seconds)
+    return {"images": steps[-1].images, "ms": 1000 * seconds, **measured.values}
+
+
+def is_finished(log: Path) -> bool:
+    """Whether the run of a log reached its end."""
+    ends = [event for event in LogReader(log).read() if isinstance(event, End)]
+    return bool(ends) and ends[-1].reason == "finished"
+
+
+def markdown(rows: list[Row]) -> str:
+    """The table of all variants: means over the seeds, with standard deviations if there are several."""
+    names = list(rows[0].figures)
+    titles = {"images": "images", "ms": "ms an image"}
+    lines = [["attention", *(titles.get(name) or figure(name).title for name in names)], ["---"] * (len(names) + 1)]
+    for row in rows:
+        cells = [row.variant]
+        for name in names:
+            pattern = {"images": "{:,.0f}", "ms": "{:.0f}"}.get(name) or figure(name).format
+            values = row.figures[name]
+            spread = f" ± {pattern.format(statistics.stdev(values))}" if len(values) > 1 else ""
+            cells.append(pattern.format(statistics.mean(values)) + spread)
+        lines.append(cells)
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, arguments=()))

@@ -1,0 +1,72 @@
+"""The classes of images, by the names of their folders or files."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from data.image_folder import DataError
+
+FOLDER = "folder"
+
+
+def class_of(path: Path, root: Path, rule: str) -> str:
+    """The name of the class of an image.
+
+    Args:
+        path: of the image, below `root`.
+        root: the folder of all images.
+        rule: "folder", for the first folder below `root`; or a regular expression with one group, to be found in the
+            file name without its suffix.
+
+    Raises:
+        DataError: the image lies in no such folder, or the expression is not in its name.
+    """
+    if rule == FOLDER:
+        parts = path.relative_to(root).parts
+        if len(parts) < 2:
+            raise DataError(
+                f"class_of=folder: {path} lies in no folder of a class. Expected: {root / 'CLASS' / path.name}"
+            )
+        return parts[0]
+    found = re.search(rule, path.stem)
+    if found is None or not found[1]:
+        raise DataError(f"class_of={rule}: {path} has no class in its name.")
+    return found[1]
+
+
+def number_classes(found: Sequence[str], names: Sequence[str]) -> tuple[list[str], list[int]]:
+    """Number the classes of images.
+
+    Args:
+        found: the class of each image.
+        names: all classes in order; if empty, those found, sorted.
+
+    Returns:
+        All classes in order, and for each image the number of its class.
+
+    Raises:
+        DataError: there is a single class, or one that is not in `names`.
+    """
+    names = list(names) or sorted(set(found))
+    if unknown := sorted(set(found) - set(names)):
+        raise DataError(
+            f"there are images of the class {unknown[0]!r}, which is none of class_names={' '.join(names)}."
+        )
+    if len(names) < 2:
+        raise DataError(f"all images are of the class {names[0]!r}: omit class_of.")
+    numbers = {name: number for number, name in enumerate(names)}
+    return names, [numbers[name] for name in found]
+
+
+def choose_classes(chosen: str, names: Sequence[str]) -> list[int]:
+    """The numbers of the classes in a text such as "3,7" or "cat,dog", by name or else by number; all if it is empty.
+
+    Raises:
+        DataError: there is no such class.
+    """
+    numbers = {str(number): number for number in range(len(names))}
+    numbers |= {name: number for number, name in enumerate(names)}
+    words = [word.strip() for word in chosen.split(",")] if chosen else list(names)
+    if unknown := [word for word in words if word not in numbers]:
+        raise DataError(f"classes={chosen}: there is no class {unknown[0]!r}. Choose from {', '.join(names)}.")
+    return [numbers[word] for word in words]

@@ -1,0 +1,279 @@
+"""Scans: DICOM (pydicom), NIfTI volumes (nibabel) and GeoTIFF (rasterio), read as images and written back as scans.
+
+The libraries are imported in the functions that use them: they are optional and slow to import.
+
+A slice of a volume is a path below that of its file: brain.nii.gz/0012 is slice 12 along the last axis.
+"""
+
+import functools
+import logging
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from util.images import MAX_CHANNELS
+
+log = logging.getLogger(__name__)
+
+NIFTI, DICOM = (".nii", ".nii.gz"), (".dcm",)
+# suffixes that can be read -> the library that reads them
+LIBRARIES = dict.fromkeys(NIFTI, "nibabel") | dict.fromkeys(DICOM, "pydicom")
+READABLE = tuple(suffix for suffix, library in LIBRARIES.items() if find_spec(library))
+GEO_KEYS, GEO_SCALE, GEO_TRANSFORM, GDAL_NODATA = 34735, 33550, 34264, 42113  # tags of a GeoTIFF
+ROUNDED = 65535  # steps of a DICOM file for values that are no whole numbers
+
+
+def has_suffix(path: Path, suffixes: tuple[str, ...]) -> bool:
+    """Whether the name of a file ends in one of the suffixes, in small letters or capitals."""
+    return path.name.lower().endswith(suffixes)
+
+
+def is_slice(path: Path) -> bool:
+    """Whether a path is a slice of a volume."""
+    return has_suffix(path.parent, NIFTI) and path.name.isdigit() and path.parent.is_file()
+
+
+def file_of(path: Path) -> Path:
+    """The file that holds an image: the volume of a slice, else the path itself."""
+    return path.parent if is_slice(path) else path
+
+
+def slices_of(path: Path) -> list[Path]:
+    """The slices of a volume, in order; the path itself for other files, and for a volume that cannot be read."""
+    if not has_suffix(path, NIFTI):
+        return [path]
+    try:
+        count = volume(path).shape[2]
+    except Exception:  # nibabel raises a dozen types for a damaged file: reading it names the file
+        return [path]
+    return [path / f"{index:04d}" for index in range(count)]
+
+
+def volume(path: Path) -> Any:
+    """The nibabel image in a file, with values still on disk: 3 axes, or 4 with channels last.
+
+    Raises:
+        ValueError: it has other axes.
+    """
+    return _volume(path, path.stat().st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=4)
+def _volume(path: Path, changed: int) -> Any:
+    import nibabel
+
+    image: Any = nibabel.load(path)
+    if len(image.shape) not in (3, 4) or (len(image.shape) == 4 and image.shape[3] > MAX_CHANNELS):
+        raise ValueError(f"its shape is {image.shape}, not (X, Y, Z) or (X, Y, Z, C) with C up to {MAX_CHANNELS}")
+    return image
+
+
+@functools.lru_cache(maxsize=2)
+def _values(path: Path, changed: int) -> np.ndarray:
+    """All values of a volume, scaled as the file says: packed files can be read as a whole only."""
+    return np.asanyarray(_volume(path, changed).dataobj)
+
+
+def slice_shape(path: Path) -> tuple[int, int, int]:
+    """(height, width, channels) of a slice, from the header of its volume."""
+    X, Y, _, *channels = volume(path.parent).shape
+    return Y, X, channels[0] if channels else 1
+
+
+def read_slice(path: Path) -> np.ndarray:
+    """A slice as (H, W, C): the first axis of the volume to the right, the second upwards."""
+    values = _values(path.parent, path.parent.stat().st_mtime_ns)
+    return np.atleast_3d(values[:, :, int(path.name)]).swapaxes(0, 1)[::-1]
+
+
+def read_dicom(path: Path) -> np.ndarray:
+    """The image in a DICOM file as (H, W, C): of one channel in its own unit, such as Hounsfield units.
+
+    Raises:
+        ValueError: it has several frames.
+    """
+    import pydicom
+    from pydicom.pixels.processing import apply_modality_lut
+
+    scan = pydicom.dcmread(path)
+    if int(scan.get("NumberOfFrames") or 1) > 1:
+        raise ValueError(f"it has {scan.NumberOfFrames} frames: save each as a file of its own")
+    values = apply_modality_lut(scan.pixel_array, scan)
+    if values.dtype.kind == "f" and np.array_equal(values, whole := values.round().astype(np.int32)):
+        values = whole
+    return np.atleast_3d(values)
+
+
+def is_dicom(start: bytes) -> bool:
+    """Whether the first 132 bytes are those of a DICOM file."""
+    return start[128:132] == b"DICM"
+
+
+def write_dicom(array: np.ndarray, path: Path, source: Path) -> None:
+    """Write (H, W, 1) as the DICOM file `source` with other pixels, as a derived image of a series of its own.
+
+    Whole numbers are kept; others are rounded to 65,535 steps between the smallest and the largest.
+
+    Raises:
+        ValueError: the array has several channels, or whole numbers that 16 bits cannot hold.
+    """
+    import pydicom
+    from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+
+    if array.shape[2] != 1:
+        raise ValueError(f"{path}: a DICOM file of one channel cannot hold {array.shape[2]}")
+    scan = pydicom.dcmread(source)
+    slope, intercept = 1.0, 0.0
+    if array.dtype.kind == "f":
+        intercept = float(array.min())
+        slope = (float(array.max()) - intercept) / ROUNDED or 1.0
+        stored = ((array - intercept) / slope).round().astype(np.uint16)
+    else:
+        stored = array.astype(np.uint16 if array.min() >= 0 else np.int16)
+        if not np.array_equal(stored, array):
+            raise ValueError(f"{path}: 16 bits of a DICOM file cannot hold {array.min()} to {array.max()}")
+    scan.RescaleSlope, scan.RescaleIntercept = f"{slope:.10g}", f"{intercept:.10g}"
+    scan.Rows, scan.Columns, scan.SamplesPerPixel = *array.shape[:2], 1
+    scan.PhotometricInterpretation = "MONOCHROME2"
+    scan.BitsAllocated, scan.BitsStored, scan.HighBit = 16, 16, 15
+    scan.PixelRepresentation = int(stored.dtype == np.int16)
+    scan.ImageType = ["DERIVED", "SECONDARY"]
+    for outdated in ("SmallestImagePixelValue", "LargestImagePixelValue", "ModalityLUTSequence", "PixelPaddingValue"):
+        if outdated in scan:
+            delattr(scan, outdated)
+    scan.SeriesInstanceUID = generate_uid(entropy_srcs=[str(scan.get("SeriesInstanceUID")), str(path.parent)])
+    scan.SOPInstanceUID = scan.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+    scan.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    scan.PixelData = stored[..., 0].tobytes()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scan.save_as(path)
+
+
+def is_georeferenced(path: Path) -> bool:
+    """Whether a file is a GeoTIFF: with a georeference or a value for pixels without data."""
+    if not has_suffix(path, (".tif", ".tiff")):
+        return False
+    from tifffile import TiffFile
+
+    with TiffFile(path) as tiff:
+        return any(tag in tiff.pages.first.tags for tag in (GEO_KEYS, GEO_SCALE, GEO_TRANSFORM, GDAL_NODATA))
+
+
+def without_nodata(array: np.ndarray, nodata: float | None) -> np.ndarray:
+    """(H, W, C) with the smallest valid value of the image in place of those without data; `nodata` may be NaN."""
+    missing = is_missing(array, nodata)
+    if not missing.any() or missing.all():
+        return array
+    filled = array.copy()
+    filled[missing] = array[~missing].min()
+    return filled
+
+
+def is_missing(array: np.ndarray, nodata: float | None) -> np.ndarray:
+    """Where an array has no data."""
+    if nodata is None:
+        return np.zeros(array.shape, bool)
+    return np.isnan(array) if np.isnan(nodata) else array == nodata
+
+
+def write_geotiff(array: np.ndarray, path: Path, source: Path) -> None:
+    """Write (H, W, C) as a GeoTIFF with the georeference of `source`. Pixels without data there have none here.
+
+    Raises:
+        ValueError: the size is another one, or the dtype cannot hold the value for pixels without data.
+    """
+    import rasterio
+
+    with rasterio.open(source) as scene:
+        crs, transform, nodata, bands = scene.crs, scene.transform, scene.nodata, scene.read()
+    if bands.shape[1:] != array.shape[:2]:
+        raise ValueError(f"{path}: {source} has {bands.shape[2]}x{bands.shape[1]} pixels, its result other ones")
+    missing = is_missing(bands, nodata).all(0)
+    if missing.any():
+        if not rasterio.dtypes.can_cast_dtype([nodata], array.dtype.name):
+            raise ValueError(
+                f"{path}: {array.dtype} cannot hold {nodata:g}, which marks pixels without data in {source}"
+            )
+        array = array.copy()
+        array[missing] = nodata
+    path.parent.mkdir(parents=True, exist_ok=True)
+    keeps = nodata is not None and rasterio.dtypes.can_cast_dtype([nodata], array.dtype.name)
+    with rasterio.open(
+        path, "w", driver="GTiff", height=array.shape[0], width=array.shape[1], count=array.shape[2],
+        dtype=array.dtype.name, crs=crs, transform=transform, nodata=nodata if keeps else None,
+    ) as scene:  # fmt: skip
+        scene.write(array.transpose(2, 0, 1))
+
+
+def scan_suffix(source: Path) -> str:
+    """The suffix of a scan that is made from an image, such as .nii.gz; empty if the image is no scan."""
+    if is_slice(source):
+        return next(suffix for suffix in reversed(NIFTI) if has_suffix(source.parent, (suffix,)))
+    if has_suffix(source, DICOM):
+        return ".dcm"
+    return ".tif" if find_spec("rasterio") and is_georeferenced(source) else ""
+
+
+def is_scan_of(source: Path, target: Path) -> bool:
+    """Whether `target` is the name of a scan of the kind that the image `source` is."""
+    kind = scan_suffix(source)
+    alike = NIFTI if kind in NIFTI else {".tif": (".tif", ".tiff"), ".dcm": DICOM}.get(kind, ())
+    return has_suffix(target, alike)
+
+
+class ScanWriter:
+    """Writes results of scans as scans: slices into volumes, DICOM as DICOM, GeoTIFF with its georeference.
+
+    Call `close` after the last result.
+    """
+
+    def __init__(self) -> None:
+        self.resized = 0  # results that are no scans, since they have other sizes than their files
+        self.slices: dict[tuple[Path, Path], dict[int, np.ndarray]] = {}  # (volume, result) -> index -> slice
+
+    def add(self, source: Path, array: np.ndarray, target: Path) -> None:
+        """Write the result (H, W, C) for `source` to `target`; a slice is kept until its volume is complete."""
+        if scan_suffix(source) == ".dcm":
+            write_dicom(array, target, source)
+        elif not is_slice(source):
+            write_geotiff(array, target, source)
+        else:
+            slices = self.slices.setdefault((source.parent, target), {})
+            slices[int(source.name)] = array[::-1].swapaxes(0, 1)
+            if len(slices) == volume(source.parent).shape[2]:
+                self._write(source.parent, target)
+
+    def close(self) -> None:
+        """Name what is not written: volumes of which slices are missing, and results of other sizes."""
+        if self.resized:
+            log.warning(
+                "%d results are not written as scans, since they have other sizes than their files: --preprocess none "
+                "keeps them",
+                self.resized,
+            )
+        for (source, target), slices in self.slices.items():
+            count = volume(source).shape[2]
+            log.warning("%s is not written: %d of the %d slices of %s were made", target, len(slices), count, source)
+
+    def _write(self, source: Path, target: Path) -> None:
+        """Write a volume with the header of its source.
+
+        Raises:
+            ValueError: the slices have another size.
+        """
+        import nibabel
+
+        original, slices = volume(source), self.slices.pop((source, target))
+        values = np.stack([slices[index] for index in sorted(slices)], axis=2)
+        if values.shape[:2] != original.shape[:2]:
+            sizes = ["{}x{}".format(*shape[:2]) for shape in (original.shape, values.shape)]
+            raise ValueError(f"{target}: slices of {source} have {sizes[0]} pixels, results {sizes[1]}")
+        values = values[..., 0] if values.shape[3] == 1 else values
+        dtype = np.float32 if values.dtype == np.float16 else values.dtype
+        header = original.header.copy()
+        header.set_data_dtype(dtype)
+        header.set_slope_inter(1, 0)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        nibabel.save(type(original)(values.astype(dtype), original.affine, header), target)

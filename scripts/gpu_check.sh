@@ -1,0 +1,98 @@
+#!/usr/bin/env bash
+# What an NVIDIA GPU has to show, most important first, in 9 minutes: correct results, speed, and a short training.
+#
+#   scripts/gpu_check.sh                             # on a GPU: tests, benchmarks, and the recipe chart
+#   MINUTES=4 scripts/gpu_check.sh chart demo        # these parts, and so many minutes of training for each recipe
+#   DRY=1 scripts/gpu_check.sh                       # the same commands with tiny cases on the CPU, to try them out
+#
+# Writes to the folder $OUT, by default gpu_check: log.txt, results.md and results.json of the benchmarks, and of each
+# recipe a sheet of results and the averaged weights of the generators. Every part has a time limit, and a part that
+# fails does not keep the others from running. The last lines say how each ended; the exit status is 1 if one failed.
+#
+# Needs PyTorch, torchvision, torchmetrics, tifffile, safetensors, filelock, tqdm and pytest, and dominate for pages. If
+# dominate is missing, it is installed from the wheels in ./.wheels (pip download -d .wheels dominate). Without it too,
+# train.py runs with --no_html, and scripts.translate takes the place of test.py, so there is no sheet. visdom is not
+# used.
+set -uo pipefail
+cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
+export OUT=${OUT:-gpu_check} PYTHON=${PYTHON:-python3} WORK DEVICE SMALL WEB
+DRY=${DRY:-}
+WORK=$(mktemp -d) # runs and results, which have too many files for $OUT
+trap 'rm -rf "$WORK"' EXIT
+mkdir -p "$OUT"
+exec > >(tee "$OUT/log.txt") 2>&1
+export PYTHONUNBUFFERED=1
+summary=()
+
+part() { # name, seconds, command...
+    local name=$1 seconds=$2 started=$SECONDS status
+    shift 2
+    echo "== $name, at most $seconds s"
+    timeout --kill-after=10 "$seconds" "$@"
+    status=$?
+    case $status in
+        0) summary+=("$name: ok in $((SECONDS - started)) s") ;;
+        124 | 137) summary+=("$name: stopped after $seconds s") ;;
+        *) summary+=("$name: FAILED with status $status after $((SECONDS - started)) s") ;;
+    esac
+}
+
+has() { "$PYTHON" -c "import $1" 2> /dev/null; }
+
+recipe() { # name, minutes: trains, translates the test images, keeps a sheet and weights
+    local run=(--name "$1" --checkpoints_dir "$WORK/checkpoints")
+    # shellcheck disable=SC2086
+    "$PYTHON" train.py "@recipes/$1.txt" "${run[@]}" $WEB $SMALL --device "$DEVICE" --train_minutes "$2" \
+        --n_epochs 500 --n_epochs_decay 500 --print_freq 1000 --metrics content --metrics_freq 0 --best '' || return
+    for net in G_A G_B; do
+        cp "$WORK/checkpoints/$1/latest_net_${net}_ema.pth" "$OUT/$1_$net.pth" || return
+    done
+    if [[ $WEB ]]; then
+        "$PYTHON" -m scripts.translate datasets/chart/testA "$WORK/$1" "${run[@]}" --device "$DEVICE"
+    else
+        "$PYTHON" test.py "${run[@]}" --results_dir "$WORK/results" --device "$DEVICE" --metrics content --num_test 20 &&
+            "$PYTHON" -m scripts.sheet "$WORK/results/$1/test_latest" "$OUT/$1.png" --scale 2
+    fi
+}
+export -f recipe
+
+DEVICE=cuda SMALL="" WEB="" MINUTES=${MINUTES:-1.2} tests=190 benchmarks=215 training=$((75 + ${MINUTES%.*} * 60))
+rows=(--minutes 3 --rounds 20) cases=()
+if [[ $DRY ]]; then
+    DEVICE=cpu SMALL="--ngf 8 --ndf 8 --max_dataset_size 4 --metrics_images 4" MINUTES=0.05
+    tests=900 benchmarks=900 training=900 rows=(--quick) cases=(-k "golden or losses")
+    export TEST_DEVICE=cpu
+elif ! has torch; then
+    echo "$PYTHON has no PyTorch: name another one, PYTHON=.venv/bin/python $0"
+    exit 1
+elif ! "$PYTHON" -c "import sys, torch; sys.exit(not torch.cuda.is_available())"; then
+    echo "skipped: PyTorch finds no NVIDIA GPU on this machine"
+    exit 0
+fi
+if [[ -d .wheels ]] && ! has dominate; then
+    "$PYTHON" -m pip install --quiet --no-index --find-links .wheels --target "$WORK/packages" dominate
+    export PYTHONPATH="$WORK/packages${PYTHONPATH:+:$PYTHONPATH}"
+fi
+has dominate || WEB=--no_html
+"$PYTHON" -c "
+import platform, torch, torchvision
+print('Python', platform.python_version(), 'torch', torch.__version__, 'torchvision', torchvision.__version__)
+for index in range(torch.cuda.device_count()):
+    print(torch.cuda.get_device_properties(index))
+"
+
+[[ $# -gt 0 ]] || set -- tests benchmarks chart
+for name in "$@"; do
+    case $name in
+        tests) # a line for each, in the order of the file
+            part tests "$tests" "$PYTHON" -m pytest -m gpu tests/test_gpu.py -p no:cacheprovider -v --tb=short "${cases[@]}"
+            ;;
+        benchmarks)
+            part benchmarks "$benchmarks" "$PYTHON" -m benchmarks --device "$DEVICE" --out "$OUT" "${rows[@]}"
+            ;;
+        *) part "$name" "$training" bash -c "recipe $name $MINUTES" ;;
+    esac
+done
+
+printf '%s\n' "${summary[@]}"
+[[ "${summary[*]}" != *FAILED* ]]

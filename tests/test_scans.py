@@ -1,0 +1,154 @@
+"""DICOM, NIfTI and GeoTIFF: small real files, written by their libraries, go through every entrance and come back."""
+
+import nibabel
+import numpy as np
+import pydicom
+import pytest
+import rasterio
+import torch
+from pydicom.dataset import FileMetaDataset
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+from rasterio.transform import from_origin
+
+import test as testing
+from data.image_file import ImageReader, describe, image_size
+from data.image_folder import list_images
+from inference import Translator
+from models.networks import GENERATORS
+from scripts import translate
+from tests.test_cli import train
+
+AFFINE = np.array([[-2.0, 0, 0, 90], [0, 2.0, 0, -126], [0, 0, 3.0, -72], [0, 0, 0, 1]])
+
+
+def values(*shape: int, low: float = 0, high: float = 1000) -> np.ndarray:
+    return np.random.default_rng(sum(shape)).uniform(low, high, shape)
+
+
+def write_volume(path, depth=3):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nibabel.save(nibabel.Nifti1Image(values(24, 20, depth).astype(np.int16), AFFINE), path)
+
+
+def write_dicom(path, low=-1000, high=1000):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scan = pydicom.Dataset()
+    scan.file_meta = FileMetaDataset()
+    scan.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    scan.SOPClassUID = scan.file_meta.MediaStorageSOPClassUID = CTImageStorage
+    scan.SOPInstanceUID = scan.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+    scan.SeriesInstanceUID, scan.PatientName, scan.PixelSpacing = generate_uid(), "Test^Patient", [0.5, 0.5]
+    pixels = (values(20, 24, low=low, high=high).round() + 1024).astype(np.uint16)
+    scan.Rows, scan.Columns, scan.SamplesPerPixel, scan.PhotometricInterpretation = 20, 24, 1, "MONOCHROME2"
+    scan.BitsAllocated, scan.BitsStored, scan.HighBit, scan.PixelRepresentation = 16, 16, 15, 0
+    scan.RescaleSlope, scan.RescaleIntercept = "1", "-1024"
+    scan.PixelData = pixels.tobytes()
+    scan.save_as(path, enforce_file_format=True)
+    return pixels.astype(int) - 1024
+
+
+def write_scene(path, dtype="int16", nodata=-9999):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    bands = values(2, 20, 24).astype(dtype)
+    bands[:, :4, :5] = nodata
+    with rasterio.open(
+        path, "w", driver="GTiff", height=20, width=24, count=2, dtype=dtype, crs="EPSG:32632",
+        transform=from_origin(500000, 5400000, 10, 10), nodata=nodata,
+    ) as scene:  # fmt: skip
+        scene.write(bands)
+    return bands
+
+
+def run_of(root, channels, *ranges):
+    """A run that is trained on the files in root/data."""
+    flags = ["--input_nc", channels, "--output_nc", channels, "--preprocess", "none", "--n_epochs_decay", "0"]
+    run = train(root, "--dataroot", root / "data", *flags, "--netD", "pixel", "--no_html", *ranges)
+    return run, ["--checkpoints_dir", str(root), "--name", "run", "--device", "cpu"]
+
+
+def test_volumes_are_slices_and_come_back_as_volumes(tmp_path):
+    for folder in ("trainA", "trainB", "testA", "testB"):
+        write_volume(tmp_path / "data" / folder / "sub" / "a.nii.gz")
+        write_volume(tmp_path / "data" / folder / "b.nii", depth=2)
+    paths = list_images(tmp_path / "data" / "testA")
+    assert len(paths) == 5 and image_size(paths[0]) == (24, 20) and describe(paths[0]) == "NIFTI int16, 1 channel"
+    run, places = run_of(tmp_path, 1, "--value_range", "0,1000")
+    results = tmp_path / "results"
+    assert testing.main([*places, "--results_dir", str(results)]) == 0
+    source = tmp_path / "data" / "testA" / "sub" / "a.nii.gz"
+    assert translate.main([str(source), str(tmp_path / "one.nii.gz"), *places]) == 0
+    assert translate.main([str(tmp_path / "data" / "testA"), str(tmp_path / "out"), *places]) == 0
+    images = results / "run" / "test_latest" / "images"
+    translator, original = Translator.load(run, device="cpu"), nibabel.load(source)
+    made = [nibabel.load(path) for path in (
+        images / "sub" / "a_fake_B.nii.gz", tmp_path / "one.nii.gz", tmp_path / "out" / "sub" / "a.nii.gz"
+    )]  # fmt: skip
+    for volume in made:
+        assert volume.shape == original.shape and np.array_equal(volume.affine, original.affine)
+        assert volume.get_data_dtype() == np.int16
+        for z in range(3):
+            turned = np.asarray(original.dataobj)[:, :, z].T[::-1]
+            assert np.array_equal(translator(turned.copy())[::-1].T, np.asarray(volume.dataobj)[:, :, z])
+    assert (images / "b_fake_B.nii").is_file() and (images / "sub" / "a.nii.gz" / "0002_fake_B.png").is_file()
+    with pytest.raises(ValueError, match=r"the result of a volume is a volume, whose name ends in \.nii or \.nii\.gz"):
+        translate.main([str(source), str(tmp_path / "one.png"), *places])
+    (tmp_path / "data" / "testA" / "b.nii").write_bytes(b"damaged")
+    with pytest.raises(ValueError, match=r"Cannot read the image .*b\.nii"):
+        translate.main([str(tmp_path / "data" / "testA"), str(tmp_path / "out"), *places])
+
+
+def test_dicom_is_read_in_its_unit_and_comes_back_as_dicom(tmp_path, capsys):
+    for folder in ("trainA", "trainB", "testA", "testB"):
+        for number in range(2):
+            hounsfield = write_dicom(tmp_path / "data" / folder / f"{number}.dcm")
+    source = tmp_path / "data" / "testA" / "1.dcm"
+    read = ImageReader(channels=1, value_range=(-1000, 1000))(source)
+    assert torch.allclose(read[0], torch.from_numpy(hounsfield / 1000).float(), atol=1e-6)
+    run, places = run_of(tmp_path, 1, "--value_range=-1000,1000")
+    assert testing.main([*places, "--results_dir", str(tmp_path / "results")]) == 0
+    assert translate.main([str(source), str(tmp_path / "one.dcm"), *places]) == 0
+    images = tmp_path / "results" / "run" / "test_latest" / "images"
+    expected = Translator.load(run, device="cpu")(hounsfield.astype(np.int32))
+    for path in (images / "1_fake_B.dcm", tmp_path / "one.dcm"):
+        scan, before = pydicom.dcmread(path), pydicom.dcmread(source)
+        assert np.array_equal(scan.pixel_array * scan.RescaleSlope + scan.RescaleIntercept, expected)
+        assert (scan.PatientName, scan.PixelSpacing) == (before.PatientName, before.PixelSpacing)
+        assert scan.SOPInstanceUID != before.SOPInstanceUID and scan.ImageType[0] == "DERIVED"
+        assert np.allclose(ImageReader(channels=1, value_range=(-1000, 1000))(path)[0] * 1000, expected, atol=1e-2)
+    series = [pydicom.dcmread(images / f"{number}_fake_B.dcm").SeriesInstanceUID for number in range(2)]
+    assert all(uid != pydicom.dcmread(source).SeriesInstanceUID for uid in series)
+
+
+@pytest.mark.parametrize(("dtype", "nodata"), [("int16", -9999), ("float32", np.nan), ("float32", -9999.0)])
+def test_scenes_keep_their_georeference_and_missing_pixels(dtype, nodata, tmp_path):
+    for folder in ("trainA", "trainB", "testA", "testB"):
+        bands = write_scene(tmp_path / "data" / folder / "0.tif", dtype, nodata)
+    run, places = run_of(tmp_path, 2, "--value_range", "0,1000")
+    assert testing.main([*places, "--results_dir", str(tmp_path / "results")]) == 0
+    source = tmp_path / "data" / "testA" / "0.tif"
+    assert translate.main([str(source), str(tmp_path / "one.tif"), *places]) == 0
+    missing = np.isnan(bands) | (bands == nodata)
+    filled = np.where(missing, bands[~missing].min(), bands).transpose(1, 2, 0)
+    expected = Translator.load(run, device="cpu")(np.ascontiguousarray(filled)).transpose(2, 0, 1)
+    for path in (tmp_path / "results" / "run" / "test_latest" / "images" / "0_fake_B.tif", tmp_path / "one.tif"):
+        with rasterio.open(path) as made, rasterio.open(source) as scene:
+            assert made.crs == scene.crs and made.transform == scene.transform and made.dtypes == scene.dtypes
+            assert np.array_equal(made.read_masks(), scene.read_masks()) and made.read_masks().min() == 0
+            assert np.array_equal(made.read()[~missing], expected[~missing])
+
+
+def test_results_of_other_sizes_are_no_scans(tmp_path, capsys):
+    for folder in ("trainA", "trainB", "testA", "testB"):
+        write_volume(tmp_path / "data" / folder / "a.nii.gz")
+    _, places = run_of(tmp_path, 1, "--value_range", "0,1000")
+    resized = ["--preprocess", "resize_and_crop", "--crop_size", "32", "--results_dir", str(tmp_path / "results")]
+    assert testing.main([*places, *resized]) == 0
+    assert (
+        "12 results are not written as scans, since they have other sizes than their files" in capsys.readouterr().out
+    )
+    assert not list(tmp_path.rglob("*_fake_B.nii*"))
+    torch.save(GENERATORS["resnet_6blocks"](1, 1, ngf=8).state_dict(), tmp_path / "net.pth")
+    argv = ["--weights", str(tmp_path / "net.pth"), "--dataroot", str(tmp_path / "data" / "testA"), "--num_test", "2"]
+    argv += ["--preprocess", "none", "--value_range", "0,1000", "--results_dir", str(tmp_path / "few")]
+    assert testing.main(argv) == 0
+    assert "is not written: 2 of the 3 slices of" in capsys.readouterr().out
