@@ -4,6 +4,7 @@ import collections
 import contextlib
 import dataclasses
 import itertools
+import json
 import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -144,7 +145,9 @@ def save_results(
         add_results(page, results, aspect_ratio=opt.aspect_ratio, log_result=log_result)
     if measurement:
         figures = measurement.figures([measurement.part()])
-        note = f"{in_words(figures)}; {measurement.describe()}"
+        measured_on = measurement.describe()
+        (folder / "metrics.json").write_text(json.dumps({"figures": figures, "measured_on": measured_on}) + "\n")
+        note = f"{in_words(figures)}; {measured_on}"
         page.notes["metrics"] = note
         log.info("%s", note)
     page.save()

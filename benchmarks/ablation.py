@@ -1,10 +1,11 @@
 """Measure what attention is worth: python -m benchmarks.ablation. Trains a recipe with and without it, for some seeds.
 
 A run that is finished is kept and one that was interrupted goes on, so the command can be repeated until all are done.
-Figures are those of the held-out images at the end of each run.
+Figures are those of the test images at the end of each run.
 """
 
 import argparse
+import json
 import shutil
 import statistics
 import subprocess
@@ -15,7 +16,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from display.event_log import FILE, LogReader
-from display.events import End, Metrics
+from display.events import End
 from training.meter import figure
 from util.command import run_command
 
@@ -74,32 +75,40 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def train(args: argparse.Namespace, variant: str, seed: int) -> dict[str, float]:
-    """Train a variant, unless it is done already. Returns its figures: name -> value.
+    """Train and test a variant, unless it is done already. Returns its figures: name -> value.
 
     Raises:
-        ValueError: the run ended with an error; its output is above.
+        ValueError: a script ended with an error; its output is above.
     """
     name = f"{args.recipe.stem}_{variant.replace(', ', '_').replace(' ', '_')}_{seed}"
     log, state = args.folder / name / FILE, args.folder / name / "latest_state.pth"
+    measured = args.folder / "results" / name / "test_latest" / "metrics.json"
+    place = ["--name", name, "--checkpoints_dir", str(args.folder)]
     if not is_finished(log):
+        measured.unlink(missing_ok=True)
         length = ["--train_minutes", f"{args.minutes}"]
         if args.epochs:
             decay = args.epochs // 2
             length = ["--train_minutes", "0", "--n_epochs", f"{args.epochs - decay}", "--n_epochs_decay", f"{decay}"]
-        flags = [f"@{args.recipe}", *VARIANTS[variant], *length, "--seed", f"{seed}", "--metrics", args.metrics]
-        place = ["--name", name, "--checkpoints_dir", str(args.folder), "--no_html", "--display_id", "0"]
+        flags = [f"@{args.recipe}", *VARIANTS[variant], *length, "--seed", f"{seed}"]
         if state.is_file():
             flags = ["--continue_train"]
         elif log.parent.is_dir():
             shutil.rmtree(log.parent)  # it was killed before its first checkpoint
-        command = [sys.executable, "train.py", *flags, *place]
-        if subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, check=False).returncode:
-            raise ValueError(f"{' '.join(command)} failed")
+        run("train.py", *flags, *place, "--no_html", "--display_id", "0")
+    if not measured.is_file():
+        run("test.py", *place, "--results_dir", str(args.folder / "results"), "--metrics", args.metrics)
     events = LogReader(log).read()
-    measured = [event for event in events if isinstance(event, Metrics)][-1]
-    steps = [event for event in events if isinstance(event, End)]
+    end = [event for event in events if isinstance(event, End)][-1]
     seconds = statistics.median(event.step_seconds for event in events if event.step_seconds)
-    return {"images": steps[-1].images, "ms": 1000 * seconds, **measured.values}
+    return {"images": end.images, "ms": 1000 * seconds, **json.loads(measured.read_text())["figures"]}
+
+
+def run(script: str, *flags: str) -> None:
+    """Run a script in a process of its own. Raises ValueError if it fails; its errors are shown."""
+    command = [sys.executable, script, *flags]
+    if subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, check=False).returncode:
+        raise ValueError(f"{' '.join(command)} failed")
 
 
 def is_finished(log: Path) -> bool:

@@ -1,6 +1,7 @@
 """Metrics in training and in testing: what they measure, the best checkpoint, and that a run does not notice them."""
 
 import itertools
+import json
 import shutil
 import sys
 
@@ -116,7 +117,10 @@ def test_testing_gives_the_figures_of_training(tiny_data, tmp_path, capsys):
     assert line.endswith(f"; {event.note}")
     figures = [float(part.split()[-1]) for part in line.partition(";")[0].split(", ")]
     assert figures == pytest.approx(list(event.values.values()), rel=1e-2)
-    assert line in (tmp_path / "results" / "run" / "test_latest" / "index.html").read_text()
+    folder = tmp_path / "results" / "run" / "test_latest"
+    assert line in (folder / "index.html").read_text()
+    saved = json.loads((folder / "metrics.json").read_text())
+    assert saved["measured_on"] == event.note and saved["figures"] == pytest.approx(event.values, rel=1e-4)
 
 
 def test_content_of_the_inputs_is_that_of_translations_that_change_nothing(tiny_data):
