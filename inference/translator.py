@@ -24,6 +24,11 @@ def as_tensor(image: Image.Image | Tensor, *, channels: int) -> Tensor:
     return Transform(preprocess="none", flip=False, channels=channels, multiple=1)(image)
 
 
+def as_range(pair: list[float] | None) -> tuple[float, float] | None:
+    """A range of values from JSON."""
+    return (pair[0], pair[1]) if pair else None
+
+
 class Translator:
     """A trained generator as a function from images to images of the same size.
 
@@ -90,7 +95,15 @@ class Translator:
                 raise ValueError(f"{source} is one exported generator, which runs whole: pass the device alone")
             notes = read_notes(source)
             net: nn.Module = OnnxNetwork(source, torch.device(device or "cpu"))
-            return cls(net, input_nc=notes["input_nc"], value_range=notes["value_range"] and (*notes["value_range"],))
+            fmt, (first, second) = notes["output_format"], notes["domains"]
+            return cls(
+                net,
+                input_nc=notes["input_nc"],
+                value_range=as_range(notes["value_range"]),
+                output_format=fmt and PixelFormat(fmt["dtype"], tuple(fmt["value_range"]), fmt["alpha"]),
+                output_range=as_range(notes["output_range"]),
+                domains=(first, second),
+            )
         source = source.absolute() if source.is_file() else source.resolve()
         for what, name in (("source", source.stem if source.is_file() else source.name), ("epoch", str(epoch))):
             if not values.is_plain_name(name):

@@ -1,6 +1,7 @@
 """Export a trained generator for other programs: python -m scripts.export --name NAME --format onnx."""
 
 import argparse
+import dataclasses
 import statistics
 import sys
 import time
@@ -53,11 +54,13 @@ def main(argv: list[str] | None = None) -> int:
     path.parent.mkdir(parents=True, exist_ok=True)
     notes = {
         "source": args.name or source.name,
-        "direction": args.direction or "as trained",
         "input_nc": channels,
         "output_nc": expected[0].shape[1],
         "image_range": [-1, 1],
         "value_range": translator.value_range,
+        "output_range": translator.output_range,
+        "output_format": translator.output_format and dataclasses.asdict(translator.output_format),
+        "domains": translator.domains,
         "stride": stride,
         "norm_statistics": "running" if args.eval else "of the image, or of the batch",
         "dtype": args.dtype,

@@ -76,6 +76,7 @@ def test_translator_runs_onnx_files(file, tmp_path, capsys):
         translator(torch.zeros(1, 8, 8))
     notes = read_notes(path)
     assert (notes["input_nc"], notes["stride"], notes["image_range"]) == (3, 4, [-1, 1])
+    assert (notes["domains"], notes["output_format"], translator.domains) == (["A", "B"], None, ("A", "B"))
     assert json.loads({prop.key: prop.value for prop in onnx.load(path).metadata_props}["notes"]) == notes
 
 
