@@ -16,11 +16,12 @@ import torch
 from PIL import Image
 
 from inference import Translator
+from models.networks import GENERATORS
 from scripts import demo
 from tests.conftest import draw_shapes
 from tests.helpers import PATIENCE
 from tests.test_cli import ONE_THREAD, ROOT
-from tests.test_export import GENERATORS, generator
+from tests.test_tiles import generator
 
 
 @pytest.fixture(scope="module")
