@@ -31,7 +31,7 @@ show: $(VENV)/installed
 
 demo chart emoji: $(VENV)/installed
 	$(python) train.py @recipes/$@.txt
-	$(python) test.py --name $@ --metrics kid,l1,ssim,content
+	$(python) test.py --name $@ --preprocess none --metrics kid,l1,ssim,content
 
 cats cats_hour: $(VENV)/installed
 	$(python) train.py @recipes/$@.txt

@@ -6,15 +6,14 @@ from typing import Any
 dependencies = ["torch", "torchvision", "numpy", "PIL", "safetensors", "tqdm", "filelock"]
 
 WEIGHTS = Path(__file__).parent / "weights"
-DIRECTIONS = ("AtoB", "BtoA")
 
 
 def translator(source: str = "chart", *, direction: str | None = None, **keywords: Any) -> Any:
     """A trained generator as a function from images to images, `inference.Translator`.
 
     Args:
-        source: chart, the weights that ship, or the folder of a run or a file, as for `Translator.load`.
-        direction: AtoB or BtoA; None takes AtoB of chart, and the direction of training otherwise.
+        source: chart or emoji, the weights that ship, or the folder of a run or a file, as for `Translator.load`.
+        direction: AtoB or BtoA; None takes AtoB of bundled weights, and the direction of training otherwise.
         keywords: further arguments of `Translator.load`, such as device or tile.
 
     Raises:
@@ -22,8 +21,13 @@ def translator(source: str = "chart", *, direction: str | None = None, **keyword
     """
     from inference import Translator
 
-    if source != "chart":
+    bundled = {
+        path.stem.removeprefix(f"{source}_"): path
+        for path in WEIGHTS.glob("*.safetensors")
+        if path.stem.startswith(f"{source}_")
+    }
+    if not bundled:
         return Translator.load(source, direction=direction, **keywords)
-    if direction not in (None, *DIRECTIONS):
-        raise ValueError(f"direction {direction!r}: choose {' or '.join(DIRECTIONS)}")
-    return Translator.load(WEIGHTS / f"chart_{direction or 'AtoB'}.safetensors", **keywords)
+    if (wanted := direction or "AtoB") not in bundled:
+        raise ValueError(f"direction {direction!r}: choose {' or '.join(sorted(bundled))}")
+    return Translator.load(bundled[wanted], **keywords)

@@ -97,7 +97,8 @@ def train(args: argparse.Namespace, variant: str, seed: int) -> dict[str, float]
             shutil.rmtree(log.parent)  # it was killed before its first checkpoint
         run("train.py", *flags, *place, "--no_html", "--display_id", "0")
     if not measured.is_file():
-        run("test.py", *place, "--results_dir", str(args.folder / "results"), "--metrics", args.metrics)
+        results = str(args.folder / "results")
+        run("test.py", *place, "--preprocess", "none", "--results_dir", results, "--metrics", args.metrics)
     events = LogReader(log).read()
     end = [event for event in events if isinstance(event, End)][-1]
     seconds = statistics.median(event.step_seconds for event in events if event.step_seconds)

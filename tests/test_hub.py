@@ -33,6 +33,14 @@ def test_hub_loads_the_weights_that_ship(tmp_path):
         assert np.array_equal(np.asarray(made), np.asarray(expected))
 
 
+def test_hub_takes_files_too():
+    made = [
+        torch.hub.load(str(ROOT), "translator", source, source="local", device="cpu")(torch.zeros(3, 8, 8))
+        for source in ("emoji", str(ROOT / "weights" / "emoji_AtoB.safetensors"))
+    ]
+    assert torch.equal(*made)
+
+
 def test_hub_knows_the_other_direction_and_refuses_others():
     x = torch.zeros(3, 8, 8)
     made = torch.hub.load(str(ROOT), "translator", "chart", direction="BtoA", source="local", device="cpu")(x)
