@@ -253,7 +253,7 @@ def steps_of(net: nn.Module) -> list[Step]:
         steps.append(step)
         return len(steps) - 1
 
-    for node in _Tracer().trace(net).nodes:
+    for node in _Tracer().trace(net, {"layers": ()}).nodes:  # a ResNet's output, not that of single layers
         if node.op == "placeholder":
             number[node] = -1
         elif node.op == "call_module":
