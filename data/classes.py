@@ -25,12 +25,13 @@ def class_of(path: Path, root: Path, rule: str) -> str:
         parts = path.relative_to(root).parts
         if len(parts) < 2:
             raise DataError(
-                f"class_of=folder: {path} lies in no folder of a class. Expected: {root / 'CLASS' / path.name}"
+                f"class_of=folder: {path} lies in no folder of a class. Expected: {root / 'CLASS' / path.name}",
+                remedy={"class_of": ""},
             )
         return parts[0]
     found = re.search(rule, path.stem)
     if found is None or not found[1]:
-        raise DataError(f"class_of={rule}: {path} has no class in its name.")
+        raise DataError(f"class_of={rule}: {path} has no class in its name.", remedy={"class_of": ""})
     return found[1]
 
 
@@ -53,7 +54,7 @@ def number_classes(found: Sequence[str], names: Sequence[str]) -> tuple[list[str
             f"there are images of the class {unknown[0]!r}, which is none of class_names={' '.join(names)}."
         )
     if len(names) < 2:
-        raise DataError(f"all images are of the class {names[0]!r}: omit class_of.")
+        raise DataError(f"all images are of the class {names[0]!r}.", remedy={"class_of": ""})
     numbers = {name: number for number, name in enumerate(names)}
     return names, [numbers[name] for name in found]
 
