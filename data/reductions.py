@@ -189,5 +189,6 @@ def of_values(looks: Sequence[Look]) -> list[str]:
 
 def of_results(formats: Mapping[str, PixelFormat]) -> str:
     """A line that says how images of each domain are written, by the letter of the domain; 8 bits if empty."""
-    depths = ", ".join(f"{domain} with {fmt}" for domain, fmt in sorted(formats.items()))
-    return f"results are written {depths or f'with {PixelFormat()}'}"
+    if len(set(formats.values())) < 2:
+        return f"results have {next(iter(formats.values()), PixelFormat())}"
+    return f"results have {', '.join(f'{fmt} in {domain}' for domain, fmt in sorted(formats.items()))}"
