@@ -82,7 +82,7 @@ def main(argv: list[str] | None = None) -> int:
     device = select_device(opt.device, opt.gpu_ids)
     precision = choose_precision(opt.precision, device)
     threads = choose_threads(opt.cpu_threads, device=device)
-    sizes = {size for sizes in loader.dataset.sizes.values() for size in sizes}
+    sizes = loader.dataset.distinct_sizes
     tuning(device, precision=precision, training=False, sizes=len(sizes)).apply()
     model, files = trained.build(device)
     model.check_sizes(sizes)
@@ -271,7 +271,7 @@ def scan_name(name: str, source: Path, label: str, kind: str) -> str:
 
 
 def scores(result: Translation) -> dict[str, float]:
-    """The SCORES of a translation against its truth; empty if there is none."""
+    """The similarity of a translation to its truth, see ResultsPage.add; empty if there is none."""
     for label in TRUTH.keys() & result.images if result.paired else ():
         fake, truth = result.images[label][None], result.images[TRUTH[label]][None]
         if fake.shape == truth.shape:  # or they have one name, but are no pair

@@ -21,7 +21,6 @@ from display.display import Display, NoDisplay
 from display.event_log import FILE
 from display.events import Progress
 from display.history import History
-from models import create_model
 from models.base_model import BaseModel, Images, Losses
 from options.base_options import Options
 from options.train_options import TrainOptions, nothing_left, run_flags
@@ -32,13 +31,14 @@ from training.evaluation import Evaluator, create_evaluator
 from training.finite import LossGuard, NotFiniteError
 from training.health import Health
 from training.health_checks import Attention, Content
-from training.optimization import Optimization, create_optimization
+from training.optimization import Optimization
 from training.resume import Position, parse_options, resume, resume_command, roll_back, save_run, saved_state
+from training.setup import create_training
 from util import distributed
 from util.checkpoint_files import BEST, OLD, checkpoint_label
 from util.command import configure_logging, run_command, writing
-from util.device import create_tuning, keep_freed_memory, select_device
-from util.images import read_formats, write_formats
+from util.device import keep_freed_memory, select_device
+from util.images import PixelFormat, read_formats, write_formats
 from util.signals import stop_requests
 from util.threads import ThreadChooser, choose_threads
 
@@ -102,13 +102,8 @@ def start(opt: Options, run_dir: Path, state: dict[str, Any] | None, locks: Exit
     opt = with_class_names(opt, loader.dataset)
     device = select_device(opt.device, opt.gpu_ids)
     threads = choose_threads(opt.cpu_threads, device=device, compiled=opt.compile)
-    sizes = {size for sizes in loader.dataset.sizes.values() for size in sizes}
-    optimization = create_optimization(opt, device)
-    tuning = create_tuning(opt, device, precision=optimization.precision, sizes=len(sizes))
-    tuning.apply()
-    model = create_model(opt).to(device)
-    model.prepare_training(opt, optimization)
-    model.to(memory_format=tuning.memory_format)
+    sizes = loader.dataset.distinct_sizes
+    model, optimization, tuning = create_training(opt, device, sizes=len(sizes))
     model.check_sizes(sizes)
     if rank := distributed.rank():
         torch.manual_seed(opt.seed + rank)  # the weights are the same in all processes, the noise is not
@@ -199,11 +194,7 @@ class Training:
         if self.shown:
             # not earlier: on a full disk, they would lie beside the weights of an earlier run
             opt.save(run.run_dir)
-            formats, before = run.loader.dataset.domain_formats, read_formats(run.run_dir) if position.resumed else {}
-            for domain in formats.keys() & before:
-                if formats[domain] != before[domain]:
-                    log.warning("images of %s were %s so far, and are %s", domain, before[domain], formats[domain])
-            write_formats(run.run_dir, formats)
+            save_formats(run.run_dir, run.loader.dataset.domain_formats, resumed=position.resumed)
         show = partial(create_display, opt, run.run_dir, self.progress(), self.attention, resumed=position.resumed)
         self.display = show() if self.shown else NoDisplay()
         self.health = Health(self.model, opt.as_dict(), known_findings(run.run_dir) if self.shown else ())
@@ -341,6 +332,15 @@ class Training:
             epoch_size=self.epoch_size, threads=self.run.threads.state_dict(),
             best=self.evaluator.state_dict() if self.evaluator else None,
         )  # fmt: skip
+
+
+def save_formats(run_dir: Path, formats: dict[str, PixelFormat], *, resumed: bool) -> None:
+    """Save the formats of the domains with the run. A warning tells how those of a resumed run have changed."""
+    before = read_formats(run_dir) if resumed else {}
+    for domain in formats.keys() & before:
+        if formats[domain] != before[domain]:
+            log.warning("images of %s were %s so far, and are %s", domain, before[domain], formats[domain])
+    write_formats(run_dir, formats)
 
 
 def known_findings(run_dir: Path) -> list[tuple[str, str]]:

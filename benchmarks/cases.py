@@ -25,7 +25,8 @@ from options.train_options import TrainOptions
 from training.compiling import compile_networks
 from training.evaluation import create_meter, evaluating
 from training.optimization import create_optimization
-from util.device import create_tuning, keep_freed_memory
+from training.setup import create_training
+from util.device import keep_freed_memory
 from util.paths import BUNDLED
 
 
@@ -69,12 +70,9 @@ def training(
     keep_freed_memory()
     sizes = ["--batch_size", str(batch), "--crop_size", str(size), "--load_size", str(size)]
     opt = TrainOptions().parse(["--model", model, *sizes, *flags, *["--compile"] * compiled])
-    optimization = create_optimization(opt, torch.device(device))
-    tuning = create_tuning(opt, optimization.device, precision=optimization.precision, sizes=1)
-    tuning.apply()
-    net = create_model(opt).to(device)
-    net.prepare_training(opt, optimization)
-    net.to(memory_format=torch.channels_last if channels_last else tuning.memory_format)
+    net, optimization, tuning = create_training(opt, torch.device(device), sizes=1)
+    if channels_last:
+        net.to(memory_format=torch.channels_last)
     images = {side: torch.rand(batch, 3, size, size) * 2 - 1 for side in "AB"}
     if tuning.pin_memory:
         images = {side: image.pin_memory() for side, image in images.items()}

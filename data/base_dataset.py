@@ -53,6 +53,11 @@ class BaseDataset(Dataset[Sample], ABC):
         letters = dict(zip("AB", self.domains, strict=True))
         return {letters[side]: fmt for side, fmt in sorted(self.formats.items())}
 
+    @property
+    def distinct_sizes(self) -> set[tuple[int, int]]:
+        """Every (width, height) of a sample."""
+        return {size for sizes in self.sizes.values() for size in sizes}
+
     def __len__(self) -> int:
         """The number of samples in an epoch: by default the number of files of A."""
         return len(self.A_paths)

@@ -1,5 +1,6 @@
 """Trained generators as files for other programs: ONNX, torch.export, TorchScript and safetensors."""
 
+import importlib
 import json
 import math
 import tempfile
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
@@ -18,6 +19,7 @@ from models.networks import layers, resample
 from models.networks.any_size import AnySize
 from models.networks.attention import SelfAttention2d, attend_plain, tokens
 from models.networks.layers import BATCH_NORMS
+from models.weights import in_dtype, write_safetensors
 from util.files import atomic
 
 SUFFIXES = {"onnx": ".onnx", "torch_export": ".pt2", "torchscript": ".ts", "safetensors": ".safetensors"}
@@ -138,7 +140,7 @@ def export(
     """
     known = DTYPES.get(format, ("fp32",))
     if dtype not in known:
-        raise ValueError(f"--dtype {dtype} does not suit --format {format}: choose from {', '.join(known)}")
+        raise ValueError(f"dtype={dtype} does not suit format={format}: choose from {', '.join(known)}")
     text = json.dumps(dict(notes))
     input_nc, stride = int(notes["input_nc"]), net.stride
     example = torch.zeros(2, input_nc, 2 * stride, 3 * stride)
@@ -155,10 +157,8 @@ def export(
         elif format == "torchscript":
             torch.jit.save(torch.jit.trace(net, (example,)), str(draft), _extra_files={"notes.json": text})
         else:
-            weights = {key: value.contiguous() for key, value in net.net.state_dict().items()}
-            if dtype == "fp16":
-                weights = {key: value.half() if value.is_floating_point() else value for key, value in weights.items()}
-            save_file(weights, draft, metadata={"notes": text})
+            weights = net.net.state_dict()
+            write_safetensors(in_dtype(weights, torch.float16) if dtype == "fp16" else weights, draft, notes=text)
 
 
 def _export_onnx(
@@ -204,8 +204,6 @@ def _quantize(path: Path, calibration: Iterable[Tensor]) -> None:
 
 def _import(name: str) -> Any:
     """An optional package. ValueError with the command that installs it if it is missing."""
-    import importlib
-
     try:
         return importlib.import_module(name)
     except ImportError as error:
@@ -244,8 +242,6 @@ def read_notes(path: Path) -> dict[str, Any]:
         elif suffix == ".ts":
             torch.jit.load(str(path), _extra_files=files)
         else:
-            from safetensors import safe_open
-
             with safe_open(path, "pt") as file:
                 return json.loads((file.metadata() or {})["notes"])
         return json.loads(files["notes.json"])

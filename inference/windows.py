@@ -10,7 +10,8 @@ from torch import Tensor
 
 from data.arrays import EXIF_ORIENTATION, TIFF_STARTS
 from data.image_file import reading
-from inference.tiles import Box, Tiled
+from inference.tile_maps import Box
+from inference.tiles import Tiled
 from inference.translator import Translator, as_tensor
 from util.files import atomic
 from util.images import PixelFormat, is_viewable, write_array

@@ -97,9 +97,8 @@ class CUTModel(BaseModel):
         self.netF = heads.to(self.device)
         self.gan_loss = create_gan_loss(opt)
         random_pairs = opt.dataset_mode == "unaligned" and not opt.serial_batches
-        self.needs_one_size = self.gan_loss.needs_one_size if opt.pool_size > 0 or random_pairs else ""
-        if opt.batch_head:
-            self.needs_one_size = f"batch_head={opt.batch_head} compares images of several steps"
+        mixes = opt.pool_size > 0 or random_pairs
+        self.needs_one_size = self.gan_loss.runs_need_one_size(mixes=mixes, batch_head=opt.batch_head)
         self.pools = {"fake_B": ImagePool(opt.pool_size)}
         self.queues = create_queues(opt.batch_head, "D")
         optimization.add("G", [self.netG, self.netF], lr=opt.lr_G)

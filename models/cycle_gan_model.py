@@ -118,9 +118,8 @@ class CycleGANModel(BaseModel):
             self.projected = {"A": self.netP_A, "B": self.netP_B}
             discriminators += self.projected.values()
         random_pairs = opt.dataset_mode == "unaligned" and not opt.serial_batches
-        self.needs_one_size = self.gan_loss.needs_one_size if opt.pool_size > 0 or random_pairs else ""
-        if opt.batch_head:
-            self.needs_one_size = f"batch_head={opt.batch_head} compares images of several steps"
+        mixes = opt.pool_size > 0 or random_pairs
+        self.needs_one_size = self.gan_loss.runs_need_one_size(mixes=mixes, batch_head=opt.batch_head)
         self.pools = {"fake_A": ImagePool(opt.pool_size), "fake_B": ImagePool(opt.pool_size)}
         self.queues = create_queues(opt.batch_head, "D_A", "D_B")
         optimization.add("G", [self.netG_A, self.netG_B], lr=opt.lr_G)

@@ -110,6 +110,17 @@ class GANLoss:
             return "gan_mode='relativistic' compares real and fake images"
         return f"lambda_zero_gp={self.lambda_zero_gp} mixes real and fake images" if self.lambda_zero_gp else ""
 
+    def runs_need_one_size(self, *, mixes: bool, batch_head: int) -> str:
+        """Why all images of a run need one size, as the start of a message; empty if they do not.
+
+        Args:
+            mixes: a step may compare real and fake images of different files, such as fake ones from a pool.
+            batch_head: see `models.feature_queue`; 0 = none.
+        """
+        if batch_head:
+            return f"batch_head={batch_head} compares images of several steps"
+        return self.needs_one_size if mixes else ""
+
     def generator(self, net: Scorer, real: Tensor, fake: Tensor) -> Tensor:
         """The loss of the generator (a scalar) for fake images, scored by the discriminator `net`.
 

@@ -1,4 +1,4 @@
-"""Read files of weights, our own and upstream's, and load them into networks."""
+"""Read files of weights, our own and upstream's, load them into networks, and write them for other programs."""
 
 import difflib
 import logging
@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
+import torch
 from torch import Tensor, nn
 
 from models.networks.infer import differing_flags
@@ -17,6 +19,18 @@ log = logging.getLogger(__name__)
 
 WRAPPERS = ("module", "_orig_mod")  # DataParallel and torch.compile put these into names
 PLAIN = re.compile(r"model\.(\d+|model\.\d+)\.")  # how names in ResNets, PatchGANs and U-Nets begin
+
+
+def in_dtype(weights: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Weights with floating-point values in another dtype."""
+    return {key: weight.to(dtype) if weight.is_floating_point() else weight for key, weight in weights.items()}
+
+
+def write_safetensors(weights: Mapping[str, Tensor], path: Path, *, notes: str = "") -> None:
+    """Write weights as safetensors, with `notes` in the metadata if there are any."""
+    content = {key: weight.contiguous() for key, weight in weights.items()}
+    # Not save_file, whose files nobody else may read.
+    path.write_bytes(safetensors.torch.save(content, metadata={"notes": notes} if notes else None))
 
 
 def read_weights(path: Path, *, network: str = "", objects: bool = False) -> dict[str, Tensor]:

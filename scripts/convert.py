@@ -4,11 +4,10 @@ import argparse
 import sys
 from pathlib import Path
 
-import safetensors.torch
 import torch
 
 from models.networks.infer import as_text, foreign, infer_network
-from models.weights import read_weights
+from models.weights import in_dtype, read_weights, write_safetensors
 from util.command import run_command
 from util.files import atomic
 
@@ -21,14 +20,12 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     weights = read_weights(args.source, network=args.network, objects=True)
     if args.dtype:
-        dtype = DTYPES[args.dtype]
-        weights = {key: weight.to(dtype) if weight.is_floating_point() else weight for key, weight in weights.items()}
-    weights = {key: weight.contiguous() for key, weight in weights.items()}
+        weights = in_dtype(weights, DTYPES[args.dtype])
     with atomic(args.target) as path:
         if args.target.suffix == ".safetensors":
-            path.write_bytes(safetensors.torch.save(weights))  # save_file lets nobody else read the file
+            write_safetensors(weights, path)
         else:
-            torch.save(weights, path)
+            torch.save({key: weight.contiguous() for key, weight in weights.items()}, path)
     found = as_text(infer_network(weights)) or f"not of a network of this project, but {foreign(weights)}"
     print(f"{args.target}: {len(weights)} tensors, {args.target.stat().st_size / 1e6:.1f} MB; {found}")
     return 0

@@ -1,4 +1,7 @@
-"""Open a page to try generators on your images: python -m scripts.demo. Works offline, on this machine alone."""
+"""Open a page to try generators on your images: python -m scripts.demo. Works offline, on this machine alone.
+
+Without --name and --weights, the page offers the weights that ship.
+"""
 
 import argparse
 import base64
@@ -16,16 +19,18 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor, nn
 
 from data.arrays import FORMATS
-from data.image_file import on_white
+from data.image_file import load_rgb
+from data.image_folder import DataError
 from display.attention_maps import overlay
 from inference.translator import Translator, as_tensor
 from models.networks.any_size import fitting_size, visible_cells
 from models.networks.attention import SelfAttention2d, attention_blocks, block_inputs
 from options import values
+from scripts.generators import add_generator_flags
 from util.command import run_command
 from util.device import select_device
 from util.images import to_image
@@ -146,13 +151,11 @@ def read_upload(content: bytes) -> Image.Image:
                 f"the image has {file.width}x{file.height} pixels, more than {MAX_PIXELS:,}: use "
                 "python -m scripts.translate, with --tile 512 if it is large"
             )
-        if file.mode.startswith(("I", "F")):
-            raise Refused("the image has more than 8 bits per channel: use python -m scripts.translate")
-        image = ImageOps.exif_transpose(file)
-        image.load()
-        return on_white(image)
+        return load_rgb(file, Path("the image"))
     except Refused:
         raise
+    except DataError as error:
+        raise Refused("the image has more than 8 bits per channel: use python -m scripts.translate") from error
     except Exception as error:  # the decoders raise a dozen unrelated types for a broken file
         raise Refused(f"this file cannot be read as an image ({error})") from error
 
@@ -281,14 +284,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     add = parser.add_argument
-    add("--name", type=values.plain_name, help="name of a run, whose directions the page offers")
-    text = "files of generators that the page offers (default: the bundled ones)"
-    add("--weights", type=Path, nargs="+", metavar="FILE", help=text)
-    add("--checkpoints_dir", type=Path, default=Path("checkpoints"), help="folder of all runs (default: checkpoints)")
-    add("--direction", choices=("AtoB", "BtoA"), help="of the run (default: both)")
-    add("--epoch", type=values.plain_name, default="latest", help="of the run: latest, best, or a number")
-    add("--no_ema", action="store_true", help="the trained weights, not their average, if the run has both")
-    add("--eval", action="store_true", help="running statistics in batch norm, no dropout")
+    add_generator_flags(parser, several=True)
     add("--host", default="127.0.0.1", help="address to listen at (default: 127.0.0.1, this machine alone)")
     add("--port", type=values.non_negative_int, default=7860, help="0 = any that is free (default: 7860)")
     add("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="auto = a GPU if there is one")

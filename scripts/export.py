@@ -17,7 +17,7 @@ from data.image_folder import list_images
 from inference.export import DTYPES, SUFFIXES, export, load_exported, make_portable, random_images
 from inference.translator import Translator, as_tensor
 from models.networks.any_size import AnySize
-from options import values
+from scripts.generators import add_generator_flags, check_generator
 from util.command import run_command
 
 EXAMPLES = """examples:
@@ -115,23 +115,16 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     add = parser.add_argument
-    add("--name", type=values.plain_name, help="name of the run with the generator")
-    add("--weights", type=Path, help="a .pth or .safetensors file of a generator, instead of a run")
+    add_generator_flags(parser)
     text = "torch_export takes sides that are multiples of the stride, the others any size from 2 pixels on"
     add("--format", choices=tuple(SUFFIXES), default="onnx", help=f"{text} (default: onnx)")
     add("--out", type=Path, help="the file (default: NAME with the suffix of the format)")
     text = "of weights and layers: fp16 and int8 for onnx, fp16 for safetensors (default: fp32)"
     add("--dtype", choices=DTYPES["onnx"], default="fp32", help=text)
     add("--calibrate", type=Path, metavar="FOLDER", help=f"images for --dtype int8, {CALIBRATED} at most")
-    add("--checkpoints_dir", type=Path, default=Path("checkpoints"), help="folder of all runs (default: checkpoints)")
-    add("--direction", choices=("AtoB", "BtoA"), help="direction of the translation (default: as trained)")
-    add("--epoch", type=values.plain_name, default="latest", help="latest, best, or the number of an epoch")
-    add("--no_ema", action="store_true", help="the trained weights, not their average, if the run has both")
-    add("--eval", action="store_true", help="running statistics in batch norm; dropout is off in any case")
     add("--verbose", action="store_true", help="print tracebacks of errors")
     args = parser.parse_args(argv)
-    if (args.name is None) == (args.weights is None):
-        parser.error("name a trained generator: either a run by --name, or a file by --weights")
+    check_generator(parser, args)
     known = DTYPES.get(args.format, ("fp32",))
     if args.dtype not in known:
         parser.error(f"--dtype {args.dtype} does not suit --format {args.format}: choose from {', '.join(known)}")

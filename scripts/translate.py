@@ -16,6 +16,7 @@ from inference.tiles import OVERLAP, Tiled
 from inference.translator import Translator, as_tensor
 from inference.windows import TiffImage, translate_file
 from options import values
+from scripts.generators import add_generator_flags, check_generator
 from util.command import SKIPPED, configure_logging, run_command
 from util.device import select_device
 from util.images import PixelFormat, is_viewable, save_image
@@ -47,7 +48,8 @@ def main(argv: list[str] | None = None) -> int:
     skipped: list[str] = []
     if args.skip_bad_images:
         good, skipped = skip_bad([path for path, _ in pairs], reader)
-        pairs = [pair for pair in pairs if pair[0] in set(good)]
+        usable = set(good)
+        pairs = [pair for pair in pairs if pair[0] in usable]
     own = f"value_range_{translator.domains[0]}"
     for flag in (own, "value_range") if translator.output_format is None else (own,):
         if getattr(args, flag) and all(reader.format(path).is_8bit for path, _ in pairs):
@@ -96,18 +98,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("source", type=Path, metavar="IN", help="an image, or a folder of images with its subfolders")
     text = "file for the result, or folder (a name without a suffix) for the results; created if missing"
     add("target", type=Path, metavar="OUT", help=text)
-    add("--name", type=values.plain_name, help="name of the run with the generator")
-    add("--weights", type=Path, help="a .pth or .safetensors file of a generator, instead of a run")
-    add("--checkpoints_dir", type=Path, default=Path("checkpoints"), help="folder of all runs (default: checkpoints)")
-    add("--direction", choices=("AtoB", "BtoA"), help="direction of the translation (default: as trained)")
-    add(
-        "--epoch",
-        type=values.plain_name,
-        default="latest",
-        help="weights of the run: latest, best, or the number of an epoch",
-    )
-    add("--no_ema", action="store_true", help="the trained weights, not their average, if the run has both")
-    add("--eval", action="store_true", help="running statistics in batch norm, no dropout")
+    add_generator_flags(parser)
     add("--skip_bad_images", action="store_true", help=f"skip images that cannot be read; exit status {SKIPPED}")
     text = "values of files with more than 8 bits that become -1 and 1 (default: as trained)"
     add("--value_range", type=values.value_range, default="", metavar="LOW,HIGH", help=text)
@@ -123,8 +114,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--tile_overlap", type=values.non_negative_int, metavar="PIXELS", help=text)
     add("--verbose", action="store_true", help="print tracebacks of errors")
     args = parser.parse_args(argv)
-    if (args.name is None) == (args.weights is None):
-        parser.error("name a trained generator: either a run by --name, or a file by --weights")
+    check_generator(parser, args)
     if args.tile_overlap is not None and not args.tile:
         parser.error(f"--tile_overlap {args.tile_overlap} needs --tile")
     return args

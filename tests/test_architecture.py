@@ -105,7 +105,10 @@ def test_choices_are_those_of_the_registry(names, registry):
 
 @pytest.mark.parametrize("name", choices.INIT_TYPES)
 def test_every_init_type_is_known(name):
-    layers.init_weights(nn.Conv2d(1, 1, 1), name)
+    layer = nn.Conv2d(1, 1, 1)
+    before = layer.weight.clone()
+    layers.init_weights(layer, name)
+    assert layer.weight != before
 
 
 @pytest.mark.parametrize("policy", choices.LR_POLICIES)

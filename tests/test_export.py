@@ -107,6 +107,8 @@ def test_safetensors_are_plain_weights(tmp_path):
     with safe_open(tmp_path / "net.safetensors", "pt") as weights:
         assert not any("parametrizations" in name for name in weights.keys())  # noqa: SIM118
     assert read_notes(tmp_path / "net.safetensors") == NOTES
+    (tmp_path / "any").touch()
+    assert (tmp_path / "net.safetensors").stat().st_mode == (tmp_path / "any").stat().st_mode, "others may read it"
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ from PIL import Image
 
 import test as testing
 from inference import Translator
-from inference.tiles import InMemory, Kept, Tiled, crop, mirrored
+from inference.tile_maps import Kept, Positions
+from inference.tiles import InMemory, Tiled, crop, mirrored
 from inference.trained import prepare
 from models.networks import GENERATORS
 from models.networks.any_size import AnySize, reflect
@@ -101,7 +102,7 @@ def test_attention_over_large_images_sees_averages(caplog):
     x = torch.full((1, 3, 100, 76), 0.3)
     x[:, :, 60:] = -0.5
     made = []
-    with caplog.at_level(logging.INFO, logger="inference.tiles"):
+    with caplog.at_level(logging.INFO, logger="inference.tile_maps"):
         tiled = Tiled(net, tile=32)
         result = torch.empty_like(x)
         tiled.run(InMemory(x), lambda box, window: crop(result, box).copy_(window), keys=80)
@@ -112,7 +113,6 @@ def test_attention_over_large_images_sees_averages(caplog):
 
 def test_a_key_for_several_positions_has_their_weight():
     """In float64, with the softmax written out: the last row and column of squares hold fewer positions."""
-    from inference.tiles import Positions
     from models.networks.attention import SelfAttention2d
 
     torch.manual_seed(0)

@@ -19,15 +19,15 @@ from data import EpochLoader, create_dataset, with_class_names
 from data.check import Inspection, duplicates, inspect_files, listing, summary
 from data.image_folder import list_images, nearest_folder, tree
 from data.reductions import of_results, reductions
-from models import create_model
 from models.base_model import BaseModel
 from options.base_options import Options
 from options.train_options import nothing_left
 from training.evaluation import create_evaluator
-from training.optimization import Optimization, create_optimization
+from training.optimization import Optimization
 from training.resume import Position
+from training.setup import create_training
 from util import distributed
-from util.device import create_tuning, peak_memory, select_device
+from util.device import peak_memory, select_device
 from util.errors import RemediedError
 
 log = logging.getLogger(__name__)
@@ -174,13 +174,7 @@ def measure(opt: Options, loader: EpochLoader, resume: Resume) -> tuple[BaseMode
     device = select_device(opt.device, opt.gpu_ids)
     if opt.cpu_threads:
         torch.set_num_threads(opt.cpu_threads)
-    optimization = create_optimization(opt, device)
-    sizes = {size for sizes in loader.dataset.sizes.values() for size in sizes}
-    tuning = create_tuning(opt, device, precision=optimization.precision, sizes=len(sizes))
-    tuning.apply()
-    model = create_model(opt).to(device)
-    model.prepare_training(opt, optimization)
-    model.to(memory_format=tuning.memory_format)
+    model, optimization, _ = create_training(opt, device, sizes=len(loader.dataset.distinct_sizes))
     check_sizes(opt, model, loader)
     start = resume(opt, model, optimization, epoch_size=len(loader.dataset))
     epochs = opt.n_epochs + opt.n_epochs_decay - start.epoch + 1
@@ -219,7 +213,7 @@ def measure(opt: Options, loader: EpochLoader, resume: Resume) -> tuple[BaseMode
 
 def check_sizes(opt: Options, model: BaseModel, loader: EpochLoader) -> None:
     """Raise a RemediedError if the networks cannot take the images in their sizes."""
-    sizes = {size for sizes in loader.dataset.sizes.values() for size in sizes}
+    sizes = loader.dataset.distinct_sizes
     try:
         model.check_sizes(sizes)
     except ValueError as error:

@@ -23,11 +23,6 @@ GENERATOR_FLAGS = frozenset(
 FOREIGN = {
     "joliGEN (a ResNet of encoder and decoder)": (".encoder.model.", ".decoder.model."),
     "CUT with other layers than its default, such as --no_antialias_up": (".filt", ".conv_block."),
-    "U-GAT-IT": (".DownBlock.", ".UpBlock2."),
-    "MUNIT": (".enc_content.", ".enc_style."),
-    "UVCGAN": (".net.layer_input.", ".net.modnet."),
-    "StyleGAN": (".mapping.", ".synthesis."),
-    "a diffusion model": (".down_blocks.", ".up_blocks."),
 }
 
 UVCGAN2_QUEUE = 3  # images, in the queues of its batch head
