@@ -301,6 +301,7 @@ class WeightAverage:
         """Move weights and batch statistics towards those of the network, and copy other buffers."""
         torch._foreach_lerp_(self.weights, self.sources, 1 - decay)
         if self.has_buffers:
+            # Looked up anew: unlike weights, buffers may be replaced, as by Module.to.
             kept, latest = dict(self.average.named_buffers()), dict(self.net.named_buffers())
             # The latest batch statistics do not suit averaged weights: images would be too dark.
             means = [name for name in kept if name.endswith(("running_mean", "running_var"))]
