@@ -39,22 +39,29 @@ def main(argv: list[str] | None = None) -> int:
                 raise ValueError(
                     f"{folder} lacks {len(missing)} of the {len(fakes)} names in {args.fakes}, such as {missing[0]}"
                 )
+    ranges = {label: values.bounds(args.value_range) for label in folders}
+    if args.value_range_A:
+        ranges["real_A"] = values.bounds(args.value_range_A)
+    inputs = [*folders.get("real_A", {}).values()]
+    check_ranges(args, [*fakes.values(), *reals.values(), *inputs], inputs)
     sets = any(metric in OF_SETS for metric in args.metrics)
     extractor = create_extractor(args.metrics_features, args.metrics_weights, device) if sets else None
     labels = None
     if args.label_dir:
         maps = LabelMaps(dict(zip("AB", map(Path, args.label_dir), strict=True)))
-        labels = Labels.learn(maps, ((path.stem, load(path)) for path in reals.values()))
+        labels = Labels.learn(maps, ((path.stem, load(path, ranges["fake_B"])) for path in reals.values()))
     meter = Meter(args.metrics, extractor, [parse_rule(text) for text in args.content], labels)
 
     def real_features() -> Tensor:
-        return torch.cat([meter.features(batch) for _, (batch,) in batches([list(reals.values())], "reals")])
+        found = batches([list(reals.values())], [ranges["fake_B"]], "reals")
+        return torch.cat([meter.features(batch) for _, (batch,) in found])
 
-    real = cached(cache_key(extractor, reals.values(), ["folder"]), real_features) if extractor else None
+    looks = ["folder", *([args.value_range] if args.value_range else [])]
+    real = cached(cache_key(extractor, reals.values(), looks), real_features) if extractor else None
     paths = [[files[name] for name in fakes] for files in folders.values()]
     records = []
     names = {path: Path(name).name for name, path in fakes.items()}
-    for files, images in batches(paths, "fakes"):
+    for files, images in batches(paths, list(ranges.values()), "fakes"):
         shown = dict(zip(folders, images, strict=True))
         check_sizes(shown, files, args.metrics)
         if labels:
@@ -91,6 +98,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--metrics_features", choices=FEATURES, default="lite0", help=text)
     text = "Inception weights for kid, fid and precision_recall instead: the file that torch-fidelity publishes"
     add("--metrics_weights", default="", help=text)
+    text = "values of files with more than 8 bits that become -1 and 1; default: by dtype"
+    add("--value_range", type=values.value_range, default="", metavar="LOW,HIGH", help=text)
+    text = "the same for --inputs alone; default: --value_range"
+    add("--value_range_A", type=values.value_range, default="", metavar="LOW,HIGH", help=text)
     add("--device", default="auto", choices=DEVICES, help="auto = a GPU if there is one")
     add("--verbose", action="store_true", help="print tracebacks of errors")
     args = parser.parse_args(argv)
@@ -105,6 +116,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         parser.error(f"--metrics {pairs[0]} compares images of the same name: add --paired")
     if "cycle" in args.metrics:
         parser.error("--metrics cycle needs the model: train.py and test.py compute it")
+    if args.value_range_A and not args.inputs:
+        parser.error(f"--value_range_A {args.value_range_A} is for --inputs")
     if args.content and "content" not in args.metrics:
         parser.error("--content is for --metrics content")
     if args.label_dir and "content" not in args.metrics:
@@ -132,11 +145,23 @@ def named_images(folder: Path, label: str = "") -> dict[str, Path]:
     return images
 
 
-def batches(paths: Sequence[Sequence[Path]], title: str) -> Iterator[tuple[list[Path], list[Tensor]]]:
+def check_ranges(args: argparse.Namespace, files: Sequence[Path], inputs: Sequence[Path]) -> None:
+    """Raise ValueError if a flag about the values of files meets 8-bit images only."""
+    for flag, paths in (("value_range", files), ("value_range_A", inputs)):
+        text = getattr(args, flag)
+        reader = ImageReader(value_range=values.bounds(text))
+        if text and all(reader.format(path).is_8bit for path in paths):
+            raise ValueError(f"--{flag} {text}: these images have 8 bits, which are always 0 to 255")
+
+
+def batches(
+    paths: Sequence[Sequence[Path]], ranges: Sequence[tuple[float, float] | None], title: str
+) -> Iterator[tuple[list[Path], list[Tensor]]]:
     """Read files in parallel, and batch consecutive ones of one size.
 
     Args:
         paths: lists of files, all equally long.
+        ranges: for each list, the values of its deep files that become -1 and 1; None for those of their dtype.
         title: of the progress bar.
 
     Yields:
@@ -146,16 +171,16 @@ def batches(paths: Sequence[Sequence[Path]], title: str) -> Iterator[tuple[list[
     with ThreadPoolExecutor() as pool, tqdm(total=len(rows), desc=title, unit="image", delay=1, disable=None) as bar:
         for start in range(0, len(rows), CHUNK):
             chunk = rows[start : start + CHUNK]
-            loaded = zip(chunk, pool.map(lambda row: [load(path) for path in row], chunk), strict=True)
+            loaded = zip(chunk, pool.map(lambda row: list(map(load, row, ranges)), chunk), strict=True)
             for _, same in itertools.groupby(loaded, key=lambda row: [image.shape for image in row[1]]):
                 files, images = zip(*same, strict=True)
                 yield [row[0] for row in files], [torch.stack(column) for column in zip(*images, strict=True)]
                 bar.update(len(files))
 
 
-def load(path: Path) -> Tensor:
+def load(path: Path, value_range: tuple[float, float] | None) -> Tensor:
     """The image in a file as color, (3, H, W) in [-1, 1]. DataError if it cannot be read or has other channels."""
-    return Transform(preprocess="none", flip=False, multiple=1)(ImageReader()(path))
+    return Transform(preprocess="none", flip=False, multiple=1)(ImageReader(value_range=value_range)(path))
 
 
 def check_sizes(images: dict[str, Tensor], paths: Sequence[Path], metrics: Sequence[str]) -> None:

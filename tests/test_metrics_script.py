@@ -3,7 +3,9 @@
 import itertools
 import shutil
 
+import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image, ImageFilter
 from torch import nn
@@ -144,3 +146,24 @@ def test_gray_deep_and_differently_large_images_are_compared(folders, capsys):
     draw_shapes("gray", (64, 20)).convert("L").save(fakes / "0.png")
     Image.fromarray((torch.arange(30 * 30).view(30, 30) * 70).numpy().astype("uint16")).save(fakes / "1.png")
     assert figures(capsys, fakes, reals)["KID x1000"] > 0
+
+
+def test_ranges_of_values_of_deep_files(folders, tmp_path, capsys):
+    """CT from MR of another range."""
+    generator = np.random.default_rng(0)
+    made, true = generator.uniform(-1024, 3072, (2, 20, 24)).astype(np.int16)
+    for kind, array in {"made": made, "true": true, "inputs": ((made + 1024.0) / 4096 * 500).astype(np.int16)}.items():
+        (tmp_path / kind).mkdir()
+        tifffile.imwrite(tmp_path / kind / "0.tif", array)
+    pair = [str(tmp_path / kind) for kind in ("made", "true")]
+    flags = ["--paired", "--metrics", "l1"]
+    with pytest.raises(ValueError, match="and value_range is not set"):
+        main([*pair, *flags])
+    error = np.abs(made.astype(float) - true).mean() / 4096 * 255
+    assert figures(capsys, *pair, *flags, "--value_range=-1024,3072") == {"L1 (0..255)": pytest.approx(error, abs=0.1)}
+    flags = ["--inputs", tmp_path / "inputs", "--content", "bright: R > 127", "--value_range=-1024,3072"]
+    assert figures(capsys, *pair, "--metrics", "content", *flags) == {"IoU of bright": 0}
+    assert figures(capsys, *pair, "--metrics", "content", *flags, "--value_range_A=0,500")["IoU of bright"] > 0.9
+    for flag in ("--value_range", "--value_range_A"):
+        with pytest.raises(ValueError, match=f"{flag} 0,9: these images have 8 bits"):
+            main([*map(str, folders), flag, "0,9", "--inputs", str(folders[0])])
