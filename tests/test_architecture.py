@@ -68,21 +68,50 @@ def test_networks_import_torch_alone():
 
 def test_importing_changes_nothing_of_the_host():
     code = """
-import atexit, logging, signal, warnings
+import atexit, faulthandler, importlib, locale, logging, os, pkgutil, random, signal, socket, sys, threading, warnings
 registered = []
 atexit.register = lambda function, *args, **keywords: registered.append(function) or function
-import multiprocessing, torch, torchvision, numpy, PIL.Image, tifffile, tqdm, visdom  # what they register is theirs
+import multiprocessing, numpy, PIL.Image, PIL.ImageFile, torch  # what these and the next ones change is theirs
+for name in {third_party}:
+    if importlib.util.find_spec(name):
+        importlib.import_module(name)
 registered.clear()
+
 def state():
-    handlers = [signal.getsignal(number) for number in signal.valid_signals()]
-    levels = [logging.getLogger(name).level for name in ("", "tifffile", "PIL")]
-    return handlers, levels, logging.getLogger().handlers[:], list(warnings.filters), torch.get_num_threads()
-before = state()
-import data, inference, models, training.resume, util.command, display.create, display.sinks.visdom
-assert state() == before, (state(), before)
-assert not [function for function in registered if function.__module__.split(".")[0] in {packages}], registered
-""".replace("{packages}", repr(PACKAGES))
-    run_python(code)
+    return {
+        "torch": (
+            torch.get_default_dtype(), torch.get_default_device(), torch.is_grad_enabled(), torch.get_num_threads(),
+            torch.get_num_interop_threads(), torch.are_deterministic_algorithms_enabled(),
+            torch.get_float32_matmul_precision(), torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic,
+            torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32,
+        ),
+        "random": (torch.get_rng_state().tolist(), random.getstate(), str(numpy.random.get_state())),
+        "numpy": (numpy.geterr(), numpy.get_printoptions()),
+        "pillow": (PIL.Image.MAX_IMAGE_PIXELS, PIL.ImageFile.LOAD_TRUNCATED_IMAGES, sorted(PIL.Image.OPEN)),
+        "logging": [(log.level, log.handlers[:]) for log in map(logging.getLogger, ("", "tifffile", "PIL"))],
+        "warnings": (list(warnings.filters), warnings.showwarning),
+        "signals": [signal.getsignal(number) for number in signal.valid_signals()],
+        "hooks": (sys.excepthook, threading.excepthook, sys.stdout, sys.stderr, faulthandler.is_enabled()),
+        "process": (
+            locale.setlocale(locale.LC_ALL), os.getcwd(), dict(os.environ), sys.path[:], sys.getrecursionlimit(),
+            socket.getdefaulttimeout(), multiprocessing.get_start_method(allow_none=True), threading.active_count(),
+        ),
+        "matplotlib": "matplotlib.pyplot" in sys.modules,
+    }
+
+before, modules = state(), ["train", "test", "hubconf"]
+for package in {packages}:
+    modules += [package, *(module.name for module in pkgutil.walk_packages([package], f"{package}."))]
+for name in modules:
+    importlib.import_module(name)
+    after = state()
+    assert after == before, (name, [(key, before[key], after[key]) for key in before if after[key] != before[key]])
+assert len(modules) > 100
+own = {"train", "test", *{packages}}
+assert not [function for function in registered if function.__module__.split(".")[0] in own], registered
+"""
+    third_party = ("torchvision", "tifffile", "tqdm", "visdom", "wandb", "tensorboard", "torchmetrics")
+    run_python(code.replace("{packages}", repr(PACKAGES)).replace("{third_party}", repr(third_party)))
 
 
 @pytest.mark.parametrize(
