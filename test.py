@@ -39,7 +39,7 @@ from training.metrics import mean_absolute_error, psnr, ssim
 from util import distributed
 from util.command import SKIPPED, configure_logging, run_command, writing
 from util.device import autocast, choose_precision, keep_freed_memory, select_device, tuning
-from util.images import PixelFormat, is_viewable, save_file, save_image, to_images
+from util.images import PixelFormat, in_color, is_viewable, label_formats, save_file, save_image, to_images
 from util.threads import ThreadChooser, choose_threads
 
 log = logging.getLogger("test")
@@ -173,13 +173,6 @@ def result_formats(found: Mapping[str, PixelFormat], trained: Trained) -> dict[s
     }
 
 
-def label_formats(found: Mapping[str, PixelFormat], made: Mapping[str, PixelFormat]) -> dict[str, PixelFormat]:
-    """The format of each image by its label, given those of test files and results of "A" and "B"."""
-    real = {f"real_{side}": fmt for side, fmt in found.items()} | {"real": found.get("A", PixelFormat())}
-    results = {f"{kind}_{side}": fmt for kind in ("fake", "rec") for side, fmt in made.items()}
-    return real | results | {"fake": made["B"], "sample": made["A"]}
-
-
 def save_samples(
     model: BaseModel, loader: EpochLoader, folder: Path, threads: ThreadChooser, fmt: PixelFormat, *, precision: str
 ) -> int:
@@ -239,9 +232,13 @@ def add_results(
         free = itertools.chain([result.name], (f"{result.name}_{number}" for number in itertools.count(2)))
         name = next(name for name in free if name not in names)  # 1.jpg beside 1.png, one A that meets several Bs
         names.add(name)
-        images = {key: stretch(image, aspect_ratio) for key, image in result.images.items()}
-        page.add(name, images, result.attention, scores(result))
-        log_result(name, images)
+        images = {
+            key: stretch(image, aspect_ratio, smooth=not page.formats.get(key, PixelFormat()).classes)
+            for key, image in result.images.items()
+        }
+        shown = dataclasses.replace(result, images=in_color(result.images, page.formats))
+        page.add(name, images, result.attention, scores(shown))
+        log_result(name, in_color(images, page.formats))
         add_scans(scans, page, name, images, result.sources)
     scans.close()
 
@@ -283,7 +280,8 @@ def scores(result: Translation) -> dict[str, float]:
 def measured(translations: Iterable[Translation], measurement: Measurement) -> Iterator[Translation]:
     """Pass on the translations, in the order of the dataset, and measure them."""
     for index, translation in enumerate(translations):
-        measurement.add({label: image[None] for label, image in translation.images.items()}, [index])
+        images = in_color(translation.images, measurement.formats)
+        measurement.add({label: image[None] for label, image in images.items()}, [index])
         yield translation
 
 
@@ -347,11 +345,13 @@ def translate(
             )
 
 
-def stretch(image: Tensor, aspect_ratio: float) -> Tensor:
+def stretch(image: Tensor, aspect_ratio: float, *, smooth: bool = True) -> Tensor:
     """(C, H, W) with its width (above 1) or its height (below 1) enlarged by the ratio, as upstream shows results."""
     if aspect_ratio == 1:
         return image
     scale = (1.0, aspect_ratio) if aspect_ratio > 1 else (1 / aspect_ratio, 1.0)
+    if not smooth:
+        return F.interpolate(image[None], scale_factor=scale, mode="nearest-exact")[0]
     return F.interpolate(image[None], scale_factor=scale, mode="bicubic", align_corners=False)[0].clamp(-1, 1)
 
 

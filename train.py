@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from data import EpochLoader, create_dataset, with_class_names
+from data import EpochLoader, create_dataset, with_classes
 from data.reductions import of_results, reductions
 from display.attention_maps import AttentionMap, attention_of
 from display.create import check_packages, create_display
@@ -38,7 +38,7 @@ from util import distributed
 from util.checkpoint_files import BEST, OLD, checkpoint_label
 from util.command import configure_logging, run_command, writing
 from util.device import keep_freed_memory, select_device
-from util.images import PixelFormat, read_formats, write_formats
+from util.images import PixelFormat, label_formats, read_formats, write_formats
 from util.signals import stop_requests
 from util.threads import ThreadChooser, choose_threads
 
@@ -99,7 +99,7 @@ def start(opt: Options, run_dir: Path, state: dict[str, Any] | None, locks: Exit
             of_results(loader.dataset.domain_formats),
         ):
             log.info("%s", line)
-    opt = with_class_names(opt, loader.dataset)
+    opt = with_classes(opt, loader.dataset)
     device = select_device(opt.device, opt.gpu_ids)
     threads = choose_threads(opt.cpu_threads, device=device, compiled=opt.compile)
     sizes = loader.dataset.distinct_sizes
@@ -195,7 +195,11 @@ class Training:
             # not earlier: on a full disk, they would lie beside the weights of an earlier run
             opt.save(run.run_dir)
             save_formats(run.run_dir, run.loader.dataset.domain_formats, resumed=position.resumed)
-        show = partial(create_display, opt, run.run_dir, self.progress(), self.attention, resumed=position.resumed)
+        formats = run.loader.dataset.formats
+        show = partial(
+            create_display, opt, run.run_dir, self.progress(), self.attention, resumed=position.resumed,
+            formats=label_formats(formats, formats),
+        )  # fmt: skip
         self.display = show() if self.shown else NoDisplay()
         self.health = Health(self.model, opt.as_dict(), known_findings(run.run_dir) if self.shown else ())
 

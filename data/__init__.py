@@ -137,6 +137,10 @@ def create_dataset(opt: Any) -> EpochLoader:
     for flag, domains in (("value_range", "AB"), ("value_range_A", "A"), ("value_range_B", "B")):
         if opt.given(flag):
             check_deep(dataset, f"--{flag} {getattr(opt, flag)}", domains)
+    for domain in "AB":
+        fmt = dataset.domain_formats.get(domain)
+        if opt.given(f"label_{domain}") and not (fmt and fmt.classes):
+            raise DataError(f"--label_{domain}: --dataset_mode {opt.dataset_mode} reads no label maps of {domain}.")
     step_size = opt.batch_size * (opt.accumulate if opt.is_train else 1)  # the model splits the batch of a step
     if step_size > 1:
         check_same_size(dataset, opt.batch_size, step_size)
@@ -164,9 +168,18 @@ def create_dataset(opt: Any) -> EpochLoader:
     )
 
 
-def with_class_names(opt: Any, dataset: BaseDataset) -> Any:
-    """The options with the names of the classes that the dataset found, which are saved with the run."""
-    return opt.replaced(class_names=dataset.class_names) if dataset.class_names else opt
+def with_classes(opt: Any, dataset: BaseDataset) -> Any:
+    """The options with the classes of images and of label maps that the dataset found, which are saved with the run.
+
+    Networks have a channel for each class of label maps.
+    """
+    found: dict[str, Any] = {"class_names": dataset.class_names} if dataset.class_names else {}
+    for channels, letter, fmt in zip(
+        ("input_nc", "output_nc"), dataset.domains, dataset.formats.values(), strict=False
+    ):
+        if fmt.classes:
+            found |= {channels: len(fmt.classes), f"label_{letter}": list(fmt.classes)}
+    return opt.replaced(**found)
 
 
 def ignore_signals(worker: int) -> None:
@@ -193,6 +206,8 @@ def check_deep(dataset: BaseDataset, flag: str, domains: str) -> None:
     """Raise a DataError if a `flag` about the values of `domains`, "A", "B" or "AB", meets 8-bit images only."""
     formats = dataset.domain_formats
     found = [formats[domain] for domain in domains if domain in formats]
+    if found and all(fmt.classes for fmt in found):
+        raise DataError(f"{flag}: the images of {' and '.join(domains)} are label maps, which have no range.")
     if all(fmt.is_8bit for fmt in found) and (found or not formats):
         why = f"the images of {' and '.join(domains)} have 8 bits" if found else "this dataset reads 8-bit images only"
         raise DataError(f"{flag}: {why}, which are always 0 to 255.")

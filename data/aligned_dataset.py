@@ -27,8 +27,6 @@ class AlignedDataset(BaseDataset):
 
     def __init__(self, opt: Any):
         super().__init__(opt)
-        self.transform_A = create_transform(opt, opt.input_nc)
-        self.transform_B = create_transform(opt, opt.output_nc)
         self.side_by_side = Path(opt.dataroot, opt.phase).is_dir()
         first, second = self.domains
         if self.side_by_side:
@@ -39,9 +37,15 @@ class AlignedDataset(BaseDataset):
                     f"is {opt.input_nc} and output_nc is {opt.output_nc}. Put A into a folder {opt.phase}A and B into "
                     f"{opt.phase}B, under the same names, and remove {opt.phase}."
                 )
+            if opt.label_A is not None or opt.label_B is not None:
+                raise DataError(
+                    f"{Path(opt.dataroot, opt.phase)} holds A and B side by side, as label maps cannot. Put A into a "
+                    f"folder {opt.phase}A and B into {opt.phase}B, under the same names, and remove {opt.phase}."
+                )
+            paths = domain_images(opt.dataroot, opt.phase, "", opt.max_dataset_size)
             self.read_A = create_reader(opt, channels, first, "input_nc", "output_nc")
             self.read_B = create_reader(opt, channels, second, "input_nc", "output_nc")
-            paths = domain_images(opt.dataroot, opt.phase, "", opt.max_dataset_size)
+            self.transform_A, self.transform_B = (create_transform(opt, n) for n in (opt.input_nc, opt.output_nc))
             self.A_paths = self.B_paths = self.usable(paths, Check(self.read_A, self.transform_A, half_size))
             self.sizes = {"A": self.transform_A.output_sizes(self.A_paths, half_size)}
         else:
@@ -49,10 +53,13 @@ class AlignedDataset(BaseDataset):
             if not all(folder.is_dir() for folder in folders.values()):
                 raise missing_pairs(Path(opt.dataroot), opt.phase)
             pairs = named_pairs(folders[first], folders[second])[: int(min(opt.max_dataset_size, sys.maxsize))]
-            self.read_A = create_reader(opt, opt.input_nc, first, "input_nc")
-            self.read_B = create_reader(opt, opt.output_nc, second, "output_nc")
-            good = {*self.usable([A for A, _ in pairs], Check(self.read_A, self.transform_A))}
-            good |= {*self.usable([B for _, B in pairs], Check(self.read_B, self.transform_B))}
+            A_paths, B_paths = [A for A, _ in pairs], [B for _, B in pairs]
+            self.read_A = create_reader(opt, opt.input_nc, first, "input_nc", paths=A_paths)
+            self.read_B = create_reader(opt, opt.output_nc, second, "output_nc", paths=B_paths)
+            self.transform_A = create_transform(opt, self.read_A.channels)
+            self.transform_B = create_transform(opt, self.read_B.channels)
+            good = {*self.usable(A_paths, Check(self.read_A, self.transform_A))}
+            good |= {*self.usable(B_paths, Check(self.read_B, self.transform_B))}
             pairs = [pair for pair in pairs if good.issuperset(pair)]
             self.A_paths, self.B_paths = [A for A, _ in pairs], [B for _, B in pairs]
             if (self.transform_A.crops and opt.preprocess != "resize_and_crop") or opt.center_crop:

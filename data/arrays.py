@@ -25,6 +25,7 @@ from data.scans import (
     slice_shape,
     without_nodata,
 )
+from util import label_maps
 from util.images import MAX_CHANNELS
 
 if TYPE_CHECKING:
@@ -205,6 +206,18 @@ def read_array(path: Path) -> np.ndarray:
     if array.dtype.kind not in "uif" or array.dtype.itemsize > 8:
         raise ValueError(f"pixels cannot have the dtype {array.dtype}: save integers or floats of at most 64 bits")
     return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def read_label_map(path: Path) -> tuple[np.ndarray, label_maps.Palette | None]:
+    """The upright label map as (H, W, C): of a palette image the indices, and the palette.
+
+    Raises:
+        ValueError: as `read_array`, or there are transparent pixels.
+    """
+    if array_kind(path):
+        return read_array(path), None
+    with open_image(path, verify=True) as file:
+        return label_maps.pixels(ImageOps.exif_transpose(file))
 
 
 def read_bands(file: Image.Image) -> np.ndarray:

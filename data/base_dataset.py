@@ -3,6 +3,7 @@
 import hashlib
 from abc import ABC, abstractmethod
 from argparse import ArgumentParser
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,13 @@ import torch
 from torch.utils.data import Dataset
 
 from data.check import Check, skip_bad
+from data.classes import classes_in
 from data.image_file import ImageReader
+from data.image_folder import DataError
 from data.transforms import Transform
 from options import values
 from util.images import PixelFormat
+from util.label_maps import checked
 
 Sample = dict[str, Any]
 
@@ -83,14 +87,31 @@ class BaseDataset(Dataset[Sample], ABC):
         return torch.Generator().manual_seed(int.from_bytes(digest))
 
 
-def create_reader(opt: Any, channels: int, domain: str, *arguments: str) -> ImageReader:
+def create_reader(opt: Any, channels: int, domain: str, *arguments: str, paths: Sequence[Path] = ()) -> ImageReader:
     """The reader of the files of a domain, the folder or half "A" or "B".
 
     Args:
         channels: of the network, set by `arguments` ("input_nc", "output_nc" or both).
+        paths: the files, which may then be label maps. Those have a channel for each class that is found in them.
+
+    Raises:
+        DataError: files are no label maps, or the network takes another number of classes.
     """
-    value_range = opt.value_range_A if domain == "A" else opt.value_range_B
-    return ImageReader(channels=channels, value_range=values.bounds(value_range), arguments=arguments)
+    value_range, labels = (opt.value_range_A, opt.label_A) if domain == "A" else (opt.value_range_B, opt.label_B)
+    if labels is None or not paths:
+        return ImageReader(channels=channels, value_range=values.bounds(value_range), arguments=arguments)
+    if not (labels or opt.is_train):
+        raise DataError(f"--label_{domain}: this run has no classes. Name those of its training: --label_{domain} 0 1")
+    try:
+        classes = checked(labels)
+    except ValueError as error:
+        raise DataError(f"--label_{domain}: {error}") from error
+    classes = classes or classes_in(paths, skip_bad=opt.skip_bad_images)
+    for argument in arguments:
+        if channels != len(classes) and (opt.given(argument) or not opt.is_train):
+            text = f"the label maps of {domain} have {len(classes)} classes, but the network takes {channels} channels"
+            raise DataError(f"{text}: {' '.join(classes)}.", remedy={argument: len(classes)})
+    return ImageReader(channels=len(classes), classes=classes)
 
 
 def create_transform(opt: Any, channels: int) -> Transform:

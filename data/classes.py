@@ -1,10 +1,14 @@
-"""The classes of images, by the names of their folders or files."""
+"""The classes of images, by the names of their folders or files, and of the pixels of label maps."""
 
 import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
-from data.image_folder import DataError
+from data.arrays import read_label_map
+from data.image_file import for_each, naming, reading
+from data.image_folder import DataError, MissingLibrary, common_folder
+from util.label_maps import MAX_CLASSES, find_classes, misfits, order
 
 FOLDER = "folder"
 
@@ -71,3 +75,45 @@ def choose_classes(chosen: str, names: Sequence[str]) -> list[int]:
     if unknown := [word for word in words if word not in numbers]:
         raise DataError(f"classes={chosen}: there is no class {unknown[0]!r}. Choose from {', '.join(names)}.")
     return [numbers[word] for word in words]
+
+
+def classes_in(paths: Sequence[Path], *, skip_bad: bool = False) -> tuple[str, ...]:
+    """The classes of all label maps, in their order.
+
+    Args:
+        paths: the files.
+        skip_bad: pass over files that cannot be used.
+
+    Raises:
+        DataError: these do not look like label maps, or show a class in different ways.
+    """
+    first: dict[str, Path] = {}  # class -> a file that has it
+    for path, found in zip(paths, for_each(partial(classes_of, skip_bad=skip_bad), paths, "classes"), strict=True):
+        for name in found:
+            first.setdefault(name, path)
+    if not 2 <= len(first) <= MAX_CLASSES:
+        raise DataError(
+            f"{common_folder(paths)}: the number of classes in its images is {len(first)}, so they do not look like "
+            f"label maps, which have 2 to {MAX_CLASSES}."
+        )
+    classes = order(first)
+    if unfit := misfits(classes):
+        name, other = unfit
+        raise DataError(
+            f"{first[name]} shows a class as {name}, and {first[other]} one as {other}: save all label maps with one "
+            "palette, all as values or all as RGB."
+        )
+    return tuple(classes)
+
+
+def classes_of(path: Path, *, skip_bad: bool = False) -> list[str]:
+    """The classes in a label map; none if it cannot be used and `skip_bad` says to pass over it. Raises DataError."""
+    try:
+        with reading(path):
+            array, palette = read_label_map(path)
+        with naming(path):
+            return find_classes(array, palette)
+    except DataError as error:
+        if skip_bad and not isinstance(error, MissingLibrary):
+            return []
+        raise

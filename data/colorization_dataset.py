@@ -16,6 +16,8 @@ class ColorizationDataset(BaseDataset):
     In CIE Lab, A is L, (1, H, W), and B is ab, (2, H, W), both scaled to [-1, 1] as `split_lab` does.
     """
 
+    unused_flags = ("label_A", "label_B")
+
     @staticmethod
     def modify_commandline_options(parser: ArgumentParser, is_train: bool) -> ArgumentParser:
         """One channel in, two out."""

@@ -23,9 +23,11 @@ from data.arrays import (
     has_alpha,
     open_image,
     read_array,
+    read_label_map,
 )
 from data.image_folder import DataError
 from util.images import WITH_ALPHA, PixelFormat
+from util.label_maps import to_numbers
 
 T = TypeVar("T")
 
@@ -41,6 +43,15 @@ def reading(path: Path) -> Iterator[None]:
         raise DataError(
             f"Cannot read the image {path} ({error}): replace or remove this file.", remedy={"skip_bad_images": True}
         ) from error
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Turn a ValueError inside about the content of a file into a DataError that begins with the file."""
+    try:
+        yield
+    except ValueError as error:
+        raise DataError(f"{path} {error}") from error
 
 
 def read_image(path: Path) -> Image.Image:
@@ -156,6 +167,8 @@ def for_each(function: Callable[[Path], T], paths: Sequence[Path], title: str) -
 class ImageReader:
     """Reads a file for a Transform: (C, H, W) of uint8 for 8-bit images, else of float32 in [-1, 1].
 
+    Of label maps, it reads the numbers of their classes, (1, H, W) of NUMBERS.
+
     Args:
         channels: channels that the network takes. Gray files serve for 3 channels and color files for 1; other numbers
             have to match. Transparency is a channel if `channels` is 2 or 4 and in files of more than 8 bits; in all
@@ -163,18 +176,24 @@ class ImageReader:
         value_range: values of a file that become -1 and 1; values outside are clipped. None: 0 to 65535 for uint16,
             0 to 1 for floats inside it. 8-bit files always hold 0 to 255.
         arguments: names of the arguments that set `channels`, for the remedy of an error.
+        classes: of label maps, see PixelFormat; empty for all other images.
 
     Raises:
-        DataError: the file cannot be read, has other channels, or its value range is unknown.
+        DataError: the file cannot be read, has other channels or classes, or its value range is unknown.
     """
 
     channels: int = 3
     value_range: tuple[float, float] | None = None
     arguments: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
 
     def __call__(self, path: Path) -> Tensor:
         """Read the image, upright."""
         with reading(path):
+            if self.classes:
+                array, palette = read_label_map(path)
+                with naming(path):
+                    return to_numbers(array, self.classes, palette)[None]
             if self._is_plain(path):
                 return read_pixels(path, self.channels)
             array = self._read(path)
@@ -182,6 +201,8 @@ class ImageReader:
 
     def format(self, path: Path) -> PixelFormat:
         """The depth and value range of a file, in which its results are written."""
+        if self.classes:
+            return PixelFormat(classes=self.classes)
         with reading(path):
             return PixelFormat() if self._is_plain(path) else self._format(self._read(path), path)
 
@@ -197,7 +218,5 @@ class ImageReader:
         return array
 
     def _format(self, array: np.ndarray, path: Path) -> PixelFormat:
-        try:
+        with naming(path):
             return PixelFormat.of(array, self.value_range, alpha=array.shape[2] in WITH_ALPHA and has_alpha(path))
-        except ValueError as error:
-            raise DataError(f"{path} {error}") from error

@@ -26,7 +26,7 @@ class NoiseDataset(BaseDataset):
     unused_flags = (
         "seed", "dataroot", "preprocess", "center_crop", "value_range", "value_range_A", "value_range_B", "load_size",
         "no_flip", "serial_batches", "max_dataset_size", "skip_bad_images", "metrics", "metrics_features",
-        "metrics_weights", "content", "label_dir",
+        "metrics_weights", "content", "label_dir", "label_A", "label_B",
     )  # fmt: skip
 
     @staticmethod

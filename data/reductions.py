@@ -1,6 +1,7 @@
 """What is lost between the files of a dataset and the network, one line each: for train.py, test.py and --dry_run."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +25,7 @@ FULL = 0.5  # share of a range of values that is not reported
 
 
 def reductions(dataset: BaseDataset, root: Path, *, train: bool, most: int = LOOKED_AT) -> list[str]:
-    """A line for each kind of loss: files left out, aspect ratio, crops, opacity, values, colors, frames.
+    """A line for each kind of loss: files left out, aspect ratio, crops, opacity, values, colors, classes, frames.
 
     Args:
         dataset: as created. Files of it that cannot be read are passed over.
@@ -69,6 +70,7 @@ class Look:
         span: the smallest and largest value of a deep file.
         fmt: the format of a deep file.
         colors: of an image with few that is resized: their number before and after, and how many no longer occur.
+        classes: of a label map that no longer occur.
     """
 
     size: tuple[int, int]
@@ -77,6 +79,7 @@ class Look:
     span: tuple[float, float] | None
     fmt: PixelFormat | None
     colors: tuple[int, int, int] | None
+    classes: tuple[str, ...]
 
 
 def look_at(path: Path, check: Check) -> Look | None:
@@ -85,16 +88,20 @@ def look_at(path: Path, check: Check) -> Look | None:
         image = check(path)
         size = check.part(size_of(image), path)
         with reading(path):
-            transparent = drops_opacity(path, check)
-            frames = frame_count(path)
             fmt = check.read.format(path) if isinstance(check.read, ImageReader) else None
-            deep = None if fmt is None or fmt.is_8bit else read_array(path)
+            classes = fmt.classes if fmt else ()
+            transparent = not classes and drops_opacity(path, check)
+            frames = frame_count(path)
+            deep = None if fmt is None or fmt.is_8bit or classes else read_array(path)
     except DataError:
         return None
     span = None if deep is None else (float(deep.min()), float(deep.max()))
     resizes = check.transform.resized(size) != size
-    colors = lost_colors(image, check) if deep is None and resizes else None
-    return Look(size=size, transparent=transparent, frames=frames, span=span, fmt=fmt, colors=colors)
+    colors = lost_colors(image, check) if deep is None and resizes and not classes else None
+    if isinstance(image, Tensor) and classes:
+        kept = {number for number, plane in enumerate(check.transform(image)) if plane.amax() > 0}
+        classes = tuple(classes[number] for number in image.unique().tolist() if number not in kept)
+    return Look(size=size, transparent=transparent, frames=frames, span=span, fmt=fmt, colors=colors, classes=classes)
 
 
 def drops_opacity(path: Path, check: Check) -> bool:
@@ -143,6 +150,10 @@ def of_files(paths: Sequence[Path], check: Check, *, train: bool, most: int = LO
         gone = f", and {lost} of them no longer occur" if lost else ""
         text = f"{len(few)}{among} images have few colors, as label maps do, and resizing blends them"
         lines.append(f"{text}: {before} become {after}{gone}")
+    if lost := [look.classes for look in looks if look.classes]:
+        name, count = Counter(name for classes in lost for name in classes).most_common(1)[0]
+        text = f"{len(lost)}{among} label maps lose classes by resizing and cropping, {max(map(len, lost))} or less"
+        lines.append(f"{text}: {count} lose {name}")
     if count := sum(look.frames > 1 for look in looks):
         lines.append(f"{count}{among} files have several frames or pages, of which the first is used")
     return lines

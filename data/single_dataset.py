@@ -18,8 +18,8 @@ class SingleDataset(BaseDataset):
         super().__init__(opt)
         domain = self.domains[0]
         paths = any_images(opt.dataroot, opt.phase, domain, opt.max_dataset_size)
-        self.read = create_reader(opt, opt.input_nc, domain, "input_nc")
-        self.transform = create_transform(opt, opt.input_nc)
+        self.read = create_reader(opt, opt.input_nc, domain, "input_nc", paths=paths)
+        self.transform = create_transform(opt, self.read.channels)
         self.A_paths = self.usable(paths, Check(self.read, self.transform))
         self.formats = {"A": self.read.format(self.A_paths[0])}
         self.sizes = {"A": self.transform.output_sizes(self.A_paths)}

@@ -12,6 +12,7 @@ from data.image_file import image_sizes
 from data.image_folder import DataError
 from options.choices import PREPROCESS
 from util.images import MAX_CHANNELS
+from util.label_maps import MAX_CLASSES, NUMBERS, one_hot
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow converts color to gray
 
@@ -25,16 +26,19 @@ def whole(size: tuple[int, int], path: Path) -> tuple[int, int]:
 class Transform:
     """8-bit image, or tensor (C, H, W) of uint8, or in [-1, 1] -> float32 tensor (channels, H, W) in [-1, 1].
 
+    A tensor (1, H, W) of NUMBERS is a label map. It is resized without blending, and becomes a plane for each class: 1
+    where a pixel is of the class, else -1.
+
     Args:
         center_crop: crop the center first: a square of this many pixels, "max" for the largest square, 0 for no crop.
             (160, then resize, is usual for CelebA's faces.)
         preprocess: resize_and_crop (to load_size x load_size, then a crop_size square), crop (the crop alone),
             scale_width (width to load_size, height in proportion), scale_width_and_crop (but at least crop_size, for
             the crop), none.
-        load_size: side in pixels; resizing is bicubic.
+        load_size: side in pixels; resizing is bicubic, of label maps nearest.
         crop_size: side in pixels.
         flip: flip half of the images horizontally.
-        channels: 1 to 16. Gray (1) and color (3) are converted into each other.
+        channels: 1 to 16. Gray (1) and color (3) are converted into each other. Of label maps, the classes.
         multiple: scale_width and none round sides to multiples of it. A generator that halves its input twice returns
             the size it gets for multiples of 4; 1 does not round.
 
@@ -53,8 +57,11 @@ class Transform:
     def __post_init__(self) -> None:
         if self.preprocess not in PREPROCESS:
             raise DataError(f"preprocess={self.preprocess}: choose from {', '.join(PREPROCESS)}.")
-        if not 1 <= self.channels <= MAX_CHANNELS:
-            raise DataError(f"channels={self.channels} (input_nc, output_nc): images have 1 to {MAX_CHANNELS}.")
+        if not 1 <= self.channels <= MAX_CLASSES:
+            raise DataError(
+                f"channels={self.channels} (input_nc, output_nc): images have 1 to {MAX_CHANNELS}, label maps 2 to "
+                f"{MAX_CLASSES}."
+            )
         if min(self.load_size, self.crop_size) < 1:
             raise DataError(f"load_size={self.load_size} and crop_size={self.crop_size} have to be at least 1 pixel.")
         if self.preprocess in ("resize_and_crop", "scale_width_and_crop") and self.load_size < self.crop_size:
@@ -68,19 +75,24 @@ class Transform:
         from torchvision.transforms.v2 import functional as F  # slow to import, and --help does without
 
         # torch resizes several times faster than Pillow
-        x = self.with_channels(F.pil_to_tensor(image) if isinstance(image, Image.Image) else image)
+        x = F.pil_to_tensor(image) if isinstance(image, Image.Image) else image
+        is_labels = x.dtype == NUMBERS
+        x = x if is_labels else self.with_channels(x)
         height, width = F.get_size(x)
         if self.center_crop:
             width = height = self.center((width, height))
             x = F.center_crop(x, [height])
         size = self.resized((width, height))
         if size != (width, height):
-            x = F.resize(x, size[::-1], F.InterpolationMode.BICUBIC, antialias=True)
+            mode = F.InterpolationMode.NEAREST_EXACT if is_labels else F.InterpolationMode.BICUBIC
+            x = F.resize(x, size[::-1], mode, antialias=True)
         if self.crops:
             left, top = self.crop_position(size, generator)
             x = F.crop(x, top, left, self.crop_size, self.crop_size)
         if self.flip and generator is not None and torch.rand((), generator=generator) < 0.5:
             x = F.horizontal_flip(x)
+        if is_labels:
+            return one_hot(x[0], self.channels)
         if x.dtype == torch.uint8:
             # in place: allocating memory takes several times longer than the arithmetic
             return x.to(torch.float32, memory_format=torch.contiguous_format).div_(255).mul_(2).sub_(1)

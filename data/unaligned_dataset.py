@@ -21,10 +21,10 @@ class UnalignedDataset(BaseDataset):
         first, second = self.domains
         A_paths = domain_images(opt.dataroot, opt.phase, first, opt.max_dataset_size)
         B_paths = domain_images(opt.dataroot, opt.phase, second, opt.max_dataset_size)
-        self.read_A = create_reader(opt, opt.input_nc, first, "input_nc")
-        self.read_B = create_reader(opt, opt.output_nc, second, "output_nc")
-        self.transform_A = create_transform(opt, opt.input_nc)
-        self.transform_B = create_transform(opt, opt.output_nc)
+        self.read_A = create_reader(opt, opt.input_nc, first, "input_nc", paths=A_paths)
+        self.read_B = create_reader(opt, opt.output_nc, second, "output_nc", paths=B_paths)
+        self.transform_A = create_transform(opt, self.read_A.channels)
+        self.transform_B = create_transform(opt, self.read_B.channels)
         self.A_paths = self.usable(A_paths, Check(self.read_A, self.transform_A))
         self.B_paths = self.usable(B_paths, Check(self.read_B, self.transform_B))
         self.serial: bool = opt.serial_batches

@@ -2,8 +2,10 @@
 
 import importlib.util
 import logging
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
 from display.background import Background
@@ -15,6 +17,7 @@ from display.sinks.console import ConsoleSink
 from display.sinks.loss_log import LossLogSink
 from options.base_options import Options
 from training.resume import resume_command
+from util.images import PixelFormat
 
 if TYPE_CHECKING:
     from display.sinks.wandb import WandbSink
@@ -58,7 +61,13 @@ def is_installed(package: str) -> bool:
 
 
 def create_display(
-    opt: Options, run_dir: Path, at: Progress, attention: Attention = lambda images: [], *, resumed: bool = False
+    opt: Options,
+    run_dir: Path,
+    at: Progress,
+    attention: Attention = lambda images: [],
+    *,
+    resumed: bool = False,
+    formats: Mapping[str, PixelFormat] = MappingProxyType({}),
 ) -> Display:
     """Create the display that the flags ask for, and start it.
 
@@ -67,6 +76,7 @@ def create_display(
         at: where training starts.
         attention: images -> the attention maps of the networks for the first of each.
         resumed: append to what was shown of the run before `at`. Otherwise the display starts empty.
+        formats: of the images by label, of which label maps are shown in color.
 
     Raises:
         ValueError: a flag needs a package that is not installed.
@@ -87,7 +97,7 @@ def create_display(
         sinks.append(create_sink("tensorboard", opt, run_dir, images_freq=opt.display_freq, after=at.images))
     if opt.use_wandb:
         sinks.append(create_wandb(opt, run_dir, images_freq=opt.display_freq, resumed=resumed))
-    display = Display(event_log, sinks, at=at, losses_freq=opt.print_freq, attention=attention)
+    display = Display(event_log, sinks, at=at, losses_freq=opt.print_freq, attention=attention, formats=formats)
     display.start(opt.as_dict(), resumed=resumed)
     return display
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from display.event_log import EventLog
 from display.events import End, Event, Health, Images, Losses, Metrics, Progress, Start
 from display.sink import Sink
 from util.device import peak_memory
-from util.images import to_tensor
+from util.images import PixelFormat, in_color, to_tensor
 
 Attention = Callable[[dict[str, Tensor]], list[AttentionMap]]  # takes the images that `model.preview` returns
 
@@ -27,6 +28,7 @@ class Display:
         at: where training starts.
         losses_freq: images seen between two events with losses; 0 is never.
         attention: images -> the attention maps of the networks for the first of each.
+        formats: of the images by label, of which label maps are shown in color.
     """
 
     def __init__(
@@ -37,8 +39,9 @@ class Display:
         at: Progress,
         losses_freq: int,
         attention: Attention = lambda images: [],
+        formats: Mapping[str, PixelFormat] = MappingProxyType({}),
     ):
-        self.attention = attention
+        self.attention, self.formats = attention, formats
         self.log, self.sinks, self.losses_freq = log, sinks, losses_freq
         self.last = self.measured = at
         self.seconds_before = 0.0  # of training, before the run was resumed
@@ -107,6 +110,7 @@ class Display:
     def _show_images(self, at: Progress, images: dict[str, Tensor]) -> None:
         """Show images and the attention of the generators over them."""
         attention = [block[0] for block in self.attention(images)]
+        images = in_color(images, self.formats)
         figures = {
             attention_label(block): to_tensor(block.figure(images[block.over][0]))[None]
             for block in attention

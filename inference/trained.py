@@ -166,13 +166,13 @@ def find_trained(argv: Sequence[str] | None = None) -> Trained:
     text = f"inferred from the weights: {as_text(source.inferred)}" if source.inferred else ""
     if source.inferred and "no_dropout" not in source.inferred:
         text += f"; weights do not show whether dropout was used: running {'without' if opt.no_dropout else 'with'} it"
-    ranges = {"A": opt.value_range_A, "B": opt.value_range_B}
-    formats = {
-        side: fmt if fmt.is_8bit else fmt.with_range(values.bounds(ranges[letter]))
-        for side, letter in zip("AB", source.domains(opt.direction), strict=True)
-        for fmt in (source.formats.get(letter),)
-        if fmt is not None
-    }
+    ranges, labels = {"A": opt.value_range_A, "B": opt.value_range_B}, {"A": opt.label_A, "B": opt.label_B}
+    formats: dict[str, PixelFormat] = {}
+    for side, letter in zip("AB", source.domains(opt.direction), strict=True):
+        if labels[letter]:
+            formats[side] = PixelFormat(classes=tuple(labels[letter]))
+        elif fmt := source.formats.get(letter):
+            formats[side] = fmt if fmt.is_8bit else fmt.with_range(values.bounds(ranges[letter]))
     return Trained(opt, source.run_dir, source.label, file, reverse, text, formats)
 
 

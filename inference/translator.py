@@ -1,5 +1,6 @@
 """`Translator`, which applies a trained generator to images of any size."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self, TypeVar, overload
 
@@ -8,13 +9,14 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from data.image_file import on_white
+from data.image_file import ImageReader, on_white
 from data.transforms import Transform
 from inference.export import OnnxNetwork, read_notes
 from inference.tiles import OVERLAP, Tiled
 from inference.trained import find_source, load_generator
 from options import values
-from util.images import WITH_ALPHA, PixelFormat, is_viewable, to_image
+from util.images import WITH_ALPHA, PixelFormat, is_viewable, to_image, to_label_map
+from util.label_maps import Palette, pixels
 
 AnyImage = TypeVar("AnyImage", Image.Image, np.ndarray, Tensor)
 
@@ -43,6 +45,7 @@ class Translator:
         output_range: the values that -1 and 1 stand for in results with more than 8 bits, if there is no
             `output_format`; None for those of the input.
         domains: letters of the domains of inputs and results.
+        classes: of inputs that are label maps, see PixelFormat; empty for all other images.
     """
 
     def __init__(
@@ -54,8 +57,9 @@ class Translator:
         output_format: PixelFormat | None = None,
         output_range: tuple[float, float] | None = None,
         domains: tuple[str, str] = ("A", "B"),
+        classes: Sequence[str] = (),
     ):
-        self.net, self.input_nc, self.value_range = net, input_nc, value_range
+        self.net, self.input_nc, self.value_range, self.classes = net, input_nc, value_range, tuple(classes)
         self.output_format, self.output_range, self.domains = output_format, output_range, domains
 
     @classmethod
@@ -100,9 +104,10 @@ class Translator:
                 net,
                 input_nc=notes["input_nc"],
                 value_range=as_range(notes["value_range"]),
-                output_format=fmt and PixelFormat(fmt["dtype"], tuple(fmt["value_range"]), fmt["alpha"]),
+                output_format=fmt and PixelFormat.from_dict(fmt),
                 output_range=as_range(notes["output_range"]),
                 domains=(first, second),
+                classes=notes.get("classes", ()),
             )
         source = source.absolute() if source.is_file() else source.resolve()
         for what, name in (("source", source.stem if source.is_file() else source.name), ("epoch", str(epoch))):
@@ -129,7 +134,18 @@ class Translator:
             output_format=found.formats.get(second),
             output_range=found.value_range(second),
             domains=(first, second),
+            classes=found.formats[first].classes if first in found.formats else (),
         )
+
+    @property
+    def reader(self) -> ImageReader:
+        """The reader of files to translate."""
+        return ImageReader(channels=self.input_nc, value_range=self.value_range, classes=self.classes)
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether inputs or results are label maps."""
+        return bool(self.classes or (self.output_format and self.output_format.classes))
 
     def result_format(self, source: PixelFormat) -> PixelFormat:
         """The format of a result: that of the target domain or, if it is not known, of the input, `source`."""
@@ -150,8 +166,9 @@ class Translator:
         Args:
             images: a PIL image, whose transparent pixels are composited on white unless the generator takes opacity
                 (RGBA, LA); an array (H, W, C), or (H, W) for one channel, of integers or floats; a floating-point
-                tensor (C, H, W) or (B, C, H, W) in [-1, 1]; or a list of these. Batch norm computes its statistics
-                over all images of a tensor.
+                tensor (C, H, W) or (B, C, H, W) in [-1, 1]; or a list of these. Images and arrays hold the values or
+                colors of classes if the generator takes label maps, tensors a plane for each. Batch norm computes its
+                statistics over all images of a tensor.
 
         Raises:
             ValueError: the type, shape, dtype or range of values is not supported.
@@ -161,6 +178,8 @@ class Translator:
         if isinstance(images, Image.Image):
             x, fmt = self._from_image(images)
             made, fmt = self._run(x[None])[0], self.result_format(fmt)
+            if fmt.classes:
+                return to_label_map(made, fmt)
             if is_viewable(made, fmt):
                 return to_image(made, alpha=fmt.alpha)
             if len(made) == 1 and fmt.dtype in ("uint16", "int32", "float32"):
@@ -189,6 +208,8 @@ class Translator:
 
     def _from_image(self, image: Image.Image) -> tuple[Tensor, PixelFormat]:
         """The tensor (input_nc, H, W) of an image, and its format."""
+        if self.classes:
+            return self._from_label_map(*pixels(image))
         if image.mode.startswith(("I", "F")):
             return self._from_array(np.asarray(image))
         if self.input_nc in WITH_ALPHA and image.has_transparency_data:
@@ -208,6 +229,8 @@ class Translator:
                 f"an array has to be (H, W, C) or (H, W) of integers or floats, not {array.shape} of {array.dtype}"
             )
         array = array if array.ndim == 3 else array[..., None]
+        if self.classes:
+            return self._from_label_map(array)
         try:
             fmt = PixelFormat.of(array, self.value_range, alpha=alpha)
         except ValueError as error:
@@ -215,3 +238,11 @@ class Translator:
         if fmt.is_8bit:
             return torch.from_numpy(array.copy()).permute(2, 0, 1) / 255 * 2 - 1, fmt
         return fmt.to_tensor(array), fmt
+
+    def _from_label_map(self, array: np.ndarray, palette: Palette | None = None) -> tuple[Tensor, PixelFormat]:
+        """The tensor (classes, H, W) of a label map, and its format."""
+        fmt = PixelFormat(classes=self.classes)
+        try:
+            return fmt.to_tensor(array, palette), fmt
+        except ValueError as error:
+            raise ValueError(f"the label map {error}") from error

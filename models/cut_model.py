@@ -85,6 +85,11 @@ class CUTModel(BaseModel):
             ValueError: the generator cannot encode its own translations, or a flag does not suit it.
         """
         super().prepare_training(opt, optimization)
+        if opt.label_A != opt.label_B:
+            raise ValueError(
+                "the contrastive loss encodes images of A and B by one network, and not label maps with --label_A or "
+                "--label_B alone: take --model cycle_gan"
+            )
         if opt.input_nc != opt.output_nc:
             raise ValueError(
                 f"the contrastive loss encodes images of A and B by one network, but --input_nc {opt.input_nc} and "

@@ -98,6 +98,10 @@ class CycleGANModel(BaseModel):
                 f"the identity loss compares images of A and B, but --input_nc {opt.input_nc} and --output_nc "
                 f"{opt.output_nc} differ: add --lambda_identity 0"
             )
+        if opt.lambda_identity and opt.label_A != opt.label_B:
+            raise ValueError("the identity loss compares images of A and B, not classes: add --lambda_identity 0")
+        if opt.lambda_content and (opt.label_A or opt.label_B):
+            raise ValueError("--lambda_content finds classes by color: it is not for --label_A and --label_B")
         if opt.identity_decay and not opt.lambda_identity:
             raise ValueError("--identity_decay has no effect with --lambda_identity 0: omit it")
         self.lambda_A, self.lambda_B, self.lambda_identity = opt.lambda_A, opt.lambda_B, opt.lambda_identity

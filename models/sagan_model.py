@@ -45,7 +45,7 @@ class SAGANModel(BaseModel):
     test_dataset_mode = "noise"
     unused_flags = (
         "norm", "no_dropout", "resample", "n_layers_D", "batch_head", "output_nc", "pool_size", "checkpoint_blocks",
-        "tile", "tile_overlap",
+        "tile", "tile_overlap", "label_A", "label_B",
     )  # fmt: skip
 
     @staticmethod

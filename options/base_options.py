@@ -237,6 +237,9 @@ class BaseOptions:
         for own in ("value_range_A", "value_range_B"):
             if flags[own] is None or ("value_range" in given and own not in given):
                 flags[own] = flags["value_range"]
+        for own in ("label_A", "label_B"):
+            if flags[own] == []:  # the classes of the run, if there is one
+                flags[own] = parser.get_default(own) or []
         # A discriminator that learned from features would be judged too well by the same features.
         if flags.get("metrics_features") == "lite0" and (flags["netD"] == "projected" or flags.get("lambda_projected")):
             if "metrics_features" in given:
@@ -298,6 +301,11 @@ def add_data_flags(parser: ArgumentParser) -> None:
     text = "the same for the images of {} alone, those of folders such as train{}; default: --value_range"
     add("--value_range_A", type=values.value_range, metavar="LOW,HIGH", help=text.format("A", "A"))
     add("--value_range_B", type=values.value_range, metavar="LOW,HIGH", help=text.format("B", "B"))
+    text = "images of {0} are label maps: values, palette or RGB colors are classes, which are never blended. {1} then "
+    text += "is the number of classes; default: the classes of the training images"
+    for domain in "AB":
+        which = text.format(domain, "--input_nc" if domain == "A" else "--output_nc")
+        add(f"--label_{domain}", nargs="*", metavar="CLASS", help=which)
     add("--max_dataset_size", type=values.count, default=math.inf, help="use the first so many images; inf = all")
     text = "leave out unusable images; all images are read once at the start to find them; test.py then ends with "
     text += "status 3"

@@ -73,6 +73,8 @@ class Demo:
     """
 
     def __init__(self, translators: dict[str, Translator]):
+        if labels := [name for name, translator in translators.items() if translator.has_labels]:
+            raise ValueError(f"{labels[0]}: the demo does not show label maps, use python -m scripts.translate")
         self.translators = translators
         self.results: collections.OrderedDict[str, Result] = collections.OrderedDict()
         self.places = threading.BoundedSemaphore(WAITING)

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from data.image_file import ImageReader
 from data.image_folder import list_images
 from inference.export import DTYPES, SUFFIXES, export, load_exported, make_portable, random_images
 from inference.translator import Translator, as_tensor
@@ -61,11 +60,12 @@ def main(argv: list[str] | None = None) -> int:
         "output_range": translator.output_range,
         "output_format": translator.output_format and dataclasses.asdict(translator.output_format),
         "domains": translator.domains,
+        "classes": translator.classes,
         "stride": stride,
         "norm_statistics": "running" if args.eval else "of the image, or of the batch",
         "dtype": args.dtype,
     }
-    calibration = calibration_images(args.calibrate, channels) if args.calibrate else iter(())
+    calibration = calibration_images(args.calibrate, translator) if args.calibrate else iter(())
     export(make_portable(net), path, args.format, notes, dtype=args.dtype, calibration=calibration)
     if args.format == "safetensors":
         exported: Callable[[Tensor], Tensor] = Translator.load(path, evaluate=args.eval, device="cpu")
@@ -94,7 +94,7 @@ def images_per_second(run: Callable[[Tensor], Tensor], image: Tensor) -> float:
     return 1 / statistics.median(times[1:])
 
 
-def calibration_images(folder: Path, channels: int) -> Iterator[Tensor]:
+def calibration_images(folder: Path, translator: Translator) -> Iterator[Tensor]:
     """The first images of a folder, (1, C, H, W) in [-1, 1].
 
     Raises:
@@ -103,9 +103,8 @@ def calibration_images(folder: Path, channels: int) -> Iterator[Tensor]:
     paths = list_images(folder, CALIBRATED)
     if not paths:
         raise ValueError(f"--calibrate {folder}: there are no images")
-    reader = ImageReader(channels=channels)
     for path in tqdm(paths, desc="calibration", unit="image", disable=None):
-        yield as_tensor(reader(path), channels=channels)[None]
+        yield as_tensor(translator.reader(path), channels=translator.input_nc)[None]
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

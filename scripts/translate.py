@@ -8,7 +8,6 @@ from pathlib import Path
 from tqdm import tqdm
 
 from data.check import listing, skip_bad
-from data.image_file import ImageReader
 from data.image_folder import WRITABLE, list_images
 from data.reductions import files_left_out
 from data.scans import NIFTI, ScanWriter, file_of, is_scan_of, is_slice, scan_suffix, slices_of
@@ -44,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
         **({} if args.tile_overlap is None else {"tile_overlap": args.tile_overlap}),
     )
     set_ranges(translator, args)
-    reader = ImageReader(channels=translator.input_nc, value_range=translator.value_range)
+    reader = translator.reader
     skipped: list[str] = []
     if args.skip_bad_images:
         good, skipped = skip_bad([path for path, _ in pairs], reader)
@@ -57,7 +56,8 @@ def main(argv: list[str] | None = None) -> int:
     scans = ScanWriter()
     for path, target in tqdm(pairs, unit="image", disable=None if len(pairs) > 1 else True):
         is_scan = is_scan_of(path, target)
-        if isinstance(translator.net, Tiled) and TiffImage.suits(path, translator.input_nc) and not is_scan:
+        in_windows = isinstance(translator.net, Tiled) and not translator.has_labels and not is_scan
+        if in_windows and TiffImage.suits(path, translator.input_nc):
             translate_file(translator, path, target, is_chosen=target == args.target)
             continue
         image = as_tensor(reader(path), channels=translator.input_nc)
@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
         if is_scan:
             scans.add(path, fmt.to_array(made), target)
             continue
-        if target != args.target and not is_viewable(made, fmt):
+        if target != args.target and not is_viewable(made, fmt) and not fmt.classes:
             target = target.with_suffix(".tif")  # of the depth and channels that PNG cannot hold
         save_image(made, target, fmt)
     scans.close()
@@ -78,7 +78,15 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def set_ranges(translator: Translator, args: argparse.Namespace) -> None:
-    """Let the flags replace the ranges of values that the run was trained with."""
+    """Let the flags replace the ranges of values that the run was trained with.
+
+    Raises:
+        ValueError: a flag is about label maps.
+    """
+    labels = [bool(translator.classes), bool(translator.output_format and translator.output_format.classes)]
+    for domain, is_labels in zip(translator.domains, labels, strict=True):
+        if is_labels and (text := getattr(args, f"value_range_{domain}")):
+            raise ValueError(f"--value_range_{domain} {text}: images of {domain} are label maps, which have no range")
     own = {"A": values.bounds(args.value_range_A), "B": values.bounds(args.value_range_B)}
     source, target = (own[domain] for domain in translator.domains)
     both = values.bounds(args.value_range)

@@ -129,7 +129,7 @@ def test_no_flip():
     ("settings", "message"),
     [
         ({"preprocess": "resize"}, "preprocess=resize: choose from resize_and_crop, crop,"),
-        ({"channels": 17}, "channels=17 .* 1 to 16"),
+        ({"channels": 65}, "channels=65 .* 1 to 16, label maps 2 to 64"),
         ({"load_size": 16, "crop_size": 24}, "crop_size=24 does not fit in load_size=16"),
         ({"crop_size": 0}, "crop_size=0 have to be at least 1 pixel"),
     ],

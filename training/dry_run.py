@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import torch
 
-from data import EpochLoader, create_dataset, with_class_names
+from data import EpochLoader, create_dataset, with_classes
 from data.check import Inspection, duplicates, inspect_files, listing, summary
 from data.image_folder import list_images, nearest_folder, tree
 from data.reductions import of_results, reductions
@@ -169,7 +169,7 @@ def measure(opt: Options, loader: EpochLoader, resume: Resume) -> tuple[BaseMode
     Raises:
         ValueError: the networks do not accept the images, memory is not sufficient, or a loss is not finite.
     """
-    opt = with_class_names(opt, loader.dataset)
+    opt = with_classes(opt, loader.dataset)
     torch.manual_seed(opt.seed)
     device = select_device(opt.device, opt.gpu_ids)
     if opt.cpu_threads:

@@ -24,6 +24,7 @@ from training.labels import LabelMaps, Labels
 from training.meter import OF_PAIRS, OF_SETS, Meter, Records, figure, join
 from training.metrics import check_count
 from util import distributed
+from util.images import in_color, label_formats
 from util.registry import find_class
 from util.rules import parse_rule
 
@@ -32,7 +33,7 @@ PHASES = ("val", "test")  # of held-out images, best first
 # flags that decide what a real image looks like
 LOOKS = (
     "model", "dataset_mode", "direction", "preprocess", "center_crop", "load_size", "crop_size", "value_range_A",
-    "value_range_B", "input_nc", "output_nc", "seed",
+    "value_range_B", "label_A", "label_B", "input_nc", "output_nc", "seed",
 )  # fmt: skip
 
 
@@ -84,10 +85,13 @@ class Measurement:
         dataset: sample i is about the files number i of A and B, modulo their count.
         looks: what the real images depend on beside their files.
         count: use this many files of each domain at most.
+
+    Attributes:
+        formats: of the images by label. Label maps are measured in color.
     """
 
     def __init__(self, meter: Meter, dataset: BaseDataset, looks: Sequence[object], *, count: int):
-        self.meter, self.dataset = meter, dataset
+        self.meter, self.dataset, self.formats = meter, dataset, label_formats(dataset.formats, dataset.formats)
         self.made = min(len(dataset.A_paths), count)
         self.paired = same_names(dataset)
         paths = (dataset.B_paths or dataset.A_paths)[:count]
@@ -250,7 +254,7 @@ class Evaluator:
         cycle = "cycle" in self.meter.metrics
         with evaluating(model), model.optimization.autocast():
             for numbers, batch in self.batches(indices):
-                measurement.add(model.measured(batch, cycle=cycle), numbers)
+                measurement.add(in_color(model.measured(batch, cycle=cycle), measurement.formats), numbers)
 
     def batches(self, indices: Iterable[int]) -> Iterator[tuple[list[int], dict[str, Any]]]:
         """Batches of samples of one size, with their numbers."""
@@ -270,7 +274,8 @@ class Evaluator:
         meter = Meter(["content"], rules=self.meter.rules)
         measurement = Measurement(meter, self.dataset, self.looks, count=self.count)
         for numbers, batch in self.batches(range(measurement.made)):
-            measurement.add({"fake_B": batch["A"], "real_A": batch["A"], "real_B": batch["B"]}, numbers)
+            images = in_color({"real_A": batch["A"], "real_B": batch["B"]}, measurement.formats)
+            measurement.add(images | {"fake_B": images["real_A"]}, numbers)
         return measurement.figures([measurement.part()])
 
     def state_dict(self) -> dict[str, Any]:

@@ -66,6 +66,7 @@ class Health:
     def __init__(self, model: BaseModel, options: Mapping[str, Any], ongoing: Iterable[tuple[str, str]] = ()):
         self.model, self.ongoing = model, set(ongoing)
         self.options = {flag: value for flag, value in options.items() if flag not in model.unused_flags}
+        self.comparable = options.get("label_A") == options.get("label_B")  # classes are not like other images
         self.figures: dict[tuple[str, str], deque[float]] = {}
         self.losses: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=LOSSES))
         self.thumbnails: dict[tuple[str, str], deque[Tensor]] = defaultdict(lambda: deque(maxlen=THUMBNAILS))
@@ -150,7 +151,7 @@ class Health:
         return Look(
             fake=images[view.fake], real=images[view.real],
             fakes=with_earlier(view.fake), reals=with_earlier(view.real),
-            source=images[view.source] if view.source else None,
+            source=images[view.source] if view.source and self.comparable else None,
             sources=with_earlier(view.source) if view.source else None,
             paired=view.paired, scores=self._scores(view, images), cycle=self._cycle(view, images),
         )  # fmt: skip

@@ -5,18 +5,21 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from util import label_maps
 from util.files import atomic
 
 MAX_CHANNELS = 16  # of an image file
 COMPRESSION = 1  # of PNG: takes a quarter of the time of Pillow's default, for 10% more bytes
 JPEG_QUALITY = 95
 FORMATS_FILE = "formats.json"  # of a run: the formats of its two domains
+LOSSLESS = (".png", ".tif", ".tiff", ".npy")  # of label maps
 WITH_ALPHA = (2, 4)  # channels of gray and color with opacity
 
 
@@ -28,11 +31,13 @@ class PixelFormat:
         dtype: of the values.
         value_range: the values that become -1 and 1 in a tensor.
         alpha: the last of 2 or 4 channels is opacity.
+        classes: of label maps, which are a plane for each class in a tensor, as in `util.label_maps`; else empty.
     """
 
     dtype: str = "uint8"
     value_range: tuple[float, float] = (0.0, 255.0)
     alpha: bool = False
+    classes: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -57,7 +62,16 @@ class PixelFormat:
                 )
         return cls(dtype, value_range, alpha)
 
+    @classmethod
+    def from_dict(cls, saved: Mapping[str, Any]) -> "PixelFormat":
+        """The format whose `asdict` was saved as JSON. Raises LookupError, TypeError or ValueError if it is none."""
+        low, high = saved["value_range"]
+        classes = label_maps.checked(saved.get("classes", ()))
+        return cls(np.dtype(saved["dtype"]).name, (low, high), saved["alpha"], classes)
+
     def __str__(self) -> str:
+        if self.classes:
+            return f"the {len(self.classes)} classes {' '.join(self.classes)}"
         low, high = self.value_range
         opacity = " with opacity" if self.alpha else ""
         return f"8 bits{opacity}" if self.is_8bit else f"{self.dtype}{opacity} from {low:g} to {high:g}"
@@ -65,11 +79,11 @@ class PixelFormat:
     @property
     def is_8bit(self) -> bool:
         """Whether values are 0 to 255."""
-        return self.dtype == "uint8"
+        return self.dtype == "uint8" and not self.classes
 
     def with_range(self, value_range: tuple[float, float] | None) -> "PixelFormat":
         """This format with another range of values, in float32 if its dtype cannot hold them; None changes nothing."""
-        if value_range is None or value_range == self.value_range:
+        if value_range is None or value_range == self.value_range or self.classes:
             return self
         dtype = np.dtype(self.dtype)
         limits = np.iinfo(dtype) if dtype.kind in "ui" else np.finfo(dtype)
@@ -83,18 +97,29 @@ class PixelFormat:
             target: the format of the domain of the result; None if it is not known: then it is this one.
             value_range: of deep results, if `target` is None; None for that of this format.
         """
-        if target is not None:
-            return target
+        if target is not None or self.classes:
+            return target or PixelFormat()
         return self if self.is_8bit else self.with_range(value_range)
 
-    def to_tensor(self, array: np.ndarray) -> Tensor:
-        """(H, W, C) in this format as float32 (C, H, W) in [-1, 1]; values outside the range are clipped."""
+    def to_tensor(self, array: np.ndarray, palette: label_maps.Palette | None = None) -> Tensor:
+        """(H, W, C) in this format as float32 (C, H, W) in [-1, 1]; values outside the range are clipped.
+
+        Args:
+            array: values; of a label map also indices of `palette`, or colors.
+
+        Raises:
+            ValueError: a label map holds another class.
+        """
+        if self.classes:
+            return label_maps.one_hot(label_maps.to_numbers(array, self.classes, palette), len(self.classes))
         low, high = self.value_range
         scaled = ((array.astype(np.float64) - low) / (high - low) * 2 - 1).clip(-1, 1)
         return torch.from_numpy(scaled.astype(np.float32)).permute(2, 0, 1).contiguous()
 
     def to_array(self, tensor: Tensor) -> np.ndarray:
         """(C, H, W) in [-1, 1] as (H, W, C) in this format; integers are rounded."""
+        if self.classes:
+            return label_maps.to_values(tensor.argmax(0).cpu().numpy(), self.classes)
         if self.is_8bit:
             return to_bytes(tensor).permute(1, 2, 0).cpu().numpy()
         low, high = self.value_range
@@ -125,11 +150,7 @@ def read_formats(run_dir: Path) -> dict[str, PixelFormat]:
         return {}
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))
-        formats = {}
-        for domain, fmt in saved.items():
-            low, high = fmt["value_range"]
-            formats[domain] = PixelFormat(np.dtype(fmt["dtype"]).name, (low, high), fmt["alpha"])
-        return formats
+        return {domain: PixelFormat.from_dict(fmt) for domain, fmt in saved.items()}
     except (ValueError, TypeError, LookupError, AttributeError) as error:
         raise ValueError(f"{path} is damaged ({error}): restore or remove it") from error
 
@@ -173,13 +194,20 @@ def save_image(tensor: Tensor, path: str | Path, fmt: PixelFormat | None = None)
     Args:
         tensor: (C, H, W) or (1, C, H, W) in [-1, 1].
         fmt: None for the 8-bit image of `to_image`, else the format to write, with all channels. TIFF and .npy hold
-            every format, PNG one channel of uint16 and 8 bits with opacity, and every suffix 8-bit gray and color.
+            every format, PNG label maps, one channel of uint16 and 8 bits with opacity, and every suffix 8-bit gray and
+            color.
 
     Raises:
         ValueError: files of this suffix do not support the format.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    if fmt is not None and fmt.classes:
+        if path.suffix.lower() not in LOSSLESS:
+            raise ValueError(f"{path}: label maps are written as {', '.join(LOSSLESS)}")
+        if path.suffix.lower() != ".npy":
+            save_file(to_label_map(tensor[0] if tensor.ndim == 4 else tensor, fmt), path)
+            return
     if fmt is None or (fmt.is_8bit and tensor.shape[-3] in (1, 3) and path.suffix.lower() != ".npy"):
         save_file(to_image(tensor), path)
     else:
@@ -232,6 +260,32 @@ def save_file(image: Image.Image, path: Path) -> None:
     image.save(path, compress_level=COMPRESSION, quality=JPEG_QUALITY, subsampling=0)
 
 
+def to_label_map(planes: Tensor, fmt: PixelFormat) -> Image.Image:
+    """The label map of planes (C, H, W): with the palette of its classes, or gray or color if files have none."""
+    return label_maps.to_image(fmt.to_array(planes), fmt.classes)
+
+
+def in_color(images: Mapping[str, Tensor], formats: Mapping[str, PixelFormat]) -> dict[str, Tensor]:
+    """Images to show, by label: the label maps among them in the colors of their classes.
+
+    Args:
+        images: (..., C, H, W) in [-1, 1], by label.
+        formats: of some of them, by label.
+    """
+    classes = {label: formats[label].classes for label in images if label in formats}
+    return {
+        label: label_maps.in_color(image, classes[label]) if classes.get(label) else image
+        for label, image in images.items()
+    }
+
+
+def label_formats(real: Mapping[str, PixelFormat], made: Mapping[str, PixelFormat]) -> dict[str, PixelFormat]:
+    """The format of each image by its label, given those of real images and of results of "A" and "B"."""
+    formats = {f"real_{side}": fmt for side, fmt in real.items()} | {"real": real.get("A", PixelFormat())}
+    formats |= {f"{kind}_{side}": fmt for kind in ("fake", "rec", "idt") for side, fmt in made.items()}
+    return formats | {"fake": made.get("B", PixelFormat()), "sample": made.get("A", PixelFormat())}
+
+
 def save_result(tensor: Tensor, stem: str | Path, fmt: PixelFormat) -> Path | None:
     """Write `tensor` as {stem}.tif in `fmt` if the image of `to_image` would lose depth or channels.
 
@@ -246,7 +300,12 @@ def save_result(tensor: Tensor, stem: str | Path, fmt: PixelFormat) -> Path | No
 
 
 def is_viewable(tensor: Tensor, fmt: PixelFormat) -> bool:
-    """Whether the image of `to_image` is complete: 8-bit gray or color, or also with opacity if the format has it."""
+    """Whether the image of a page is complete: 8-bit gray or color, or also with opacity if the format has it.
+
+    Label maps are complete if they have colors: then the image is the label map.
+    """
+    if fmt.classes:
+        return "#" in fmt.classes[0]
     return fmt.is_8bit and tensor.shape[-3] in ((1, *WITH_ALPHA, 3) if fmt.alpha else (1, 3))
 
 

@@ -20,7 +20,16 @@ from display.pages.page import (
     new_page,
     source,
 )
-from util.images import COMPRESSION, PixelFormat, save_file, save_image, save_result, to_image
+from util.images import (
+    COMPRESSION,
+    PixelFormat,
+    in_color,
+    is_viewable,
+    save_file,
+    save_image,
+    save_result,
+    to_image,
+)
 
 # Similarity of a result and its ground truth: name -> (format of a value, whether higher is better).
 SCORES = {"L1": ("{:.1f} of 255", False), "PSNR": ("{:.1f} dB", True), "SSIM": ("{:.3f}", True)}
@@ -74,18 +83,22 @@ class ResultsPage:
         if PurePosixPath(stem).is_absolute() or ".." in PurePosixPath(stem).parts:
             raise ValueError(f"the name of a result leads out of {self.folder}: {stem}")
         card = Card(stem, scores=scores, remark=scores_text(scores))
+        shown = in_color(images, self.formats)
         for label, image in images.items():
             path = f"images/{stem}_{label}.png"
             fmt = self.formats.get(label, PixelFormat())
             (self.folder / path).parent.mkdir(parents=True, exist_ok=True)
-            save_file(to_image(image, alpha=fmt.alpha), self.folder / path)
+            if fmt.classes and is_viewable(image, fmt):
+                save_image(image, self.folder / path, fmt)
+            else:
+                save_file(to_image(shown[label], alpha=fmt.alpha), self.folder / path)
             save_result(image, self.folder / f"images/{stem}_{label}", fmt)
             card.add(label, path, self.names)
             self.small &= image.shape[-1] <= SMALL
         for domain, block in {source(block.over): block for block in reversed(attention)}.items():
             label = f"attention_{block.network}"
             path = f"images/{stem}_{label}.png"
-            block.figure(images[block.over]).save(self.folder / path, compress_level=COMPRESSION)
+            block.figure(shown[block.over]).save(self.folder / path, compress_level=COMPRESSION)
             card.add_figure(domain, label, path, attention_caption(block.network, block.stage))
         if attention:
             card.attention = f"images/{stem}_attention.js"
