@@ -42,7 +42,7 @@ class AlignedDataset(BaseDataset):
                     f"{Path(opt.dataroot, opt.phase)} holds A and B side by side, as label maps cannot. Put A into a "
                     f"folder {opt.phase}A and B into {opt.phase}B, under the same names, and remove {opt.phase}."
                 )
-            paths = domain_images(opt.dataroot, opt.phase, "", opt.max_dataset_size)
+            paths = domain_images(opt.dataroot, opt.phase, "", opt.max_dataset_size, opt.slice_axis)
             self.read_A = create_reader(opt, channels, first, "input_nc", "output_nc")
             self.read_B = create_reader(opt, channels, second, "input_nc", "output_nc")
             self.transform_A, self.transform_B = (create_transform(opt, n) for n in (opt.input_nc, opt.output_nc))
@@ -52,7 +52,9 @@ class AlignedDataset(BaseDataset):
             folders = {letter: Path(opt.dataroot, f"{opt.phase}{letter}") for letter in "AB"}
             if not all(folder.is_dir() for folder in folders.values()):
                 raise missing_pairs(Path(opt.dataroot), opt.phase)
-            pairs = named_pairs(folders[first], folders[second])[: int(min(opt.max_dataset_size, sys.maxsize))]
+            pairs = named_pairs(folders[first], folders[second], opt.slice_axis)[
+                : int(min(opt.max_dataset_size, sys.maxsize))
+            ]
             A_paths, B_paths = [A for A, _ in pairs], [B for _, B in pairs]
             self.read_A = create_reader(opt, opt.input_nc, first, "input_nc", paths=A_paths)
             self.read_B = create_reader(opt, opt.output_nc, second, "output_nc", paths=B_paths)
@@ -92,7 +94,7 @@ class AlignedDataset(BaseDataset):
         }
 
 
-def named_pairs(first: Path, second: Path) -> list[tuple[Path, Path]]:
+def named_pairs(first: Path, second: Path, slice_axis: int) -> list[tuple[Path, Path]]:
     """The images of two folders that have the same name, whatever their suffix. A warning counts the others.
 
     Raises:
@@ -100,7 +102,7 @@ def named_pairs(first: Path, second: Path) -> list[tuple[Path, Path]]:
     """
     named: list[dict[str, Path]] = [{}, {}]
     for names, folder in zip(named, (first, second), strict=True):
-        for path in list_images(folder):
+        for path in list_images(folder, slice_axis=slice_axis):
             if (other := names.setdefault(relative_name(path, folder), path)) != path:
                 raise DataError(f"{other} and {path} have one name: remove the one without a partner.")
     common = [name for name in named[0] if name in named[1]]

@@ -18,6 +18,8 @@ from PIL.ImageFile import ImageFile
 from data.image_folder import MissingLibrary
 from data.scans import (
     GDAL_NODATA,
+    NIFTI,
+    has_suffix,
     is_dicom,
     is_slice,
     read_dicom,
@@ -45,7 +47,7 @@ ArrayKind = Literal["npy", "tiff", "nifti", "dicom"]  # which Pillow does not op
 def array_kind(path: Path) -> Literal["", "png"] | ArrayKind:
     """The kind of a file by its content; "" for 8-bit gray and color images, which Pillow reads in full."""
     if is_slice(path):
-        return "nifti"
+        return "nifti" if has_suffix(path.parent, NIFTI) else "dicom"
     if not stat.S_ISREG(path.stat().st_mode):
         raise ValueError("it is not a file but a folder, a device or a pipe")
     with path.open("rb", buffering=0) as file:

@@ -34,7 +34,7 @@ class ColorizationDataset(BaseDataset):
                 f"and --output_nc {opt.output_nc}. Omit these flags."
             )
         self.transform = create_transform(opt, 3)
-        paths = any_images(opt.dataroot, opt.phase, "", opt.max_dataset_size)
+        paths = any_images(opt.dataroot, opt.phase, "", opt.max_dataset_size, opt.slice_axis)
         self.A_paths = self.B_paths = self.usable(paths, Check(read_image, self.transform))
         self.sizes = {"A": self.transform.output_sizes(self.A_paths)}
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch.utils.data import get_worker_info
 
-from data.scans import DICOM, NIFTI, READABLE, slices_of
+from data.scans import DICOM, LAST, NIFTI, READABLE, slices_of
 from util.errors import RemediedError
 
 # suffixes of files that can be written; all can be read
@@ -57,14 +57,14 @@ class MissingLibrary(DataError):
         return cls(f'Cannot {verb} {path}: {what} needs imagecodecs. Install it: pip install ".[formats]"')
 
 
-def list_images(folder: Path, limit: float = math.inf) -> list[Path]:
+def list_images(folder: Path, limit: float = math.inf, slice_axis: int = LAST) -> list[Path]:
     """All images below `folder`, sorted by their path relative to it; at most `limit`, cut after sorting.
 
-    A volume is listed as its slices, see `data.scans`.
+    A volume is listed as its slices along `slice_axis`, a DICOM file of several frames as these, see `data.scans`.
 
     Follows subfolders and symbolic links, except links to a parent folder. Skips hidden files and folders.
     """
-    paths = [part for path in list_files(folder) if is_image(path.name) for part in slices_of(path)]
+    paths = [part for path in list_files(folder) if is_image(path.name) for part in slices_of(path, slice_axis)]
     return paths[: int(min(limit, len(paths)))]
 
 
@@ -104,7 +104,9 @@ def is_image(name: str) -> bool:
     return name.lower().endswith(EXTENSIONS) and not name.startswith(".")
 
 
-def domain_images(dataroot: str | Path, phase: str, domain: str, limit: float = math.inf) -> list[Path]:
+def domain_images(
+    dataroot: str | Path, phase: str, domain: str, limit: float = math.inf, slice_axis: int = LAST
+) -> list[Path]:
     """The images of `dataroot/{phase}{domain}`, for example trainA.
 
     Raises:
@@ -113,10 +115,12 @@ def domain_images(dataroot: str | Path, phase: str, domain: str, limit: float = 
     folder = Path(dataroot, f"{phase}{domain}")
     if not folder.is_dir():
         raise missing_domain(Path(dataroot), phase, domain)
-    return _not_empty(folder, list_images(folder, limit))
+    return _not_empty(folder, list_images(folder, limit, slice_axis))
 
 
-def any_images(dataroot: str | Path, phase: str, domain: str, limit: float = math.inf) -> list[Path]:
+def any_images(
+    dataroot: str | Path, phase: str, domain: str, limit: float = math.inf, slice_axis: int = LAST
+) -> list[Path]:
     """The images of `dataroot/{phase}{domain}` if that folder exists, else all images below `dataroot`.
 
     A dataset of one domain can therefore read a folder made for two.
@@ -127,7 +131,7 @@ def any_images(dataroot: str | Path, phase: str, domain: str, limit: float = mat
     folder = any_folder(dataroot, phase, domain)
     if not folder.is_dir():
         raise DataError(f"dataroot={dataroot}: no such folder.\nFound:\n{tree(nearest_folder(folder))}")
-    return _not_empty(folder, list_images(folder, limit))
+    return _not_empty(folder, list_images(folder, limit, slice_axis))
 
 
 def any_folder(dataroot: str | Path, phase: str, domain: str) -> Path:

@@ -98,10 +98,8 @@ def look_at(path: Path, check: Check) -> Look | None:
     span = None if deep is None else (float(deep.min()), float(deep.max()))
     resizes = check.transform.resized(size) != size
     colors = lost_colors(image, check) if deep is None and resizes and not classes else None
-    if isinstance(image, Tensor) and classes:
-        kept = {number for number, plane in enumerate(check.transform(image)) if plane.amax() > 0}
-        classes = tuple(classes[number] for number in image.unique().tolist() if number not in kept)
-    return Look(size=size, transparent=transparent, frames=frames, span=span, fmt=fmt, colors=colors, classes=classes)
+    gone = lost_classes(image, check, classes) if classes else ()
+    return Look(size=size, transparent=transparent, frames=frames, span=span, fmt=fmt, colors=colors, classes=gone)
 
 
 def drops_opacity(path: Path, check: Check) -> bool:
@@ -112,6 +110,13 @@ def drops_opacity(path: Path, check: Check) -> bool:
 def is_transparent(array: np.ndarray) -> bool:
     """Whether (H, W, C) with opacity in the last channel has a pixel that is not opaque."""
     return bool(array[..., -1].min() < (np.iinfo(array.dtype).max if array.dtype.kind in "ui" else 1))
+
+
+def lost_classes(image: Decoded, check: Check, classes: Sequence[str]) -> tuple[str, ...]:
+    """The classes of a label map, (1, H, W) of their numbers, that no longer occur after its transform."""
+    assert isinstance(image, Tensor)
+    kept = {number for number, plane in enumerate(check.transform(image)) if plane.amax() > 0}
+    return tuple(classes[number] for number in image.unique().tolist() if number not in kept)
 
 
 def lost_colors(image: Decoded, check: Check) -> tuple[int, int, int] | None:
@@ -149,10 +154,12 @@ def of_files(paths: Sequence[Path], check: Check, *, train: bool, most: int = LO
         before, after, lost = max(few, key=lambda colors: colors[2])
         gone = f", and {lost} of them no longer occur" if lost else ""
         text = f"{len(few)}{among} images have few colors, as label maps do, and resizing blends them"
-        lines.append(f"{text}: {before} become {after}{gone}")
-    if lost := [look.classes for look in looks if look.classes]:
-        name, count = Counter(name for classes in lost for name in classes).most_common(1)[0]
-        text = f"{len(lost)}{among} label maps lose classes by resizing and cropping, {max(map(len, lost))} or less"
+        lines.append(f"{text}: {before} become {after}{gone}; label_A and label_B keep classes")
+    if lacking := [look.classes for look in looks if look.classes]:
+        name, count = Counter(name for classes in lacking for name in classes).most_common(1)[0]
+        text = (
+            f"{len(lacking)}{among} label maps lose classes by resizing and cropping, {max(map(len, lacking))} or less"
+        )
         lines.append(f"{text}: {count} lose {name}")
     if count := sum(look.frames > 1 for look in looks):
         lines.append(f"{count}{among} files have several frames or pages, of which the first is used")

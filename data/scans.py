@@ -2,11 +2,14 @@
 
 The libraries are imported in the functions that use them: they are optional and slow to import.
 
-A slice of a volume is a path below that of its file: brain.nii.gz/0012 is slice 12 along the last axis.
+A slice of a volume is a path below that of its file: brain.nii.gz/0012 is slice 12 along the last axis,
+brain.nii.gz/0-0012 along the first, heart.dcm/0012 a frame.
 """
 
 import functools
 import logging
+import re
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,8 @@ NIFTI, DICOM = (".nii", ".nii.gz"), (".dcm",)
 LIBRARIES = dict.fromkeys(NIFTI, "nibabel") | dict.fromkeys(DICOM, "pydicom")
 READABLE = tuple(suffix for suffix, library in LIBRARIES.items() if find_spec(library))
 GEO_KEYS, GEO_SCALE, GEO_TRANSFORM, GDAL_NODATA = 34735, 33550, 34264, 42113  # tags of a GeoTIFF
+SLICE = re.compile(r"(?:([01])-)?(\d+)")  # the name of a slice: its axis, if it is not the last one, and its index
+LAST = 2  # axis of a volume
 ROUNDED = 65535  # steps of a DICOM file for values that are no whole numbers
 
 
@@ -31,8 +36,15 @@ def has_suffix(path: Path, suffixes: tuple[str, ...]) -> bool:
 
 
 def is_slice(path: Path) -> bool:
-    """Whether a path is a slice of a volume."""
-    return has_suffix(path.parent, NIFTI) and path.name.isdigit() and path.parent.is_file()
+    """Whether a path is a slice of a volume, or a frame of a DICOM file."""
+    return has_suffix(path.parent, NIFTI + DICOM) and bool(SLICE.fullmatch(path.name)) and path.parent.is_file()
+
+
+def place_of(path: Path) -> tuple[int, int]:
+    """The axis and the index of a slice."""
+    found = SLICE.fullmatch(path.name)
+    assert found is not None
+    return int(found[1] or LAST), int(found[2])
 
 
 def file_of(path: Path) -> Path:
@@ -40,15 +52,19 @@ def file_of(path: Path) -> Path:
     return path.parent if is_slice(path) else path
 
 
-def slices_of(path: Path) -> list[Path]:
-    """The slices of a volume, in order; the path itself for other files, and for a volume that cannot be read."""
-    if not has_suffix(path, NIFTI):
-        return [path]
+def slices_of(path: Path, axis: int = LAST) -> list[Path]:
+    """The slices of a volume along an axis, or the frames of a DICOM file, in order.
+
+    The path itself for other files, for a DICOM file of one frame, and for a file that cannot be read.
+    """
     try:
-        count = volume(path).shape[2]
-    except Exception:  # nibabel raises a dozen types for a damaged file: reading it names the file
+        if has_suffix(path, DICOM):
+            return [path / f"{index:04d}" for index in range(frames)] if (frames := frames_of(path)) > 1 else [path]
+        count = volume(path).shape[axis] if has_suffix(path, NIFTI) else 0
+    except Exception:  # the libraries raise a dozen types for a damaged file: reading it names the file
         return [path]
-    return [path / f"{index:04d}" for index in range(count)]
+    prefix = "" if axis == LAST else f"{axis}-"
+    return [path / f"{prefix}{index:04d}" for index in range(count)] or [path]
 
 
 def volume(path: Path) -> Any:
@@ -78,32 +94,57 @@ def _values(path: Path, changed: int) -> np.ndarray:
 
 def slice_shape(path: Path) -> tuple[int, int, int]:
     """(height, width, channels) of a slice, from the header of its volume."""
-    X, Y, _, *channels = volume(path.parent).shape
-    return Y, X, channels[0] if channels else 1
+    sides, (axis, _) = list(volume(path.parent).shape), place_of(path)
+    del sides[axis]
+    return sides[1], sides[0], sides[2] if len(sides) > 2 else 1
 
 
 def read_slice(path: Path) -> np.ndarray:
-    """A slice as (H, W, C): the first axis of the volume to the right, the second upwards."""
-    values = _values(path.parent, path.parent.stat().st_mtime_ns)
-    return np.atleast_3d(values[:, :, int(path.name)]).swapaxes(0, 1)[::-1]
+    """A slice as (H, W, C): the first of its axes in the volume to the right, the second upwards."""
+    values, (axis, index) = _values(path.parent, path.parent.stat().st_mtime_ns), place_of(path)
+    return np.atleast_3d(np.moveaxis(values, axis, 0)[index]).swapaxes(0, 1)[::-1]
+
+
+def frames_of(path: Path) -> int:
+    """The number of frames in a DICOM file, from its header."""
+    import pydicom
+
+    return int(
+        pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["NumberOfFrames"]).get("NumberOfFrames") or 1
+    )
 
 
 def read_dicom(path: Path) -> np.ndarray:
-    """The image in a DICOM file as (H, W, C): of one channel in its own unit, such as Hounsfield units.
+    """The image in a DICOM file, or a frame, as (H, W, C): of one channel in its own unit, such as Hounsfield units.
 
     Raises:
-        ValueError: it has several frames.
+        ValueError: the file has several frames, and the path names none.
     """
     import pydicom
     from pydicom.pixels.processing import apply_modality_lut
+    from pydicom.pixels.utils import pixel_array
 
-    scan = pydicom.dcmread(path)
-    if int(scan.get("NumberOfFrames") or 1) > 1:
-        raise ValueError(f"it has {scan.NumberOfFrames} frames: save each as a file of its own")
-    values = apply_modality_lut(scan.pixel_array, scan)
+    if is_slice(path):
+        index = place_of(path)[1]
+        scan = pydicom.dcmread(path.parent, stop_before_pixels=True)
+        values = apply_modality_lut(pixel_array(path.parent, index=index), frame_scale(scan, index))
+    else:
+        scan = pydicom.dcmread(path)
+        if int(scan.get("NumberOfFrames") or 1) > 1:
+            raise ValueError(f"it has {scan.NumberOfFrames} frames, which are {path / '0000'} and so on")
+        values = apply_modality_lut(scan.pixel_array, scan)
     if values.dtype.kind == "f" and np.array_equal(values, whole := values.round().astype(np.int32)):
         values = whole
     return np.atleast_3d(values)
+
+
+def frame_scale(scan: Any, index: int) -> Any:
+    """The dataset with slope and intercept of a frame: its own, that of all frames, or the whole one."""
+    for name, at in (("PerFrameFunctionalGroupsSequence", index), ("SharedFunctionalGroupsSequence", 0)):
+        groups = scan.get(name)
+        if groups and (scales := groups[at].get("PixelValueTransformationSequence")):
+            return scales[0]
+    return scan
 
 
 def is_dicom(start: bytes) -> bool:
@@ -114,6 +155,8 @@ def is_dicom(start: bytes) -> bool:
 def write_dicom(array: np.ndarray, path: Path, source: Path) -> None:
     """Write (H, W, 1) as the DICOM file `source` with other pixels, as a derived image of a series of its own.
 
+    The pixels of a file of several frames are (frames, H, W, 1).
+
     Whole numbers are kept; others are rounded to 65,535 steps between the smallest and the largest.
 
     Raises:
@@ -122,8 +165,8 @@ def write_dicom(array: np.ndarray, path: Path, source: Path) -> None:
     import pydicom
     from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
-    if array.shape[2] != 1:
-        raise ValueError(f"{path}: a DICOM file of one channel cannot hold {array.shape[2]}")
+    if array.shape[-1] != 1:
+        raise ValueError(f"{path}: a DICOM file of one channel cannot hold {array.shape[-1]}")
     scan = pydicom.dcmread(source)
     slope, intercept = 1.0, 0.0
     if array.dtype.kind == "f":
@@ -135,7 +178,10 @@ def write_dicom(array: np.ndarray, path: Path, source: Path) -> None:
         if not np.array_equal(stored, array):
             raise ValueError(f"{path}: 16 bits of a DICOM file cannot hold {array.min()} to {array.max()}")
     scan.RescaleSlope, scan.RescaleIntercept = f"{slope:.10g}", f"{intercept:.10g}"
-    scan.Rows, scan.Columns, scan.SamplesPerPixel = *array.shape[:2], 1
+    for groups in (*scan.get("SharedFunctionalGroupsSequence", ()), *scan.get("PerFrameFunctionalGroupsSequence", ())):
+        for scale in groups.get("PixelValueTransformationSequence", ()):
+            scale.RescaleSlope, scale.RescaleIntercept = scan.RescaleSlope, scan.RescaleIntercept
+    scan.Rows, scan.Columns, scan.SamplesPerPixel = *array.shape[-3:-1], 1
     scan.PhotometricInterpretation = "MONOCHROME2"
     scan.BitsAllocated, scan.BitsStored, scan.HighBit = 16, 16, 15
     scan.PixelRepresentation = int(stored.dtype == np.int16)
@@ -209,10 +255,10 @@ def write_geotiff(array: np.ndarray, path: Path, source: Path) -> None:
 
 def scan_suffix(source: Path) -> str:
     """The suffix of a scan that is made from an image, such as .nii.gz; empty if the image is no scan."""
+    if has_suffix(file_of(source), DICOM):
+        return ".dcm"
     if is_slice(source):
         return next(suffix for suffix in reversed(NIFTI) if has_suffix(source.parent, (suffix,)))
-    if has_suffix(source, DICOM):
-        return ".dcm"
     return ".tif" if find_spec("rasterio") and is_georeferenced(source) else ""
 
 
@@ -231,19 +277,26 @@ class ScanWriter:
 
     def __init__(self) -> None:
         self.resized = 0  # results that are no scans, since they have other sizes than their files
-        self.slices: dict[tuple[Path, Path], dict[int, np.ndarray]] = {}  # (volume, result) -> index -> slice
+        # (volume, its slices, result) -> index -> the result of a slice
+        self.slices: dict[tuple[Path, int, Path], dict[int, np.ndarray]] = {}
 
     def add(self, source: Path, array: np.ndarray, target: Path) -> None:
         """Write the result (H, W, C) for `source` to `target`; a slice is kept until its volume is complete."""
-        if scan_suffix(source) == ".dcm":
+        if is_slice(source):
+            axis, index = place_of(source)
+            slices = self.slices.setdefault((source.parent, axis, target), {})
+            slices[index] = array
+            if len(slices) == len(slices_of(source.parent, axis)):
+                del self.slices[source.parent, axis, target]
+                made = [slices[index] for index in sorted(slices)]
+                if has_suffix(source.parent, DICOM):
+                    write_dicom(np.stack(made), target, source.parent)
+                else:
+                    write_volume(made, target, source.parent, axis)
+        elif scan_suffix(source) == ".dcm":
             write_dicom(array, target, source)
-        elif not is_slice(source):
-            write_geotiff(array, target, source)
         else:
-            slices = self.slices.setdefault((source.parent, target), {})
-            slices[int(source.name)] = array[::-1].swapaxes(0, 1)
-            if len(slices) == volume(source.parent).shape[2]:
-                self._write(source.parent, target)
+            write_geotiff(array, target, source)
 
     def close(self) -> None:
         """Name what is not written: volumes of which slices are missing, and results of other sizes."""
@@ -253,27 +306,28 @@ class ScanWriter:
                 "keeps them",
                 self.resized,
             )
-        for (source, target), slices in self.slices.items():
-            count = volume(source).shape[2]
+        for (source, axis, target), slices in self.slices.items():
+            count = len(slices_of(source, axis))
             log.warning("%s is not written: %d of the %d slices of %s were made", target, len(slices), count, source)
 
-    def _write(self, source: Path, target: Path) -> None:
-        """Write a volume with the header of its source.
 
-        Raises:
-            ValueError: the slices have another size.
-        """
-        import nibabel
+def write_volume(slices: Sequence[np.ndarray], path: Path, source: Path, axis: int) -> None:
+    """Write slices (H, W, C) along an axis as a volume with the header of `source`.
 
-        original, slices = volume(source), self.slices.pop((source, target))
-        values = np.stack([slices[index] for index in sorted(slices)], axis=2)
-        if values.shape[:2] != original.shape[:2]:
-            sizes = ["{}x{}".format(*shape[:2]) for shape in (original.shape, values.shape)]
-            raise ValueError(f"{target}: slices of {source} have {sizes[0]} pixels, results {sizes[1]}")
-        values = values[..., 0] if values.shape[3] == 1 else values
-        dtype = np.float32 if values.dtype == np.float16 else values.dtype
-        header = original.header.copy()
-        header.set_data_dtype(dtype)
-        header.set_slope_inter(1, 0)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        nibabel.save(type(original)(values.astype(dtype), original.affine, header), target)
+    Raises:
+        ValueError: the slices have another size.
+    """
+    import nibabel
+
+    original = volume(source)
+    values = np.stack([array[::-1].swapaxes(0, 1) for array in slices], axis)
+    if values.shape[:3] != original.shape[:3]:
+        sizes = ["x".join(map(str, shape[:3])) for shape in (original.shape, values.shape)]
+        raise ValueError(f"{path}: {source} has {sizes[0]} voxels, the results of its slices {sizes[1]}")
+    values = values[..., 0] if values.shape[3] == 1 else values
+    dtype = np.float32 if values.dtype == np.float16 else values.dtype
+    header = original.header.copy()
+    header.set_data_dtype(dtype)
+    header.set_slope_inter(1, 0)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nibabel.save(type(original)(values.astype(dtype), original.affine, header), path)

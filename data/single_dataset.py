@@ -17,7 +17,7 @@ class SingleDataset(BaseDataset):
     def __init__(self, opt: Any):
         super().__init__(opt)
         domain = self.domains[0]
-        paths = any_images(opt.dataroot, opt.phase, domain, opt.max_dataset_size)
+        paths = any_images(opt.dataroot, opt.phase, domain, opt.max_dataset_size, opt.slice_axis)
         self.read = create_reader(opt, opt.input_nc, domain, "input_nc", paths=paths)
         self.transform = create_transform(opt, self.read.channels)
         self.A_paths = self.usable(paths, Check(self.read, self.transform))

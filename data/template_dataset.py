@@ -33,7 +33,7 @@ class TemplateDataset(BaseDataset):
         self.coarse: int = opt.coarse
         self.transform_A = create_transform(opt, opt.input_nc)
         self.transform_B = create_transform(opt, opt.output_nc)
-        paths = any_images(opt.dataroot, opt.phase, "A", opt.max_dataset_size)
+        paths = any_images(opt.dataroot, opt.phase, "A", opt.max_dataset_size, opt.slice_axis)
         # registers the files for --dry_run; --skip_bad_images removes those that do not pass the check
         self.A_paths = self.B_paths = self.usable(paths, Check(read_image, self.transform_B))
         # reads headers only if sizes can differ; an image that is too small is an error before training starts

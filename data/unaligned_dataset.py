@@ -19,8 +19,8 @@ class UnalignedDataset(BaseDataset):
     def __init__(self, opt: Any):
         super().__init__(opt)
         first, second = self.domains
-        A_paths = domain_images(opt.dataroot, opt.phase, first, opt.max_dataset_size)
-        B_paths = domain_images(opt.dataroot, opt.phase, second, opt.max_dataset_size)
+        A_paths = domain_images(opt.dataroot, opt.phase, first, opt.max_dataset_size, opt.slice_axis)
+        B_paths = domain_images(opt.dataroot, opt.phase, second, opt.max_dataset_size, opt.slice_axis)
         self.read_A = create_reader(opt, opt.input_nc, first, "input_nc", paths=A_paths)
         self.read_B = create_reader(opt, opt.output_nc, second, "output_nc", paths=B_paths)
         self.transform_A = create_transform(opt, self.read_A.channels)

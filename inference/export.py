@@ -227,7 +227,8 @@ def read_notes(path: Path) -> dict[str, Any]:
         input_nc, output_nc; stride, of which sides are padded to a multiple; image_range, the values of a tensor;
         value_range, the values of files with more than 8 bits that became -1 and 1, if it was given in training;
         output_range and output_format, the same and the pixels of results; domains, the letters of both; classes, those
-        of label maps that it takes; source, dtype, and norm_statistics: of the batch, or running.
+        of label maps that it takes; slice_axis, of volumes; source, dtype, and norm_statistics: of the batch, or
+        running.
 
     Raises:
         ValueError: the file was not made by `export`.

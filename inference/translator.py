@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from data.image_file import ImageReader, on_white
+from data.scans import LAST
 from data.transforms import Transform
 from inference.export import OnnxNetwork, read_notes
 from inference.tiles import OVERLAP, Tiled
@@ -46,6 +47,7 @@ class Translator:
             `output_format`; None for those of the input.
         domains: letters of the domains of inputs and results.
         classes: of inputs that are label maps, see PixelFormat; empty for all other images.
+        slice_axis: axis of volumes along which slices were images in training.
     """
 
     def __init__(
@@ -58,8 +60,10 @@ class Translator:
         output_range: tuple[float, float] | None = None,
         domains: tuple[str, str] = ("A", "B"),
         classes: Sequence[str] = (),
+        slice_axis: int = LAST,
     ):
         self.net, self.input_nc, self.value_range, self.classes = net, input_nc, value_range, tuple(classes)
+        self.slice_axis = slice_axis
         self.output_format, self.output_range, self.domains = output_format, output_range, domains
 
     @classmethod
@@ -108,6 +112,7 @@ class Translator:
                 output_range=as_range(notes["output_range"]),
                 domains=(first, second),
                 classes=notes.get("classes", ()),
+                slice_axis=notes.get("slice_axis", LAST),
             )
         source = source.absolute() if source.is_file() else source.resolve()
         for what, name in (("source", source.stem if source.is_file() else source.name), ("epoch", str(epoch))):
@@ -135,6 +140,7 @@ class Translator:
             output_range=found.value_range(second),
             domains=(first, second),
             classes=found.formats[first].classes if first in found.formats else (),
+            slice_axis=found.flags.get("slice_axis", LAST),
         )
 
     @property

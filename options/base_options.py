@@ -306,6 +306,8 @@ def add_data_flags(parser: ArgumentParser) -> None:
     for domain in "AB":
         which = text.format(domain, "--input_nc" if domain == "A" else "--output_nc")
         add(f"--label_{domain}", nargs="*", metavar="CLASS", help=which)
+    text = "axis of NIfTI volumes along which slices are images: 0 = the first"
+    add("--slice_axis", type=int, default=2, choices=(0, 1, 2), help=text)
     add("--max_dataset_size", type=values.count, default=math.inf, help="use the first so many images; inf = all")
     text = "leave out unusable images; all images are read once at the start to find them; test.py then ends with "
     text += "status 3"

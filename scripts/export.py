@@ -61,6 +61,7 @@ def main(argv: list[str] | None = None) -> int:
         "output_format": translator.output_format and dataclasses.asdict(translator.output_format),
         "domains": translator.domains,
         "classes": translator.classes,
+        "slice_axis": translator.slice_axis,
         "stride": stride,
         "norm_statistics": "running" if args.eval else "of the image, or of the batch",
         "dtype": args.dtype,
@@ -100,7 +101,7 @@ def calibration_images(folder: Path, translator: Translator) -> Iterator[Tensor]
     Raises:
         ValueError: there is none.
     """
-    paths = list_images(folder, CALIBRATED)
+    paths = list_images(folder, CALIBRATED, translator.slice_axis)
     if not paths:
         raise ValueError(f"--calibrate {folder}: there are no images")
     for path in tqdm(paths, desc="calibration", unit="image", disable=None):

@@ -10,7 +10,7 @@ from tqdm import tqdm
 from data.check import listing, skip_bad
 from data.image_folder import WRITABLE, list_images
 from data.reductions import files_left_out
-from data.scans import NIFTI, ScanWriter, file_of, is_scan_of, is_slice, scan_suffix, slices_of
+from data.scans import LAST, NIFTI, ScanWriter, file_of, is_scan_of, is_slice, scan_suffix, slices_of
 from inference.tiles import OVERLAP, Tiled
 from inference.translator import Translator, as_tensor
 from inference.windows import TiffImage, translate_file
@@ -28,7 +28,6 @@ def main(argv: list[str] | None = None) -> int:
     """Load the generator and translate every image. Returns the exit status."""
     configure_logging()
     args = parse(argv)
-    pairs = plan(args.source, args.target)
     source = args.weights or args.checkpoints_dir / args.name
     device = select_device(args.device)
     threads = choose_threads(args.cpu_threads, device=device)
@@ -42,6 +41,7 @@ def main(argv: list[str] | None = None) -> int:
         tile=args.tile,
         **({} if args.tile_overlap is None else {"tile_overlap": args.tile_overlap}),
     )
+    pairs = plan(args.source, args.target, translator.slice_axis if args.slice_axis is None else args.slice_axis)
     set_ranges(translator, args)
     reader = translator.reader
     skipped: list[str] = []
@@ -113,6 +113,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     text = "the same for the images of domain {} alone; without a run, results are float32 in this range"
     add("--value_range_A", type=values.value_range, default="", metavar="LOW,HIGH", help=text.format("A"))
     add("--value_range_B", type=values.value_range, default="", metavar="LOW,HIGH", help=text.format("B"))
+    text = "axis of NIfTI volumes along which slices are images (default: as trained)"
+    add("--slice_axis", type=int, choices=(0, 1, 2), help=text)
     add("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="auto = a GPU if there is one")
     text = "CPU threads; 0 = OMP_NUM_THREADS, or measured on the first images"
     add("--cpu_threads", type=values.non_negative_int, default=0, help=text)
@@ -128,7 +130,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def plan(source: Path, target: Path) -> list[tuple[Path, Path]]:
+def plan(source: Path, target: Path, slice_axis: int = LAST) -> list[tuple[Path, Path]]:
     """Each image with the file of its result: a file for a file, a folder of .png files for a folder.
 
     A target without a suffix is a folder.
@@ -139,7 +141,7 @@ def plan(source: Path, target: Path) -> list[tuple[Path, Path]]:
     if source.is_dir():
         if target.resolve().is_relative_to(source.resolve()):
             raise ValueError(f"{target} lies in {source}: results would mix with the images, choose another folder")
-        paths = list_images(source)
+        paths = list_images(source, slice_axis=slice_axis)
         if target.is_file() or not paths:
             problem = f"{source} has no images" if not paths else f"{source} is a folder, and {target} a file"
             raise ValueError(f"{problem}: give two files or two folders")
@@ -154,12 +156,13 @@ def plan(source: Path, target: Path) -> list[tuple[Path, Path]]:
         return [(path, target / results[file_of(path)]) for path in paths]
     if not source.is_file():
         raise ValueError(f"{source}: there is no such image or folder")
-    paths = slices_of(source)
+    paths = slices_of(source, slice_axis)
     kind = scan_suffix(paths[0])
     if target.is_dir() or not (target.suffix or target.is_file()):
         target /= source.name if kind else f"{source.stem}.png"
     if is_slice(paths[0]) and not is_scan_of(paths[0], target):
-        raise ValueError(f"{target}: the result of a volume is a volume, whose name ends in {' or '.join(NIFTI)}")
+        suffixes = (kind,) if kind == ".dcm" else NIFTI
+        raise ValueError(f"{target}: the result of a volume is a volume, whose name ends in {' or '.join(suffixes)}")
     if not is_scan_of(paths[0], target) and not target.name.lower().endswith(WRITABLE):
         raise ValueError(f"{target} is not the name of an image file: these end in {' '.join(WRITABLE)}")
     if target.exists() and target.samefile(source):

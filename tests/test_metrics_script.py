@@ -13,6 +13,7 @@ from torch_fidelity import calculate_metrics, feature_extractor_inceptionv3
 
 from scripts.metrics import main
 from tests.conftest import draw_shapes
+from tests.test_scans import write_volume
 from training import features
 
 
@@ -167,3 +168,8 @@ def test_ranges_of_values_of_deep_files(folders, tmp_path, capsys):
     for flag in ("--value_range", "--value_range_A"):
         with pytest.raises(ValueError, match=f"{flag} 0,9: these images have 8 bits"):
             main([*map(str, folders), flag, "0,9", "--inputs", str(folders[0])])
+
+
+def test_slices_of_volumes_are_images(tmp_path, capsys):
+    write_volume(tmp_path / "a.nii.gz")
+    assert figures(capsys, tmp_path, tmp_path, "--metrics", "kid", "--value_range", "0,1000")["KID x1000"] < 0

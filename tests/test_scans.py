@@ -30,7 +30,8 @@ def write_volume(path, depth=3):
     nibabel.save(nibabel.Nifti1Image(values(24, 20, depth).astype(np.int16), AFFINE), path)
 
 
-def write_dicom(path, low=-1000, high=1000):
+def write_dicom(path, low=-1000, high=1000, frames=1, own_scales=False):
+    """Write a CT image; of several frames, optionally with a slope for each."""
     path.parent.mkdir(parents=True, exist_ok=True)
     scan = pydicom.Dataset()
     scan.file_meta = FileMetaDataset()
@@ -38,13 +39,25 @@ def write_dicom(path, low=-1000, high=1000):
     scan.SOPClassUID = scan.file_meta.MediaStorageSOPClassUID = CTImageStorage
     scan.SOPInstanceUID = scan.file_meta.MediaStorageSOPInstanceUID = generate_uid()
     scan.SeriesInstanceUID, scan.PatientName, scan.PixelSpacing = generate_uid(), "Test^Patient", [0.5, 0.5]
-    pixels = (values(20, 24, low=low, high=high).round() + 1024).astype(np.uint16)
+    shape = (frames, 20, 24) if frames > 1 else (20, 24)
+    pixels = (values(*shape, low=low, high=high).round() + 1024).astype(np.uint16)
     scan.Rows, scan.Columns, scan.SamplesPerPixel, scan.PhotometricInterpretation = 20, 24, 1, "MONOCHROME2"
     scan.BitsAllocated, scan.BitsStored, scan.HighBit, scan.PixelRepresentation = 16, 16, 15, 0
     scan.RescaleSlope, scan.RescaleIntercept = "1", "-1024"
+    slopes = np.ones(len(pixels), int)
+    if frames > 1:
+        scan.NumberOfFrames = frames
+    if own_scales:
+        slopes += np.arange(frames)
+        groups = [pydicom.Dataset() for _ in slopes]
+        for group, slope in zip(groups, slopes, strict=True):
+            scale = pydicom.Dataset()
+            scale.RescaleSlope, scale.RescaleIntercept, scale.RescaleType = str(slope), "-1024", "HU"
+            group.PixelValueTransformationSequence = [scale]
+        scan.PerFrameFunctionalGroupsSequence = groups
     scan.PixelData = pixels.tobytes()
     scan.save_as(path, enforce_file_format=True)
-    return pixels.astype(int) - 1024
+    return pixels.astype(int) * (slopes[:, None, None] if own_scales else 1) - 1024
 
 
 def write_scene(path, dtype="int16", nodata=-9999):
@@ -152,3 +165,55 @@ def test_results_of_other_sizes_are_no_scans(tmp_path, capsys):
     argv += ["--preprocess", "none", "--value_range", "0,1000", "--results_dir", str(tmp_path / "few")]
     assert testing.main(argv) == 0
     assert "is not written: 2 of the 3 slices of" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_slices_along_other_axes(axis, tmp_path):
+    for folder in ("trainA", "trainB", "testA", "testB"):
+        write_volume(tmp_path / "data" / folder / "a.nii.gz", depth=28)
+    source = tmp_path / "data" / "testA" / "a.nii.gz"
+    original = nibabel.load(source)
+    paths = list_images(tmp_path / "data" / "testA", slice_axis=axis)
+    assert len(paths) == original.shape[axis] and image_size(paths[0]) == ((20, 28) if axis == 0 else (24, 28))
+    run, places = run_of(tmp_path, 1, "--value_range", "0,1000", "--slice_axis", str(axis), "--max_dataset_size", "2")
+    results = ["--results_dir", str(tmp_path / "results"), "--max_dataset_size", "inf"]
+    assert testing.main([*places, *results]) == 0
+    assert translate.main([str(source), str(tmp_path / "one.nii.gz"), *places]) == 0
+    assert translate.main([str(source.parent), str(tmp_path / "out"), *places]) == 0
+    translator = Translator.load(run, device="cpu")
+    images = tmp_path / "results" / "run" / "test_latest" / "images"
+    for path in (images / "a_fake_B.nii.gz", tmp_path / "one.nii.gz", tmp_path / "out" / "a.nii.gz"):
+        volume = nibabel.load(path)
+        assert volume.shape == original.shape and np.array_equal(volume.affine, original.affine)
+        for index in (0, 3):
+            made, slice_ = (np.asarray(image.dataobj).take(index, axis) for image in (volume, original))
+            assert np.array_equal(made, translator(np.ascontiguousarray(slice_.T[::-1]))[::-1].T)
+    assert translate.main([str(source), str(tmp_path / "last.nii.gz"), *places, "--slice_axis", "2"]) == 0
+    assert not np.array_equal(nibabel.load(tmp_path / "last.nii.gz").dataobj, volume.dataobj)
+
+
+@pytest.mark.parametrize("own_scales", [False, True])
+def test_frames_of_dicom_are_slices_and_come_back_as_frames(own_scales, tmp_path):
+    for folder in ("trainA", "trainB", "testA", "testB"):
+        hounsfield = write_dicom(tmp_path / "data" / folder / "a.dcm", frames=3, own_scales=own_scales)
+        write_dicom(tmp_path / "data" / folder / "b.dcm")
+    source = tmp_path / "data" / "testA" / "a.dcm"
+    frames = list_images(source.parent)[:-1]
+    assert frames == [source / f"000{index}" for index in range(3)] and image_size(frames[0]) == (24, 20)
+    run, places = run_of(tmp_path, 1, "--value_range=-1024,6000")
+    assert testing.main([*places, "--results_dir", str(tmp_path / "results")]) == 0
+    assert translate.main([str(source), str(tmp_path / "one.dcm"), *places]) == 0
+    assert translate.main([str(source.parent), str(tmp_path / "out"), *places]) == 0
+    images = tmp_path / "results" / "run" / "test_latest" / "images"
+    expected = [Translator.load(run, device="cpu")(frame.astype(np.int32)) for frame in hounsfield]
+    for path in (images / "a_fake_B.dcm", tmp_path / "one.dcm", tmp_path / "out" / "a.dcm"):
+        scan = pydicom.dcmread(path)
+        assert scan.NumberOfFrames == 3 and scan.PatientName == "Test^Patient"
+        for index, frame in enumerate(expected):
+            read = ImageReader(channels=1, value_range=(-1024, 6000))(path / f"000{index}")[0]
+            assert np.allclose((read + 1) * 3512 - 1024, frame, atol=0.01)
+    assert (images / "b_fake_B.dcm").is_file() and (tmp_path / "out" / "b.dcm").is_file()
+    with pytest.raises(ValueError, match=r"the result of a volume is a volume, whose name ends in \.dcm"):
+        translate.main([str(source), str(tmp_path / "one.png"), *places])
+    with pytest.raises(ValueError, match=r"it has 3 frames, which are .*a\.dcm.0000 and so on"):
+        ImageReader(channels=1, value_range=(0, 1))(source)

@@ -270,7 +270,7 @@ def report_images(run: DryRun, loader: EpochLoader) -> None:
         report(f"{folder or root}: {summary(found)}")
         if phase != "test" and folder.startswith(phase):
             test_folder = root / f"test{folder.removeprefix(phase)}"
-            test += inspect_files(list_images(test_folder), check) if test_folder.is_dir() else []
+            test += inspect_files(list_images(test_folder, slice_axis=run.opt.slice_axis), check)
     for line in reductions(loader.dataset, root, train=True, most=CHECKED):
         report(line)
     report(of_results(loader.dataset.domain_formats))

@@ -5,7 +5,7 @@ import io
 import logging
 import os
 import pickle
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from data.scans import file_of, is_slice
 from models.networks.efficientnet import efficientnet_lite, weights_file
 from util.checkpoint_files import read_tensors
 from util.errors import RemediedError
@@ -139,9 +140,11 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def cache_key(extractor: Extractor, paths: Iterable[Path], settings: Sequence[object] = ()) -> str:
+def cache_key(extractor: Extractor, paths: Collection[Path], settings: Sequence[object] = ()) -> str:
     """A digest of everything that features depend on: the extractor, the content of the files, and `settings`."""
-    parts = [extractor.key, repr(settings), *(file_digest(path) for path in paths)]
+    digests = {file: file_digest(file) for file in {file_of(path) for path in paths}}
+    slices = (f"{digests[file_of(path)]}{path.name if is_slice(path) else ''}" for path in paths)
+    parts = [extractor.key, repr(settings), *slices]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 

@@ -19,7 +19,7 @@ NUMBERS = torch.int16  # the dtype of tensors of class numbers, and of nothing e
 CLASS = re.compile(r"(\d{1,5})?(#[0-9a-f]{6})?")
 GOLDEN = 0.618  # hues at this distance differ for many classes
 
-Palette = Sequence[str]  # "#ff0000" for each index
+Palette = list[str]  # "#ff0000" for each index
 
 
 def checked(classes: Sequence[str]) -> tuple[str, ...]:
@@ -118,7 +118,7 @@ def to_numbers(array: np.ndarray, classes: Sequence[str], palette: Palette | Non
     unknown = own[np.array(known)[places] != own]
     present = names(np.unique(unknown), channels, palette)
     if palette and "#" in classes[0]:
-        used = np.flatnonzero(np.bincount(places.ravel(), minlength=len(known)))
+        used = np.flatnonzero(np.bincount(places.ravel(), minlength=len(known))).tolist()
         present += names(np.array([known[i] for i in used if palette[known[i]] not in classes[i]]), channels, palette)
     if present:
         raise ValueError(f"holds the class {present[0]}, which is none of training: {' '.join(classes)}")
