@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import test as testing
-from data.classes import choose_classes, class_of, number_classes
+from data.classes import choose_classes, class_of, class_of_made, number_classes, sample_name
 from data.image_folder import DataError
 from models.losses import ClassDiscriminator, GANLoss
 from models.networks import IMAGE_DISCRIMINATORS, NOISE_GENERATORS
@@ -41,6 +41,16 @@ def test_the_class_of_an_image(rule, name, found):
 def test_images_without_a_class_are_named(rule, message):
     with pytest.raises(DataError, match=f"root/cat.png .*{message}|cat.png lies in {message}"):
         class_of(Path("root/cat.png"), Path("root"), rule)
+
+
+def test_the_class_of_a_made_image():
+    names = ["03", "a.b", "-1"]
+    for name in names:
+        assert class_of_made(Path("root", f"{sample_name(12345, name)}.png"), Path("root"), "folder", names) == name
+    assert class_of_made(Path("root/03/seed0001.png"), Path("root"), "folder", names) == "03"
+    assert class_of_made(Path("root/03-1.png"), Path("root"), BODY, names) == "03"
+    with pytest.raises(DataError, match=r"seed1000_dog.png is of the class 'dog'\. The real images are of 03, "):
+        class_of_made(Path("root/seed1000_dog.png"), Path("root"), BODY, names)
 
 
 def test_classes_are_numbered_and_chosen():
