@@ -39,6 +39,29 @@ def class_of(path: Path, root: Path, rule: str) -> str:
     return found[1]
 
 
+def sample_name(seed: int, name: str = "") -> str:
+    """The name of the file of a sample, without a suffix: seed0007, or seed0007_cat for the class cat."""
+    return f"seed{seed:04d}" + (f"_{name.replace('.', '-')}" if name else "")
+
+
+def class_of_made(path: Path, root: Path, rule: str, names: Sequence[str]) -> str:
+    """The class of a made image: that of a sample by its `sample_name`, or else `class_of`.
+
+    Args:
+        path, root, rule: see `class_of`.
+        names: all classes.
+
+    Raises:
+        DataError: it is none of `names`, or the name of the file has none.
+    """
+    sample = re.fullmatch(r"seed\d{4,}_(.+)", path.stem)
+    name = sample[1] if sample else class_of(path, root, rule)
+    for known in names:
+        if name in (known, known.replace(".", "-")):
+            return known
+    raise DataError(f"{path} is of the class {name!r}. The real images are of {', '.join(names)}.")
+
+
 def number_classes(found: Sequence[str], names: Sequence[str]) -> tuple[list[str], list[int]]:
     """Number the classes of images.
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from data.base_dataset import BaseDataset, Sample
-from data.classes import choose_classes
+from data.classes import choose_classes, sample_name
 from data.image_folder import DataError
 from options import values
 
@@ -57,8 +57,7 @@ class NoiseDataset(BaseDataset):
         self.z_dim, self.truncation = opt.z_dim, opt.truncation
         self.samples = [(seed, number) for seed in seeds for number in self.classes or [-1]]
         self.A_paths = [
-            Path(f"seed{seed:04d}" + (f"_{self.class_names[number].replace('.', '-')}" if self.classes else ""))
-            for seed, number in self.samples
+            Path(sample_name(seed, self.class_names[number] if self.classes else "")) for seed, number in self.samples
         ]
 
     def __getitem__(self, at: tuple[int, int]) -> Sample:

@@ -69,10 +69,11 @@ def read_weights(path: Path, *, network: str = "", objects: bool = False) -> dic
         raise ValueError(f"{path} has no network {network!r}, but {', '.join(sorted(names)) or 'one without a name'}")
     weights = dict(content)
     statistics = ("running_mean", "running_var", "num_batches_tracked")
+    others = [key for key in weights if not key.endswith(statistics)]
     return {
         key: value
         for key, value in weights.items()
-        if not key.endswith(statistics) or f"{key.rpartition('.')[0]}.weight" in weights
+        if not key.endswith(statistics) or any(other.startswith(f"{key.rpartition('.')[0]}.") for other in others)
     }
 
 

@@ -328,7 +328,8 @@ def add_network_flags(parser: ArgumentParser) -> None:
     add("--output_nc", type=values.positive_int, default=3, help="channels of output images: 3 = color, 1 = gray")
     generators = [*GENERATORS, *NOISE_GENERATORS]
     discriminators = [*DISCRIMINATORS, *FEATURE_DISCRIMINATORS, *IMAGE_DISCRIMINATORS]
-    add("--netG", default="resnet_9blocks", choices=generators, help="generator; sagan and sagan_resnet: from noise")
+    text = "generator; sagan, sagan_resnet and biggan: from noise"
+    add("--netG", default="resnet_9blocks", choices=generators, help=text)
     text = "discriminator; basic = n_layers with 3; projected = small heads on frozen ImageNet features"
     add("--netD", default="basic", choices=discriminators, help=text)
     add("--ngf", type=values.positive_int, default=64, help="channels of G's first layer")
@@ -344,9 +345,10 @@ def add_network_flags(parser: ArgumentParser) -> None:
     )
     add("--resample", default="deconv", choices=RESAMPLINGS, help=resample)
     stages = "stages of {} followed by self-attention: {}. Separated by commas, or none"
-    resnet = "down1, down2, block1 ..., bottleneck (the middle), up1, up2; sagan's: l1 ..., sagan_resnet's: block1 ..."
+    noise = "sagan's: l1 ..., sagan_resnet's and biggan's: block1 ..."
+    resnet = f"down1, down2, block1 ..., bottleneck (the middle), up1, up2; {noise}"
     add("--attn_G", default="none", help=stages.format("G", resnet))
-    patchgan = "layer1, layer2 ..., bottleneck (stride 8); sagan's: l1 ..., sagan_resnet's: block1 ..."
+    patchgan = f"layer1, layer2 ..., bottleneck (stride 8); {noise}"
     add("--attn_D", default="none", help=stages.format("D", patchgan))
     text = "end PatchGANs with a head that sees how much images differ, also from so many earlier ones; 0 = off"
     add("--batch_head", type=values.non_negative_int, default=0, help=f"{text}; UVCGAN2 has 3")

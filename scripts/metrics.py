@@ -2,8 +2,9 @@
 
 import argparse
 import itertools
+import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from data.classes import class_of, class_of_made, number_classes
 from data.image_file import ImageReader
 from data.image_folder import list_images
 from data.transforms import Transform
@@ -19,11 +21,14 @@ from options.choices import DEVICES, FEATURES, METRICS
 from training.features import cache_key, cached, create_extractor
 from training.labels import LabelMaps, Labels
 from training.meter import OF_PAIRS, OF_SETS, Meter, figure, join
+from training.metrics import kernel_distance, nearest
 from util.command import run_command
 from util.device import select_device
 from util.rules import parse_rule
 
 CHUNK = 64  # images in memory at a time
+ENOUGH = 50  # images of each kind, for the KID of a class: the KID of fewer says more about the sample than the class
+BAR = 20  # characters of the bar of the highest KID
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -44,6 +49,7 @@ def main(argv: list[str] | None = None) -> int:
         ranges["real_A"] = values.bounds(args.value_range_A)
     inputs = [*folders.get("real_A", {}).values()]
     check_ranges(args, [*fakes.values(), *reals.values(), *inputs], inputs)
+    classes = classes_of(args, fakes, reals) if args.class_of else None
     sets = any(metric in OF_SETS for metric in args.metrics)
     extractor = create_extractor(args.metrics_features, args.metrics_weights, device) if sets else None
     labels = None
@@ -68,12 +74,63 @@ def main(argv: list[str] | None = None) -> int:
             height, width = shown["fake_B"].shape[2:]
             shown["label_A"] = labels.maps.read("A", [names[path] for path in files], (height, width))
         records.append(meter.measure(shown, [args.paired] * len(files)))
-    figures = meter.figures(join(records), real)
+    measured = join(records)
+    figures = meter.figures(measured, real)
     print(f"{args.fakes}: {len(fakes)} images, {args.reals}: {len(reals)}")
     features = f", {extractor.name}" if extractor else ""
     for name, value in figures.items():
         print(f"{figure(name).text(value)}{features if name in ('kid', 'fid', 'precision', 'recall') else ''}")
+    if classes and real is not None:
+        class_names, of_fakes, of_reals = classes
+        print("\n".join(class_table(class_names, measured["features"], real, of_fakes, of_reals)))
     return 0
+
+
+def classes_of(
+    args: argparse.Namespace, fakes: Mapping[str, Path], reals: Mapping[str, Path]
+) -> tuple[list[str], Tensor, Tensor]:
+    """The names of all classes, and the numbers of those of the made and of the real images, (N,) and (M,).
+
+    Args:
+        fakes, reals: name -> file, as `named_images` finds them.
+
+    Raises:
+        DataError: the class of an image is not known.
+    """
+    names, of_reals = number_classes([class_of(path, args.reals, args.class_of) for path in reals.values()], [])
+    unlabeled = [path.with_stem(Path(name).name) for name, path in fakes.items()]
+    made = [class_of_made(path, args.fakes, args.class_of, names) for path in unlabeled]
+    return names, torch.tensor(number_classes(made, names)[1]), torch.tensor(of_reals)
+
+
+def class_table(
+    names: Sequence[str], fakes: Tensor, reals: Tensor, of_fakes: Tensor, of_reals: Tensor
+) -> Iterator[str]:
+    """Lines of text: the figures of each class that made images have, and the class accuracy.
+
+    Args:
+        names: of all classes.
+        fakes, reals: features (N, D) and (M, D).
+        of_fakes, of_reals: the numbers of their classes, (N,) and (M,).
+    """
+    right, right_real = of_fakes == of_reals[nearest(fakes, reals)], of_reals == of_reals[nearest(reals)]
+    rows = []
+    for number in of_fakes.unique().tolist():
+        ours, theirs = of_fakes == number, of_reals == number
+        counts = int(ours.sum()), int(theirs.sum())
+        kid = 1000 * kernel_distance(fakes[ours], reals[theirs]) if min(counts) >= ENOUGH else math.nan
+        shares = right[ours].double().mean().item(), right_real[theirs].double().mean().item()
+        rows.append((names[number], *counts, *shares, kid))
+    highest = max((kid for *_, kid in rows if kid > 0), default=1.0)
+    width = max(len("class"), *(len(name) for name, *_ in rows))
+    yield f"{'class':{width}}   made   real  right  of real  KID x1000"
+    for name, made, real, share, share_real, kid in rows:
+        bar = "-" if math.isnan(kid) else f"{kid:9.2f} {'#' * round(BAR * max(kid, 0) / highest)}"
+        yield f"{name:{width}} {made:6} {real:6}  {share:.3f}    {share_real:.3f}  {bar}".rstrip()
+    if few := [name for name, *_, kid in rows if math.isnan(kid)]:
+        yield f"no KID of classes with fewer than {ENOUGH} made or real images: {', '.join(few)}"
+    mean, mean_real = (sum(row[column] for row in rows) / len(rows) for column in (3, 4))
+    yield f"class accuracy {mean:.3f}; of real images, left out: {mean_real:.3f}; by chance: {1 / len(names):.3f}"
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -94,6 +151,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     text = "label maps for the metric content, by the names of the images: those of the inputs of FAKES, and those of "
     text += "REALS, from which a small segmenter learns"
     add("--label_dir", type=values.label_dirs, metavar="A=FOLDER,B=FOLDER", help=text)
+    text = "class of each image, as in training: folder or a regular expression; samples of test.py have it in their "
+    text += "names. KID of each class with enough images, and how often the class of a made image is right"
+    add("--class_of", type=values.class_rule, default="", metavar="folder|REGEX", help=text)
     text = "EfficientNet-Lite0 or Lite2 for kid, fid and precision_recall (default: lite0)"
     add("--metrics_features", choices=FEATURES, default="lite0", help=text)
     text = "Inception weights for kid, fid and precision_recall instead: the file that torch-fidelity publishes"
@@ -120,6 +180,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         parser.error(f"--value_range_A {args.value_range_A} is for --inputs")
     if args.content and "content" not in args.metrics:
         parser.error("--content is for --metrics content")
+    if args.class_of and "kid" not in args.metrics:
+        parser.error("--class_of is for --metrics kid")
     if args.label_dir and "content" not in args.metrics:
         parser.error("--label_dir is for --metrics content")
     return args

@@ -32,6 +32,7 @@ SAGAN = {  # it does not read --norm
     "spectral": (),
     "plain": ("--no-spectral_norm_G", "--no-spectral_norm_D"),
     "resnet": ("--netG=sagan_resnet", "--netD=sagan_resnet"),
+    "biggan": ("--netG=biggan", "--netD=biggan"),
 }
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import test as testing
-from data.classes import choose_classes, class_of, number_classes
+from data.classes import choose_classes, class_of, class_of_made, number_classes, sample_name
 from data.image_folder import DataError
 from models.losses import ClassDiscriminator, GANLoss
 from models.networks import IMAGE_DISCRIMINATORS, NOISE_GENERATORS
@@ -41,6 +41,16 @@ def test_the_class_of_an_image(rule, name, found):
 def test_images_without_a_class_are_named(rule, message):
     with pytest.raises(DataError, match=f"root/cat.png .*{message}|cat.png lies in {message}"):
         class_of(Path("root/cat.png"), Path("root"), rule)
+
+
+def test_the_class_of_a_made_image():
+    names = ["03", "a.b", "-1"]
+    for name in names:
+        assert class_of_made(Path("root", f"{sample_name(12345, name)}.png"), Path("root"), "folder", names) == name
+    assert class_of_made(Path("root/03/seed0001.png"), Path("root"), "folder", names) == "03"
+    assert class_of_made(Path("root/03-1.png"), Path("root"), BODY, names) == "03"
+    with pytest.raises(DataError, match=r"seed1000_dog.png is of the class 'dog'\. The real images are of 03, "):
+        class_of_made(Path("root/seed1000_dog.png"), Path("root"), BODY, names)
 
 
 def test_classes_are_numbered_and_chosen():
@@ -107,21 +117,27 @@ def test_a_loss_compares_scores_of_the_classes_of_the_images():
 
 
 @pytest.mark.parametrize("name", NOISE_GENERATORS)
-def test_generators_of_classes(name):
+def test_generators_of_classes_make_other_images_of_each(name):
+    net = NOISE_GENERATORS[name](3, image_size=32, z_dim=4, ngf=8, n_classes=3)
+    for weight in net.parameters():
+        if weight.shape[0] == 3 and weight.dim() == 2:
+            nn.init.normal_(weight)
+    inputs = torch.cat([torch.randn(1, 4).expand(3, -1), torch.eye(3)], 1)
+    first, second, third = net.eval()(inputs)
+    assert not torch.allclose(first, second) and not torch.allclose(second, third)
+    assert infer_network(net.state_dict())["class_names"] == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize("name", ["sagan", "sagan_resnet"])
+def test_classes_of_sagan_start_equal(name):
     net = NOISE_GENERATORS[name](3, image_size=32, z_dim=4, ngf=8, n_classes=3)
     plain = NOISE_GENERATORS[name](3, image_size=32, z_dim=4, ngf=8)
     assert net.state_dict().keys() == plain.state_dict().keys()
     z = torch.randn(1, 4).expand(3, -1)
     inputs = torch.cat([z, torch.eye(3)], 1)
-    first, second, _ = net.eval()(inputs)  # classes start equal
+    first, second, _ = net.eval()(inputs)
     torch.testing.assert_close(first, second)
     torch.testing.assert_close(net(inputs)[:1], plain_images(plain, net, z[:1]))
-    for weight in net.parameters():
-        if weight.shape[0] == 3 and weight.dim() == 2:
-            nn.init.normal_(weight)
-    first, second, third = net(inputs)
-    assert not torch.allclose(first, second) and not torch.allclose(second, third)
-    assert infer_network(net.state_dict())["class_names"] == ["0", "1", "2"]
 
 
 def plain_images(plain: nn.Module, net: nn.Module, z: torch.Tensor) -> torch.Tensor:
@@ -159,8 +175,10 @@ def test_metrics_are_measured_on_samples_of_the_classes_of_real_images():
 FLAGS = ["--model", "sagan", "--netG", "sagan", "--batch_size", "4", "--n_epochs_decay", "0", "--no_html"]
 
 
-def test_a_run_with_classes_resumes_and_makes_images_of_them(animals, tmp_path):
+@pytest.mark.parametrize("network", NOISE_GENERATORS)
+def test_a_run_with_classes_resumes_and_makes_images_of_them(network, animals, tmp_path):
     flags = ["--dataroot", animals, *FLAGS, "--n_epochs", "2", "--class_of", "^([a-z]+)_"]
+    flags += ["--netG", network, "--netD", network]
     whole = train(tmp_path / "whole", *flags)
     run_dir = train(tmp_path, *flags, "--max_minutes", "0.00001")
     train(tmp_path, *flags, "--continue_train", "--max_minutes", "0.00001")

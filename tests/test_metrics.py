@@ -14,6 +14,7 @@ from torch_fidelity.metric_kid import kid_features_to_metric
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from tests.conftest import draw_shapes
+from training import metrics
 from training.features import Extractor
 from training.meter import Meter
 from training.metrics import (
@@ -23,6 +24,7 @@ from training.metrics import (
     kernel_distance,
     mean_absolute_error,
     mutual_information,
+    nearest,
     precision_recall,
     psnr,
     ssim,
@@ -117,6 +119,18 @@ def test_precision_and_recall_by_their_meaning():
     assert precision == 1 and recall < 0.1, "good images, no variety"
     two_modes = torch.cat([reals[:30], features(30, 4, shift=9.0)])
     assert precision_recall(two_modes, reals)[0] == pytest.approx(0.5)
+
+
+def test_the_nearest_image(monkeypatch):
+    monkeypatch.setattr(metrics, "CHUNK", 7)
+    points, others = features(30, 1), features(20, 2)
+
+    def expected(point: torch.Tensor, among: dict[int, torch.Tensor]) -> int:
+        return min(among, key=lambda index: math.dist(point, among[index]))
+
+    assert nearest(points, others).tolist() == [expected(point, dict(enumerate(others))) for point in points]
+    left_out = [{index: other for index, other in enumerate(points) if index != own} for own in range(30)]
+    assert nearest(points).tolist() == [expected(point, among) for point, among in zip(points, left_out, strict=True)]
 
 
 @pytest.mark.parametrize(("metric", "least"), [(kernel_distance, 2), (frechet_distance, 2), (precision_recall, 4)])

@@ -11,6 +11,8 @@ from PIL import Image, ImageFilter
 from torch import nn
 from torch_fidelity import calculate_metrics, feature_extractor_inceptionv3
 
+from data.classes import sample_name
+from scripts import metrics as script
 from scripts.metrics import main
 from tests.conftest import draw_shapes
 from tests.test_scans import write_volume
@@ -123,10 +125,46 @@ def test_label_maps_by_the_names_of_the_images(tmp_path, capsys):
         main([str(paths["reals"]), str(paths["reals"]), *flags])
 
 
+def test_classes(tmp_path, capsys, monkeypatch):
+    """Made dogs look like cats. Samples of test.py have the class in their names, also with the label of a page."""
+    monkeypatch.setattr(script, "ENOUGH", 10)
+    for name, count in (("cat", 12), ("dog", 12), ("e.t", 9)):
+        (tmp_path / "reals" / name).mkdir(parents=True)
+        for number in range(count):
+            drawn(name, number).save(tmp_path / "reals" / name / f"{number}.png")
+    (tmp_path / "fakes").mkdir()
+    for number in range(10):
+        drawn("cat", 20 + number).save(tmp_path / "fakes" / f"{sample_name(number, 'cat')}_sample.png")
+        drawn("cat", 30 + number).save(tmp_path / "fakes" / f"{sample_name(number, 'dog')}_sample.png")
+    drawn("e.t", 20).save(tmp_path / "fakes" / f"{sample_name(1, 'e.t')}_sample.png")
+    flags = [str(tmp_path / "fakes"), str(tmp_path / "reals"), "--label", "sample", "--class_of", "folder"]
+    assert main(flags) == 0
+    heading, cat, dog, alien, few, accuracy = capsys.readouterr().out.splitlines()[2:]
+    assert heading.split() == ["class", "made", "real", "right", "of", "real", "KID", "x1000"]
+    assert cat.split()[:5] == ["cat", "10", "12", "1.000", "1.000"]
+    assert dog.split()[:5] == ["dog", "10", "12", "0.000", "1.000"]
+    assert dog.endswith(" " + "#" * script.BAR) and float(cat.split()[5]) < float(dog.split()[5])
+    assert alien.split() == ["e.t", "1", "9", "1.000", "1.000", "-"]
+    assert few == "no KID of classes with fewer than 10 made or real images: e.t"
+    assert accuracy == "class accuracy 0.667; of real images, left out: 1.000; by chance: 0.333"
+    shutil.rmtree(tmp_path / "reals" / "e.t")
+    with pytest.raises(ValueError, match=r"e-t\.png is of the class 'e-t'\. The real images are of cat, dog"):
+        main(flags)
+
+
+def drawn(name: str, number: int) -> Image.Image:
+    """An image of one of three kinds: shapes, their edges, or gray ones."""
+    image = draw_shapes(f"{name}{number}", (64, 64))
+    if name == "dog":
+        return image.filter(ImageFilter.FIND_EDGES)
+    return image.filter(ImageFilter.GaussianBlur(12)).convert("L") if name == "e.t" else image
+
+
 def test_mistakes_are_named(folders, tmp_path):
     fakes, reals = map(str, folders)
-    with pytest.raises(SystemExit):
-        main([fakes, reals, "--metrics", "l1"])
+    for wrong in (["l1"], ["fid", "--class_of", "folder"]):
+        with pytest.raises(SystemExit):
+            main([fakes, reals, "--metrics", *wrong])
     (folders[1] / "3.png").unlink()
     with pytest.raises(ValueError, match=r"reals lacks 1 of the 8 names in .*fakes, such as 3"):
         main([fakes, reals, "--paired"])

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 import test as testing
 import train as training
+from options.choices import NOISE_GENERATORS
 from options.train_options import TrainOptions
 from tests.conftest import draw_shapes
 from util.errors import RemediedError
@@ -103,7 +104,7 @@ def combinations(model: str) -> st.SearchStrategy[dict]:
     unused = find_class("models", model).unused_flags
     values = {flag: values for flag, values in SHARED.items() if flag in declared and flag not in unused}
     if model == "sagan":
-        values |= {net: ["sagan", "sagan_resnet"] for net in ("netG", "netD")}
+        values |= {net: list(NOISE_GENERATORS) for net in ("netG", "netD")}
         values |= {attention: ["none", "default"] for attention in ("attn_G", "attn_D")}
     names = st.lists(st.sampled_from(sorted(values)), unique=True, max_size=8)
     return names.flatmap(lambda names: st.fixed_dictionaries({name: st.sampled_from(values[name]) for name in names}))

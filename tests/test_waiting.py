@@ -31,6 +31,7 @@ MORE = [
     f"sagan {PENALTIES} --diffaugment color,translation,cutout --minibatch_std --d_steps 2 --ema_decay 0.9",
     "sagan --netG sagan_resnet --netD sagan_resnet",
     "sagan --class_of folder --class_names a b",
+    "sagan --netG biggan --netD biggan --class_of folder --class_names a b",
 ]
 
 

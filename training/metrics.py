@@ -127,6 +127,17 @@ def _share_among(points: Tensor, others: Tensor) -> float:
     )
 
 
+def nearest(points: Tensor, others: Tensor | None = None) -> Tensor:
+    """The index of the nearest of `others` (M, D), or else of the nearest other point, for each of `points` (N, D)."""
+    found = []
+    for number, part in enumerate(points.split(CHUNK)):
+        distances = torch.cdist(part, points if others is None else others)
+        if others is None:
+            distances.diagonal(number * CHUNK).fill_(torch.inf)
+        found.append(distances.argmin(1))
+    return torch.cat(found)
+
+
 def check_count(metric: str, made: int, real: int) -> None:
     """Raise ValueError if there are too few images, made or real, for one of the metrics LEAST."""
     if min(made, real) < LEAST[metric]:

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from models.networks.biggan import BigGANDiscriminator, BigGANGenerator
 from models.networks.layers import init_weights, spectral_normalize
 from models.networks.patch_heads import PatchHeads
 from models.networks.patchgan import NLayerDiscriminator, PixelDiscriminator
@@ -46,13 +47,16 @@ FEATURE_DISCRIMINATORS: dict[str, Callable[..., nn.Module]] = {
 NOISE_GENERATORS: dict[str, Callable[..., NoiseGenerator]] = {
     "sagan": SAGANGenerator,
     "sagan_resnet": SAGANResnetGenerator,
+    "biggan": BigGANGenerator,
 }
 IMAGE_DISCRIMINATORS: dict[str, Callable[..., ImageDiscriminator]] = {
     "sagan": SAGANDiscriminator,
     "sagan_resnet": SAGANResnetDiscriminator,
+    "biggan": BigGANDiscriminator,
 }
-# Layers without spectral norm, by their prefix, as in the well-known PyTorch code; the paper normalizes all layers.
-WITHOUT_SPECTRAL_NORM = {"sagan": ("attn", "last")}
+# Layers without spectral norm, by their prefix. Those of sagan are as in the well-known PyTorch code; the paper
+# normalizes all layers. The vectors of BigGAN's classes are an embedding.
+WITHOUT_SPECTRAL_NORM = {"sagan": ("attn", "last"), "biggan": ("classes",)}
 
 log = logging.getLogger(__name__)
 
@@ -200,7 +204,7 @@ def define_noise_G(opt: Any, output_nc: int) -> NoiseGenerator:
     Raises:
         ValueError: flags have unknown values or exclude each other.
     """
-    with from_flags(opt, "netG", "crop_size", "ngf", "attn_G"):
+    with from_flags(opt, "netG", "crop_size", "z_dim", "ngf", "attn_G"):
         make = choose(opt.netG, NOISE_GENERATORS)
         net = make(
             output_nc,

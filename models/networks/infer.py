@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from models.networks import DISCRIMINATORS, GENERATORS, IMAGE_DISCRIMINATORS, NOISE_GENERATORS
+from models.networks.biggan import EMBEDDING, WIDTHS_D, WIDTHS_G
 from models.networks.layers import NORMS
 from models.networks.patch_heads import PatchHeads
 from models.networks.resample import RESAMPLINGS
@@ -183,6 +184,8 @@ def _sagans(shapes: Shapes) -> Iterator[tuple[Flags, Shapes]]:
     first, linear = shapes.get("l1.0.weight"), shapes.get("linear.1.weight")
     by_class = [shapes.get(key, ()) for key in ("l1.1.weight", "block1.residual.0.weight", "last.classes.weight")]
     n_classes = next((shape[0] for shape in by_class if len(shape) == 2), 0)
+    n_classes = shapes.get("classes.weight", (0, n_classes))[1]
+    in_blocks = [shape[1] for key, shape in shapes.items() if key.endswith(".residual.0.scale.weight")]  # of biggan
     classes = {"n_classes": n_classes} if n_classes else {}
     first_of_D = first or shapes.get("block1.residual.1.weight")
     for size in SIZES:
@@ -192,10 +195,15 @@ def _sagans(shapes: Shapes) -> Iterator[tuple[Flags, Shapes]]:
         if linear and "last.2.weight" in shapes:
             nc, ngf = shapes["last.2.weight"][:2]
             yield _noise_generator("sagan_resnet", size, nc, {"z_dim": linear[1], "ngf": ngf, **classes})
+            if len(in_blocks) == len(WIDTHS_G[size]) - 1:
+                z_dim = linear[1] + sum(in_blocks) - (len(in_blocks) * EMBEDDING if n_classes else 0)
+                widths = {"z_dim": z_dim, "ngf": max(ngf // WIDTHS_G[size][-1], 1), **classes}
+                yield _noise_generator("biggan", size, nc, widths)
         for netD, minibatch_std in itertools.product(IMAGE_DISCRIMINATORS, (False, True)):
             if first_of_D is None:
                 break
             ndf, nc = first_of_D[:2]
+            ndf = max(ndf // WIDTHS_D[size][0], 1) if netD == "biggan" else ndf
             widths = {"input_nc": nc, "ndf": ndf, "minibatch_std": minibatch_std}
             candidate = _shapes(IMAGE_DISCRIMINATORS[netD], image_size=size, attention=(), **widths, **classes)
             yield {"netD": netD, "crop_size": size, **widths, **class_flags(n_classes)}, candidate

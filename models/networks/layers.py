@@ -215,6 +215,29 @@ class ConditionalBatchNorm2d(nn.BatchNorm2d):
         return torch.addcmul(shift, normalized, scale)
 
 
+class ModulatedBatchNorm2d(nn.BatchNorm2d):
+    """Batch normalization whose scale, around 1, and shift are linear functions of a vector for each image.
+
+    Args:
+        channels: C.
+        length: D, of the vectors.
+
+    Reference: de Vries et al. 2017, arXiv:1707.00683; Brock et al. 2018, arXiv:1809.11096, appendix B.
+    """
+
+    def __init__(self, channels: int, length: int):
+        super().__init__(channels, affine=False)
+        self.scale = nn.Linear(length, channels, bias=False)
+        self.shift = nn.Linear(length, channels, bias=False)
+
+    def forward(self, x: Tensor, vectors: Tensor) -> Tensor:  # type: ignore[override]
+        """Normalize x (B, C, H, W), with vectors (B, D)."""
+        with no_autocast(x):
+            scale, shift = 1 + self.scale(vectors), self.shift(vectors)
+        scale, shift = (values[:, :, None, None].to(x.dtype) for values in (scale, shift))
+        return torch.addcmul(shift, super().forward(x), scale)
+
+
 # Layers whose result for an image depends on the other images, or on how often they run.
 DEPENDENT = (*BATCH_NORMS, SpectralNorm, MinibatchStd)
 
@@ -273,7 +296,7 @@ def init_weights(net: nn.Module, init_type: str = "normal", init_gain: float = 0
             fills[init_type](module.weight)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-        elif isinstance(module, BATCH_NORMS):
+        elif isinstance(module, BATCH_NORMS) and module.weight is not None:
             nn.init.normal_(module.weight, 1.0, 0.02)
             nn.init.zeros_(module.bias)
     return net

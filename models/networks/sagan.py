@@ -1,18 +1,19 @@
 """The networks of SAGAN: generators of images from noise, and discriminators with one score per image."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.networks.attention import place_attention
-from models.networks.layers import ConditionalBatchNorm2d, MinibatchStd
+from models.networks.layers import ConditionalBatchNorm2d, MinibatchStd, ModulatedBatchNorm2d
 
 SIZES = (32, 64, 128, 256)  # pixels
 
 
 def run_layers(layers: Iterable[nn.Module], x: Tensor, classes: Tensor | None) -> Tensor:
-    """Run layers on x (B, ...). Those that take them get `classes`, (B, n_classes), the weights of classes."""
+    """Run layers on x (B, ...). Those that take them get `classes`: weights of classes, or what the norms take."""
     for layer in layers:
         x = layer(x, classes) if isinstance(layer, TAKE_CLASSES) else layer(x)
     return x
@@ -226,29 +227,32 @@ class SAGANDiscriminator(ImageDiscriminator):
 class UpBlock(nn.Module):
     """Residual block with nearest-neighbor upsampling: (B, before, H, W) -> (B, channels, 2H, 2W).
 
+    Args:
+        norm: channels -> normalization layer.
+
     Reference: Miyato et al. 2018, arXiv:1802.05957, appendix B.
     """
 
-    def __init__(self, before: int, channels: int, *, n_classes: int = 0):
+    def __init__(self, before: int, channels: int, norm: Callable[[int], nn.Module]):
         super().__init__()
         # The first ReLU is not in place: the shortcut needs the input unchanged.
         self.residual = ClassSequential(
-            batch_norm(before, n_classes),
+            norm(before),
             nn.ReLU(),
             nn.Upsample(scale_factor=2),
             nn.Conv2d(before, channels, 3, padding=1),
-            batch_norm(channels, n_classes),
+            norm(channels),
             nn.ReLU(inplace=True),
             nn.Conv2d(channels, channels, 3, padding=1),
         )
         self.shortcut = nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(before, channels, 1))
 
     def forward(self, x: Tensor, classes: Tensor | None = None) -> Tensor:
-        """`classes` is for ConditionalBatchNorm2d."""
+        """`classes` is for the normalization layers, if they depend on the image."""
         return self.shortcut(x) + self.residual(x, classes)
 
 
-TAKE_CLASSES = (ConditionalBatchNorm2d, ClassSequential, UpBlock)
+TAKE_CLASSES = (ConditionalBatchNorm2d, ModulatedBatchNorm2d, ClassSequential, UpBlock)
 
 
 class DownBlock(nn.Module):
@@ -256,7 +260,7 @@ class DownBlock(nn.Module):
 
     Args:
         first: the input is an image, so the block starts without ReLU.
-        down: False keeps the resolution, and the shortcut is the identity.
+        down: False keeps the resolution; with as many channels, the shortcut is the identity then.
 
     Reference: Miyato et al. 2018, arXiv:1802.05957, appendix B.
     """
@@ -270,10 +274,23 @@ class DownBlock(nn.Module):
             nn.Conv2d(channels, channels, 3, padding=1),
             nn.AvgPool2d(2) if down else nn.Identity(),
         )
-        self.shortcut = nn.Sequential(nn.AvgPool2d(2), nn.Conv2d(before, channels, 1)) if down else nn.Identity()
+        self.shortcut: nn.Module = nn.Identity()
+        if down or before != channels:
+            pool = nn.AvgPool2d(2) if down else nn.Identity()
+            self.shortcut = nn.Sequential(pool, nn.Conv2d(before, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.shortcut(x) + self.residual(x)
+
+
+def first_stage(z_dim: int, channels: int) -> nn.Module:
+    """A linear layer: noise (B, z_dim) or (B, z_dim, 1, 1) -> (B, channels, 4, 4)."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(z_dim, channels * 16), nn.Unflatten(1, (channels, 4, 4)))
+
+
+def image_stage(channels: int, output_nc: int) -> nn.Module:
+    """The last stage of a generator of residual blocks: (B, channels, H, W) -> (B, output_nc, H, W) in [-1, 1]."""
+    return nn.Sequential(nn.BatchNorm2d(channels), nn.ReLU(), nn.Conv2d(channels, output_nc, 3, padding=1), nn.Tanh())
 
 
 class SAGANResnetGenerator(NoiseGenerator):
@@ -304,14 +321,12 @@ class SAGANResnetGenerator(NoiseGenerator):
     ):
         count = resampling_stages(image_size)
         before = ngf * min(2 ** (count - 1), 16)
-        linear = nn.Sequential(nn.Flatten(), nn.Linear(z_dim, before * 16), nn.Unflatten(1, (before, 4, 4)))
-        stages: dict[str, tuple[nn.Module, int]] = {"linear": (linear, before)}
+        stages: dict[str, tuple[nn.Module, int]] = {"linear": (first_stage(z_dim, before), before)}
         for number in range(1, count + 1):
             channels = ngf * min(2 ** (count - number), 16)
-            stages[f"block{number}"] = UpBlock(before, channels, n_classes=n_classes), channels
+            stages[f"block{number}"] = UpBlock(before, channels, partial(batch_norm, n_classes=n_classes)), channels
             before = channels
-        last = nn.Sequential(nn.BatchNorm2d(before), nn.ReLU(), nn.Conv2d(before, output_nc, 3, padding=1), nn.Tanh())
-        stages["last"] = last, output_nc
+        stages["last"] = image_stage(before, output_nc), output_nc
         super().__init__(stages, attention=attention, default=[f"block{min(count - 1, 3)}"], pooled=True)
         self.z_dim, self.n_classes = z_dim, n_classes
 
@@ -350,13 +365,18 @@ class SAGANResnetDiscriminator(ImageDiscriminator):
         count = resampling_stages(image_size)
         stages: dict[str, tuple[nn.Module, int]] = {}
         before = input_nc
-        for number in range(1, count + 1):
-            channels = ndf * min(2 ** (number - 1), 16)
-            stages[f"block{number}"] = DownBlock(before, channels, first=number == 1), channels
-            before = channels
-        stages[f"block{count + 1}"] = DownBlock(before, before, down=False), before
+        for number, width in enumerate(self.widths(image_size), 1):
+            block = DownBlock(before, ndf * width, first=number == 1, down=number <= count)
+            before = ndf * width
+            stages[f"block{number}"] = block, before
         extra = [MinibatchStd()] if minibatch_std else []
         layers = *extra, nn.ReLU(), SumPool(), nn.Linear(before + len(extra), 1)
         stages["last"] = last_stage(*layers, channels=before, n_classes=n_classes), 1
         super().__init__(stages, attention=attention, default=[f"block{max(count - 3, 1)}"], pooled=True)
         self.n_classes = n_classes
+
+    @staticmethod
+    def widths(image_size: int) -> Sequence[int]:
+        """The channels of each block, in units of ndf. The last block keeps the resolution."""
+        count = resampling_stages(image_size)
+        return [min(2**number, 16) for number in (*range(count), count - 1)]
