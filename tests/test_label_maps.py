@@ -140,6 +140,8 @@ def test_tiles_exports_and_resumed_runs_keep_the_classes(tmp_path, capsys):
     assert np.abs(tiled - np.frombuffer(whole, np.uint8).reshape(tiled.shape)).max() <= 1
     argv = [*places[:4], "--out", str(tmp_path / "net.onnx"), "--format", "onnx"]
     assert exporting.main(argv) == 0
+    with pytest.raises(ValueError, match="not of label maps: use --format onnx"):
+        exporting.main([*argv, "--format", "safetensors"])
     exported = np.array(Translator.load(tmp_path / "net.onnx")(Image.open(source))).astype(int)
     assert np.abs(exported - np.frombuffer(whole, np.uint8).reshape(tiled.shape)).max() <= 2
     for path in (tmp_path / "data" / "trainB").iterdir():  # fewer classes than before
