@@ -206,11 +206,9 @@ def check_deep(dataset: BaseDataset, flag: str, domains: str) -> None:
     """Raise a DataError if a `flag` about the values of `domains`, "A", "B" or "AB", meets 8-bit images only."""
     formats = dataset.domain_formats
     found = [formats[domain] for domain in domains if domain in formats]
-    if found and all(fmt.classes for fmt in found):
-        raise DataError(f"{flag}: the images of {' and '.join(domains)} are label maps, which have no range.")
-    if all(fmt.is_8bit for fmt in found) and (found or not formats):
-        why = f"the images of {' and '.join(domains)} have 8 bits" if found else "this dataset reads 8-bit images only"
-        raise DataError(f"{flag}: {why}, which are always 0 to 255.")
+    if not any(fmt.has_range for fmt in found) and (found or not formats):
+        owner = f"the images of {' and '.join(domains)} have 8 bits or classes"
+        raise DataError(f"{flag}: {owner if found else 'this dataset reads 8-bit images only'}, without another range.")
 
 
 def check_same_size(dataset: BaseDataset, batch_size: int, step_size: int) -> None:

@@ -92,7 +92,7 @@ def look_at(path: Path, check: Check) -> Look | None:
             classes = fmt.classes if fmt else ()
             transparent = not classes and drops_opacity(path, check)
             frames = frame_count(path)
-            deep = None if fmt is None or fmt.is_8bit or classes else read_array(path)
+            deep = read_array(path) if fmt and fmt.has_range else None
     except DataError:
         return None
     span = None if deep is None else (float(deep.min()), float(deep.max()))

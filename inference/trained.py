@@ -172,7 +172,7 @@ def find_trained(argv: Sequence[str] | None = None) -> Trained:
         if labels[letter]:
             formats[side] = PixelFormat(classes=tuple(labels[letter]))
         elif fmt := source.formats.get(letter):
-            formats[side] = fmt if fmt.is_8bit else fmt.with_range(values.bounds(ranges[letter]))
+            formats[side] = fmt.with_range(values.bounds(ranges[letter])) if fmt.has_range else fmt
     return Trained(opt, source.run_dir, source.label, file, reverse, text, formats)
 
 

@@ -39,6 +39,8 @@ def main(argv: list[str] | None = None) -> int:
     net = translator.net
     if not isinstance(net, AnySize):
         raise ValueError(f"{source}: this network takes images of one size and cannot be exported")
+    if args.format == "safetensors" and translator.has_labels:
+        raise ValueError("a safetensors file would be taken for one of images, not of label maps: use --format onnx")
     channels, stride = translator.input_nc, net.net.stride
     assert isinstance(stride, int)
     for module in net.modules():

@@ -212,7 +212,7 @@ def check_ranges(args: argparse.Namespace, files: Sequence[Path], inputs: Sequen
     for flag, paths in (("value_range", files), ("value_range_A", inputs)):
         text = getattr(args, flag)
         reader = ImageReader(value_range=values.bounds(text))
-        if text and all(reader.format(path).is_8bit for path in paths):
+        if text and not any(reader.format(path).has_range for path in paths):
             raise ValueError(f"--{flag} {text}: these images have 8 bits, which are always 0 to 255")
 
 

@@ -3,6 +3,7 @@
 import argparse
 import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from tqdm import tqdm
@@ -49,10 +50,7 @@ def main(argv: list[str] | None = None) -> int:
         good, skipped = skip_bad([path for path, _ in pairs], reader)
         usable = set(good)
         pairs = [pair for pair in pairs if pair[0] in usable]
-    own = f"value_range_{translator.domains[0]}"
-    for flag in (own, "value_range") if translator.output_format is None else (own,):
-        if getattr(args, flag) and all(reader.format(path).is_8bit for path, _ in pairs):
-            raise ValueError(f"--{flag} {getattr(args, flag)}: these images have 8 bits, which are always 0 to 255")
+    check_ranges(translator, args, [path for path, _ in pairs])
     scans = ScanWriter()
     for path, target in tqdm(pairs, unit="image", disable=None if len(pairs) > 1 else True):
         is_scan = is_scan_of(path, target)
@@ -78,15 +76,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def set_ranges(translator: Translator, args: argparse.Namespace) -> None:
-    """Let the flags replace the ranges of values that the run was trained with.
-
-    Raises:
-        ValueError: a flag is about label maps.
-    """
-    labels = [bool(translator.classes), bool(translator.output_format and translator.output_format.classes)]
-    for domain, is_labels in zip(translator.domains, labels, strict=True):
-        if is_labels and (text := getattr(args, f"value_range_{domain}")):
-            raise ValueError(f"--value_range_{domain} {text}: images of {domain} are label maps, which have no range")
+    """Let the flags replace the ranges of values that the run was trained with."""
     own = {"A": values.bounds(args.value_range_A), "B": values.bounds(args.value_range_B)}
     source, target = (own[domain] for domain in translator.domains)
     both = values.bounds(args.value_range)
@@ -95,8 +85,22 @@ def set_ranges(translator: Translator, args: argparse.Namespace) -> None:
     fmt = translator.output_format
     if fmt is None and target:  # of weights without a run
         translator.output_format = PixelFormat("float32", target)
-    elif fmt is not None and not fmt.is_8bit:
+    elif fmt is not None and fmt.has_range:
         translator.output_format = fmt.with_range(translator.output_range)
+
+
+def check_ranges(translator: Translator, args: argparse.Namespace, paths: Sequence[Path]) -> None:
+    """Raise ValueError if a flag about values meets 8-bit images or label maps only."""
+
+    def reads() -> bool:
+        return any(translator.reader.format(path).has_range for path in paths)
+
+    source, target = (f"value_range_{domain}" for domain in translator.domains)
+    writes = translator.output_format is not None and translator.output_format.has_range
+    used = {source: reads, target: lambda: writes, "value_range": lambda: writes or reads()}
+    for flag, is_used in used.items():
+        if (text := getattr(args, flag)) and not is_used():
+            raise ValueError(f"--{flag} {text}: these images have 8 bits or classes, which have no other range")
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

@@ -119,7 +119,7 @@ def test_every_entrance_reads_and_writes_label_maps(kind, tmp_path):
     assert testing.main([*places, *plain[2:], *single, "--results_dir", str(tmp_path / "single")]) == 0
     found = tmp_path / "single" / "run" / "test_latest" / "images" / "0_fake.png"
     assert Image.open(found).tobytes() == made.tobytes()
-    with pytest.raises(ValueError, match="value_range_B 0,9: images of B are label maps, which have no range"):
+    with pytest.raises(ValueError, match="value_range_B 0,9: these images have 8 bits or classes"):
         translate.main(
             [str(source), str(tmp_path / "new.png"), *places, "--direction", "BtoA", "--value_range_B", "0,9"]
         )
@@ -140,6 +140,8 @@ def test_tiles_exports_and_resumed_runs_keep_the_classes(tmp_path, capsys):
     assert np.abs(tiled - np.frombuffer(whole, np.uint8).reshape(tiled.shape)).max() <= 1
     argv = [*places[:4], "--out", str(tmp_path / "net.onnx"), "--format", "onnx"]
     assert exporting.main(argv) == 0
+    with pytest.raises(ValueError, match="not of label maps: use --format onnx"):
+        exporting.main([*argv, "--format", "safetensors"])
     exported = np.array(Translator.load(tmp_path / "net.onnx")(Image.open(source))).astype(int)
     assert np.abs(exported - np.frombuffer(whole, np.uint8).reshape(tiled.shape)).max() <= 2
     for path in (tmp_path / "data" / "trainB").iterdir():  # fewer classes than before
@@ -222,7 +224,7 @@ def test_flags_that_do_not_fit_are_refused(tmp_path, tiny_data, capsys):
         ("--label_B", "7", "#ff0000"): "7 and #ff0000 cannot be classes|#ff0000 and 7 cannot be classes",
         ("--label_B", "cat"): "'cat' is no class",
         ("--label_B", "0", "3"): r"B.\d\.png holds the class 9, which is none of training: 0 3",
-        ("--label_B", "--value_range_B", "0,9"): "the images of B are label maps, which have no range",
+        ("--label_B", "--value_range_B", "0,9"): "the images of B have 8 bits or classes",
         ("--label_A", "--dataset_mode", "template"): "--dataset_mode template reads no label maps of A",
         (
             "--label_A",

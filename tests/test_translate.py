@@ -36,6 +36,9 @@ def test_script_takes_the_generator_of_a_run(tiny_data, tmp_path):
             with Image.open(tmp_path / f"{name}.png") as made:
                 assert made.tobytes() == Translator.load(run, direction=direction, device="cpu")(image).tobytes()
     assert (tmp_path / "a.png").read_bytes() != (tmp_path / "b.png").read_bytes()
+    for flag in ("value_range", "value_range_A", "value_range_B"):
+        with pytest.raises(ValueError, match=f"--{flag} 0,9: these images have 8 bits"):
+            translate.main([str(source), str(tmp_path / "a.png"), *places, f"--{flag}", "0,9"])
 
 
 def test_script_translates_an_image(file, tiny_data, tmp_path):

@@ -81,9 +81,14 @@ class PixelFormat:
         """Whether values are 0 to 255."""
         return self.dtype == "uint8" and not self.classes
 
+    @property
+    def has_range(self) -> bool:
+        """Whether a range of values can be chosen: not for 8 bits and label maps."""
+        return self.dtype != "uint8" and not self.classes
+
     def with_range(self, value_range: tuple[float, float] | None) -> "PixelFormat":
         """This format with another range of values, in float32 if its dtype cannot hold them; None changes nothing."""
-        if value_range is None or value_range == self.value_range or self.classes:
+        if value_range is None or value_range == self.value_range:
             return self
         dtype = np.dtype(self.dtype)
         limits = np.iinfo(dtype) if dtype.kind in "ui" else np.finfo(dtype)
