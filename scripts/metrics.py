@@ -16,6 +16,7 @@ from data.image_folder import list_images
 from data.transforms import Transform
 from options import values
 from options.choices import DEVICES, FEATURES, METRICS
+from options.parser import script_parser
 from training.features import cache_key, cached, create_extractor
 from training.labels import LabelMaps, Labels
 from training.meter import OF_PAIRS, OF_SETS, Meter, figure, join
@@ -23,6 +24,10 @@ from util.command import run_command
 from util.device import select_device
 from util.rules import parse_rule
 
+EXAMPLES = (
+    "fakes reals --metrics kid,fid,precision_recall",
+    "results/maps/test_latest/images mydata/testB --label fake_B --paired",
+)
 CHUNK = 64  # images in memory at a time
 
 
@@ -71,7 +76,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="scripts.metrics", description=__doc__, allow_abbrev=False)
+    parser = script_parser("python -m scripts.metrics", __doc__, *EXAMPLES)
     add = parser.add_argument
     add("fakes", type=Path, metavar="FAKES", help="folder of made images, with its subfolders")
     add("reals", type=Path, metavar="REALS", help="folder of real images")
