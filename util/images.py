@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,6 +57,12 @@ class PixelFormat:
                     "two values that become -1 and 1."
                 )
         return cls(dtype, value_range, alpha)
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "PixelFormat":
+        """The format whose attributes JSON holds."""
+        low, high = content["value_range"]
+        return cls(np.dtype(content["dtype"]).name, (low, high), content["alpha"])
 
     def __str__(self) -> str:
         low, high = self.value_range
@@ -125,11 +132,7 @@ def read_formats(run_dir: Path) -> dict[str, PixelFormat]:
         return {}
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))
-        formats = {}
-        for domain, fmt in saved.items():
-            low, high = fmt["value_range"]
-            formats[domain] = PixelFormat(np.dtype(fmt["dtype"]).name, (low, high), fmt["alpha"])
-        return formats
+        return {domain: PixelFormat.from_json(fmt) for domain, fmt in saved.items()}
     except (ValueError, TypeError, LookupError, AttributeError) as error:
         raise ValueError(f"{path} is damaged ({error}): restore or remove it") from error
 
