@@ -65,7 +65,7 @@ $(VENV)/installed: pyproject.toml
 	@touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
-	$(python) $(install) ".[dev,fast,formats,metrics,medical,geo,export]"
+	$(python) $(install) ".[dev,fast,formats,metrics,medical,geo,export,hub]"
 	@touch $@
 
 # Without the optional libraries, whose wheels are built for newer versions of PyTorch.

@@ -19,8 +19,9 @@ import torchvision
 from tqdm import tqdm
 
 from benchmarks.gpu import DEVICE_ROWS, Bench, DeviceRow, measure_all
-from benchmarks.rows import ROWS, Figure, Peak
+from benchmarks.rows import ROWS, Figure, Peak, Row
 from data import cpu_count
+from options.parser import script_parser
 
 
 @dataclass
@@ -38,7 +39,26 @@ class Result:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure the rows that are asked for and write the table. Returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
+    args = parse(argv)
+    if args.device == "cuda" and not torch.cuda.is_available():
+        print("skipped: PyTorch finds no NVIDIA GPU on this machine")
+        return 0
+    if args.device:
+        return measure_device(args)
+    peaks = {precision: Peak(precision, args.rounds) for precision in ("fp32", "bf16")}
+    args.out.mkdir(parents=True, exist_ok=True)
+    results: list[Result] = []
+    for row in tqdm(args.rows, unit="row", disable=None):
+        results.append(Result(row.name, row.aim, row.measure(args.rounds, peaks)))
+        tqdm.write(" | ".join(results[-1].cells()))
+        write(args.out, results, {name: peak.rate for name, peak in peaks.items() if peak.measured})
+    print(f"written to {args.out / 'results.md'} and results.json")
+    return 0
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line, with the chosen `rows`."""
+    parser = script_parser("python -m benchmarks", __doc__, "--only attention --rounds 3", "--device cuda --minutes 5")
     parser.add_argument("--rounds", type=int, default=7, help="steps of each side; a row takes some minutes at 256 px")
     parser.add_argument("--only", nargs="+", metavar="TEXT", help="only the rows whose name holds one of these")
     parser.add_argument(
@@ -50,32 +70,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     text = "with --device: start no further row after so many minutes"
     parser.add_argument("--minutes", type=float, default=math.inf, help=text)
     args = parser.parse_args(argv)
-    if args.device == "cuda" and not torch.cuda.is_available():
-        print("skipped: PyTorch finds no NVIDIA GPU on this machine")
-        return 0
-    if args.device:
-        return measure_device(args, parser)
-    if args.quick or args.minutes != math.inf:
+    if not args.device and (args.quick or args.minutes != math.inf):
         parser.error("--quick and --minutes are for the rows of --device")
-    rows = [row for row in ROWS if not args.only or any(text in row.name for text in args.only)]
-    if not rows:
-        parser.error(f"--only {' '.join(args.only)}: the rows are {', '.join(row.name for row in ROWS)}")
-    peaks = {precision: Peak(precision, args.rounds) for precision in ("fp32", "bf16")}
-    args.out.mkdir(parents=True, exist_ok=True)
-    results: list[Result] = []
-    for row in tqdm(rows, unit="row", disable=None):
-        results.append(Result(row.name, row.aim, row.measure(args.rounds, peaks)))
-        tqdm.write(" | ".join(results[-1].cells()))
-        write(args.out, results, {name: peak.rate for name, peak in peaks.items() if peak.measured})
-    print(f"written to {args.out / 'results.md'} and results.json")
-    return 0
+    rows: Sequence[Row | DeviceRow] = DEVICE_ROWS if args.device else ROWS
+    args.rows = [row for row in rows if not args.only or any(text in row.name for text in args.only)]
+    if not args.rows:
+        parser.error(f"--only {' '.join(args.only)}: the rows are {', '.join(row.name for row in rows)}")
+    return args
 
 
-def measure_device(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+def measure_device(args: argparse.Namespace) -> int:
     """Measure the rows of a device and write the table. Returns the exit status: 1 if a row failed."""
-    rows = [row for row in DEVICE_ROWS if not args.only or any(text in row.name for text in args.only)]
-    if not rows:
-        parser.error(f"--only {' '.join(args.only)}: the rows are {', '.join(row.name for row in DEVICE_ROWS)}")
     args.out.mkdir(parents=True, exist_ok=True)
     results: list[Result] = []
     bench = Bench(args.device, 1 if args.quick else args.rounds, quick=args.quick)
@@ -87,7 +92,7 @@ def measure_device(args: argparse.Namespace, parser: argparse.ArgumentParser) ->
         rates.setdefault("bf16", bench.peak_rate("bf16"))
         write(args.out, results, rates)
 
-    failures = measure_all(bench, rows, minutes=args.minutes, report=report)
+    failures = measure_all(bench, args.rows, minutes=args.minutes, report=report)
     for failure in failures:
         print(failure, flush=True)
     print(f"written to {args.out / 'results.md'} and results.json")

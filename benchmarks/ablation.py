@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from display.event_log import FILE, LogReader
 from display.events import End
+from options.parser import script_parser
 from training.meter import figure
 from util.command import run_command
 
@@ -58,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="benchmarks.ablation", description=__doc__, allow_abbrev=False)
+    parser = script_parser("python -m benchmarks.ablation", __doc__, "--seeds 0 1 --minutes 5")
     add = parser.add_argument
     add("--recipe", type=Path, default=ROOT / "recipes" / "demo.txt", help="file of flags (default: the demo)")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="a run of each variant for each (default: 0 1 2)")

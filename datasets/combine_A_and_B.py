@@ -20,6 +20,7 @@ from data.arrays import array_kind, read_array
 from data.image_file import read_rgb
 from data.image_folder import WRITABLE, DataError, list_images, nearest_folder, tree
 from options import values
+from options.parser import script_parser
 from util.command import run_command
 from util.images import write_array
 
@@ -138,7 +139,17 @@ def read(path: Path) -> np.ndarray:
 
 def main(argv: list[str] | None = None) -> int:
     """Parse and combine. Returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    args = parse(argv)
+    threads = 1 if args.no_multiprocessing else None
+    count = combine(args.fold_A, args.fold_B, args.fold_AB, num_imgs=args.num_imgs, use_AB=args.use_AB, threads=threads)
+    print(f"{count} pairs are in {args.fold_AB}")
+    return 0
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    example = "--fold_A mydata/trainA --fold_B mydata/trainB --fold_AB mydata/train"
+    parser = script_parser("python datasets/combine_A_and_B.py", __doc__, example)
     add = parser.add_argument
     add("--fold_A", type=Path, required=True, help="folder of images for the left, or of folders such as train, test")
     add("--fold_B", type=Path, required=True, help="the same for the right, with the same file names")
@@ -146,11 +157,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--num_imgs", type=values.count, default=math.inf, help="maximum number of pairs of each folder; inf = all")
     add("--use_AB", action="store_true", help="join 1_A.jpg with 1_B.jpg, to 1.jpg")
     add("--no_multiprocessing", action="store_true", help="join one pair at a time")
-    args = parser.parse_args(argv)
-    threads = 1 if args.no_multiprocessing else None
-    count = combine(args.fold_A, args.fold_B, args.fold_AB, num_imgs=args.num_imgs, use_AB=args.use_AB, threads=threads)
-    print(f"{count} pairs are in {args.fold_AB}")
-    return 0
+    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

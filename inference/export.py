@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
@@ -19,13 +18,12 @@ from models.networks import layers, resample
 from models.networks.any_size import AnySize
 from models.networks.attention import SelfAttention2d, attend_plain, tokens
 from models.networks.layers import BATCH_NORMS
-from models.weights import in_dtype, write_safetensors
+from models.weights import in_dtype, safetensors_notes, write_safetensors
 from util.files import atomic
 
 SUFFIXES = {"onnx": ".onnx", "torch_export": ".pt2", "torchscript": ".ts", "safetensors": ".safetensors"}
 DTYPES = {"onnx": ("fp32", "fp16", "int8"), "safetensors": ("fp32", "fp16")}  # the other formats have fp32 alone
 OPSET = 18  # of ONNX
-INSTALL = 'pip install ".[export]"'
 
 
 # Layers that run on every size and device alike, and contain nothing that a tracer would take as constant.
@@ -164,7 +162,7 @@ def export(
 def _export_onnx(
     net: Padded, example: Tensor, path: Path, notes: str, dtype: str, calibration: Iterable[Tensor]
 ) -> None:
-    onnx = _import("onnx")
+    onnx = import_extra("onnx", "export")
     if dtype == "fp16":
         net.dtype = torch.float16
         net.net.half()
@@ -183,7 +181,7 @@ def _export_onnx(
 
 def _quantize(path: Path, calibration: Iterable[Tensor]) -> None:
     """Quantize the convolutions of an ONNX file to int8, by the ranges of activations for `calibration`."""
-    quantization = _import("onnxruntime.quantization")
+    quantization = import_extra("onnxruntime.quantization", "export")
 
     class Reader(quantization.CalibrationDataReader):  # type: ignore[name-defined]
         def __init__(self) -> None:
@@ -202,16 +200,16 @@ def _quantize(path: Path, calibration: Iterable[Tensor]) -> None:
         path.write_bytes(made.read_bytes())
 
 
-def _import(name: str) -> Any:
+def import_extra(name: str, extra: str) -> Any:
     """An optional package. ValueError with the command that installs it if it is missing."""
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise ValueError(f"{name} is not installed: {INSTALL}") from error
+        raise ValueError(f'{name} is not installed: pip install ".[{extra}]"') from error
 
 
 def _load_onnx(path: Path) -> Any:
-    onnx = _import("onnx")
+    onnx = import_extra("onnx", "export")
     try:
         return onnx.load(path)
     except OSError:
@@ -224,11 +222,11 @@ def read_notes(path: Path) -> dict[str, Any]:
     """What an exported file says about itself.
 
     Returns:
-        input_nc, output_nc; stride, of which sides are padded to a multiple; image_range, the values of a tensor;
-        value_range, the values of files with more than 8 bits that became -1 and 1, if it was given in training;
-        output_range and output_format, the same and the pixels of results; domains, the letters of both; classes, those
-        of label maps that it takes; slice_axis, of volumes; source, dtype, and norm_statistics: of the batch, or
-        running.
+        network, the flags of the generator; input_nc, output_nc; stride, of which sides are padded to a multiple;
+        image_range, the values of a tensor; value_range, the values of files with more than 8 bits that became -1 and
+        1, if it was given in training; output_range and output_format, the same and the pixels of results; domains, the
+        letters of both; classes, those of label maps that it takes; slice_axis, of volumes; source, dtype, and
+        norm_statistics: of the batch, or running.
 
     Raises:
         ValueError: the file was not made by `export`.
@@ -243,8 +241,7 @@ def read_notes(path: Path) -> dict[str, Any]:
         elif suffix == ".ts":
             torch.jit.load(str(path), _extra_files=files)
         else:
-            with safe_open(path, "pt") as file:
-                return json.loads((file.metadata() or {})["notes"])
+            files["notes.json"] = safetensors_notes(path)
         return json.loads(files["notes.json"])
     except (KeyError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} was not written by scripts.export: it says nothing about itself") from error
@@ -265,7 +262,7 @@ class OnnxNetwork(nn.Module):
 
     def __init__(self, path: Path, device: torch.device | None = None):
         super().__init__()
-        runtime = _import("onnxruntime")
+        runtime = import_extra("onnxruntime", "export")
         provider = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}.get(
             device.type if device else "cpu"
         )

@@ -1,8 +1,9 @@
 """Find a trained model: its options, its weights, and the networks ready for images of any size."""
 
+import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from data.scans import LAST
+from inference.hub import local_file
 from models import create_model
 from models.base_model import BaseModel
 from models.networks import build_generator
@@ -17,7 +20,7 @@ from models.networks.any_size import AnySize
 from models.networks.infer import GENERATOR_FLAGS, as_text, infer_generator, infer_network
 from models.networks.layers import BATCH_NORMS, spectral_normalize
 from models.test_model import generator_labels
-from models.weights import find_weights, load_weights, read_weights
+from models.weights import find_weights, load_weights, read_weights, safetensors_notes
 from options import values
 from options.base_options import Options, read_saved
 from options.test_options import TestOptions
@@ -79,7 +82,7 @@ def find_source(run_dir: Path, label: str, *, file: Path | None = None) -> Sourc
     Raises:
         ValueError: `file` is not a generator, or the saved options are damaged.
     """
-    saved, inferred = read_saved(run_dir), {}
+    saved, inferred, formats = read_saved(run_dir), {}, read_formats(run_dir)
     trained: dict[str, Any] = {"direction": "AtoB"}
     if file:
         if re.search("_net_G_B(_ema)?$", file.stem):  # of the other direction
@@ -91,13 +94,29 @@ def find_source(run_dir: Path, label: str, *, file: Path | None = None) -> Sourc
             beside = sorted(path.name for path in run_dir.glob("*_net_G*") if path != file)
             near = f". Generators beside it: {', '.join(beside)}" if beside else ""
             raise ValueError(f"{file}: {error}{near}") from error
+        if file.suffix == ".safetensors" and '"domains"' in (text := safetensors_notes(file)):
+            noted, formats = from_notes(json.loads(text))
+            saved = saved | noted
     elif not saved:
         bare = [run_dir / WEIGHTS.format(label=label, network=network) for network in ("G_A", "G")]
         if found := next((path for path in bare if path.is_file()), None):
             inferred = infer_network(read_weights(found))
             if found == bare[1]:
                 trained = {}  # without options, a lone G is assumed to be of the requested direction
-    return Source(run_dir, label, file, trained | saved | inferred, inferred, read_formats(run_dir))
+    return Source(run_dir, label, file, trained | saved | inferred, inferred, formats)
+
+
+def from_notes(notes: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, PixelFormat]]:
+    """The flags about domains, and their formats, that an exported file notes; see `inference.export.read_notes`."""
+    first, second = notes["domains"]
+    flags: dict[str, Any] = {"direction": f"{first}to{second}"}
+    for domain, pair in ((first, notes["value_range"]), (second, notes["output_range"])):
+        flags[f"value_range_{domain}"] = "{},{}".format(*pair) if pair else ""
+    flags["slice_axis"] = notes.get("slice_axis", LAST)
+    formats = {second: PixelFormat.from_dict(fmt)} if (fmt := notes["output_format"]) else {}
+    if classes := notes.get("classes"):
+        formats[first] = PixelFormat(classes=tuple(classes))
+    return flags, formats
 
 
 @dataclass(frozen=True)
@@ -146,9 +165,9 @@ def find_trained(argv: Sequence[str] | None = None) -> Trained:
         argv = ["--model=test", *argv]  # the one that takes a file, unless another is named
     flags = TestOptions().peek(argv)
     label = checkpoint_label(flags["epoch"], flags["load_iter"])
-    file = Path(flags["weights"]) if flags.get("weights") else None
+    file = local_file(flags["weights"]) if flags.get("weights") else None
     if file:
-        argv = [f"--name={file.stem}", *argv]
+        argv = [f"--name={Path(flags['weights']).stem}", *argv]
         source = find_source(file.parent, label, file=file)
     else:
         source = find_source(Path(flags["checkpoints_dir"]) / flags["name"], label)

@@ -13,8 +13,9 @@ from data.image_file import ImageReader, on_white
 from data.scans import LAST
 from data.transforms import Transform
 from inference.export import OnnxNetwork, read_notes
+from inference.hub import local_file
 from inference.tiles import OVERLAP, Tiled
-from inference.trained import find_source, load_generator
+from inference.trained import Source, find_source, from_notes, load_generator
 from options import values
 from util.images import WITH_ALPHA, PixelFormat, is_viewable, to_image, to_label_map
 from util.label_maps import Palette, pixels
@@ -25,11 +26,6 @@ AnyImage = TypeVar("AnyImage", Image.Image, np.ndarray, Tensor)
 def as_tensor(image: Image.Image | Tensor, *, channels: int) -> Tensor:
     """Convert an 8-bit image, or (C, H, W) in [-1, 1], to (channels, H, W) in [-1, 1], as test.py does."""
     return Transform(preprocess="none", flip=False, channels=channels, multiple=1)(image)
-
-
-def as_range(pair: list[float] | None) -> tuple[float, float] | None:
-    """A range of values from JSON."""
-    return (pair[0], pair[1]) if pair else None
 
 
 class Translator:
@@ -83,7 +79,8 @@ class Translator:
 
         Args:
             source: the folder of the run, such as checkpoints/NAME; a file of a generator, whose flags are inferred;
-                or an ONNX file of scripts.export, which onnxruntime runs.
+                an ONNX file of scripts.export, which onnxruntime runs; or a file on the Hugging Face Hub, see
+                `inference.hub.local_file`.
             direction: AtoB or BtoA; None takes the direction of training.
             epoch: latest, best or the number of an epoch.
             ema: prefer averaged weights.
@@ -97,23 +94,14 @@ class Translator:
             ValueError: there is no such run or file, it has no generator for this direction, or it does not run in
                 tiles.
         """
-        source = Path(source)
+        source = local_file(source)
         if source.suffix == ".onnx":
             if (direction, epoch, ema, evaluate, tile) != (None, "latest", True, False, None):
                 raise ValueError(f"{source} is one exported generator, which runs whole: pass the device alone")
             notes = read_notes(source)
             net: nn.Module = OnnxNetwork(source, torch.device(device or "cpu"))
-            fmt, (first, second) = notes["output_format"], notes["domains"]
-            return cls(
-                net,
-                input_nc=notes["input_nc"],
-                value_range=as_range(notes["value_range"]),
-                output_format=fmt and PixelFormat.from_dict(fmt),
-                output_range=as_range(notes["output_range"]),
-                domains=(first, second),
-                classes=notes.get("classes", ()),
-                slice_axis=notes.get("slice_axis", LAST),
-            )
+            flags, formats = from_notes(notes)
+            return cls._of(Source(source.parent, "", source, flags, {}, formats), net, notes["input_nc"])
         source = source.absolute() if source.is_file() else source.resolve()
         for what, name in (("source", source.stem if source.is_file() else source.name), ("epoch", str(epoch))):
             if not values.is_plain_name(name):
@@ -131,16 +119,21 @@ class Translator:
         )
         if tile:
             net = Tiled(net, tile=tile, overlap=tile_overlap)
-        first, second = found.domains(direction)
+        return cls._of(found, net, input_nc, direction)
+
+    @classmethod
+    def _of(cls, source: Source, net: nn.Module, input_nc: int, direction: str | None = None) -> Self:
+        """A network with the ranges and formats of `source`, in `direction` (None: as trained)."""
+        first, second = source.domains(direction)
         return cls(
             net,
             input_nc=input_nc,
-            value_range=found.value_range(first),
-            output_format=found.formats.get(second),
-            output_range=found.value_range(second),
+            value_range=source.value_range(first),
+            output_format=source.formats.get(second),
+            output_range=source.value_range(second),
             domains=(first, second),
-            classes=found.formats[first].classes if first in found.formats else (),
-            slice_axis=found.flags.get("slice_axis", LAST),
+            classes=source.formats[first].classes if first in source.formats else (),
+            slice_axis=source.flags.get("slice_axis", LAST),
         )
 
     @property

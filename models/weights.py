@@ -33,6 +33,12 @@ def write_safetensors(weights: Mapping[str, Tensor], path: Path, *, notes: str =
     path.write_bytes(safetensors.torch.save(content, metadata={"notes": notes} if notes else None))
 
 
+def safetensors_notes(path: Path) -> str:
+    """What `write_safetensors` wrote beside the weights; empty if nothing."""
+    with safetensors.safe_open(path, "pt") as file:
+        return (file.metadata() or {}).get("notes", "")
+
+
 def read_weights(path: Path, *, network: str = "", objects: bool = False) -> dict[str, Tensor]:
     """Read the weights of a network: name -> tensor. No code in the file is executed.
 

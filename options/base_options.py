@@ -151,6 +151,7 @@ class BaseOptions:
 
     is_train: ClassVar[bool]
     description: ClassVar[str]  # above the flags in --help
+    examples: ClassVar[tuple[str, ...]]  # below them: the flags of commands to copy
     own_flags: ClassVar[frozenset[str]]  # never inherited from the saved options of a run
 
     def initialize(self, parser: ArgumentParser) -> None:
@@ -203,7 +204,7 @@ class BaseOptions:
 
     def _parser(self, argv: Sequence[str] | None, saved: Mapping[str, object]) -> Parser:
         """All flags, with the defaults of model, dataset and saved options."""
-        parser = Parser("train.py" if self.is_train else "test.py", self.description)
+        parser = Parser("train.py" if self.is_train else "test.py", self.description, self.examples)
         self.initialize(parser)
         inherited = {flag: value for flag, value in saved.items() if flag not in self.own_flags}
         parser.inherit(inherited)

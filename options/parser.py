@@ -25,11 +25,12 @@ _MISSING = object()
 class Parser(argparse.ArgumentParser):
     """Parses flags without abbreviations, and files of flags (@FILE). The caller adds -h after the last flag."""
 
-    def __init__(self, prog: str, description: str = ""):
+    def __init__(self, prog: str, description: str, examples: Sequence[str]):
         super().__init__(
             prog=prog,
             usage=f"python {prog} [@FILE] [--FLAG VALUE ...]; --help shows all flags",
             description=description,
+            epilog=in_lines(f"python {prog}", examples),
             formatter_class=_HelpFormatter,
             fromfile_prefix_chars="@",
             add_help=False,
@@ -99,7 +100,26 @@ def announce(old: str, new: str) -> None:
     log.warning("%s is now called %s", old, new)
 
 
-class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+def script_parser(program: str, description: str, *examples: str) -> argparse.ArgumentParser:
+    """A parser without abbreviations, whose --help ends with commands to copy.
+
+    Args:
+        program: the command without flags, such as "python -m scripts.demo".
+        description: above the flags.
+        examples: the flags of each command.
+    """
+    return argparse.ArgumentParser(
+        prog=program, description=description, epilog=in_lines(program, examples), allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+
+
+def in_lines(program: str, examples: Sequence[str]) -> str:
+    """Commands as the end of --help."""
+    return "\n".join(["examples:", *(f"  {program} {flags}".rstrip() for flags in examples)])
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Shows defaults, except for switches that are off and flags without a value."""
 
     def __init__(self, prog: str):

@@ -15,10 +15,9 @@ class TestOptions(BaseOptions):
 
     __test__ = False  # not a test, whatever pytest makes of the name
     is_train = False
-    description = (
-        "Translate images with a trained model. For example: python test.py --name maps. Flags of data and network "
-        "default to those of the run. @FILE reads flags from a text file."
-    )
+    description = """Translate images with a trained model. @FILE reads flags from a text file.
+Flags of data and network default to those of the run."""
+    examples = ("--name maps", "--model test --weights weights/chart_AtoB.safetensors --dataroot photos")
     own_flags = frozenset(
         (
             "name", "suffix", "checkpoints_dir", "epoch", "load_iter", "seed", "device", "gpu_ids", "display_winsize",

@@ -15,10 +15,11 @@ class TrainOptions(BaseOptions):
     """Declares the flags of training beside the shared ones. A resumed run keeps them, except for `own_flags`."""
 
     is_train = True
-    description = (
-        "Train a model. For example: python train.py --dataroot ./datasets/maps --name maps --model cycle_gan_attn. "
-        "@FILE reads flags from a text file."
-    )
+    description = "Train a model. @FILE reads flags from a text file."
+    examples = (
+        "--dataroot ./datasets/maps --name maps --model cycle_gan_attn", "--name maps --continue_train",
+        "@recipes/demo.txt",
+    )  # fmt: skip
     own_flags = frozenset(
         (
             "name", "suffix", "checkpoints_dir", "continue_train", "epoch", "load_iter", "epoch_count", "init_from",

@@ -8,11 +8,13 @@ import torch
 
 from models.networks.infer import as_text, foreign, infer_network
 from models.weights import in_dtype, read_weights, write_safetensors
+from options.parser import script_parser
 from util.command import run_command
 from util.files import atomic
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 SUFFIXES = (".pth", ".safetensors")
+EXAMPLES = ("old.ckpt new.safetensors", "both.ckpt net.pth --network netG_A --dtype fp16")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -33,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="scripts.convert", description=__doc__, allow_abbrev=False)
+    parser = script_parser("python -m scripts.convert", __doc__, *EXAMPLES)
     add = parser.add_argument
     add("source", type=Path, metavar="IN", help="a file of PyTorch or safetensors; no code in it is executed")
     add("target", type=Path, metavar="OUT", help=f"file to write: {' or '.join(SUFFIXES)}")

@@ -30,16 +30,15 @@ from inference.translator import Translator, as_tensor
 from models.networks.any_size import fitting_size, visible_cells
 from models.networks.attention import SelfAttention2d, attention_blocks, block_inputs
 from options import values
+from options.parser import script_parser
 from scripts.generators import add_generator_flags
 from util.command import run_command
 from util.device import select_device
 from util.images import to_image
 
-EXAMPLES = """examples:
-  python -m scripts.demo
-  python -m scripts.demo --name mine
-  python -m scripts.demo --weights weights/chart_AtoB.safetensors weights/chart_BtoA.safetensors --port 8080
-"""
+EXAMPLES = (
+    "", "--name mine", "--weights weights/chart_AtoB.safetensors weights/chart_BtoA.safetensors --port 8080"
+)  # fmt: skip
 PAGE = Path(__file__).parent.parent / "display" / "pages" / "demo.html"
 BUNDLED = sorted((Path(__file__).parent.parent / "weights").glob("*.safetensors"))
 MAX_BYTES = 2**25  # of an uploaded file
@@ -281,10 +280,7 @@ def load_translators(args: argparse.Namespace) -> dict[str, Translator]:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="scripts.demo", description=__doc__, epilog=EXAMPLES, allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = script_parser("python -m scripts.demo", __doc__, *EXAMPLES)
     add = parser.add_argument
     add_generator_flags(parser, several=True)
     add("--host", default="127.0.0.1", help="address to listen at (default: 127.0.0.1, this machine alone)")

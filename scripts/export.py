@@ -1,7 +1,6 @@
 """Export a trained generator for other programs: python -m scripts.export --name NAME --format onnx."""
 
 import argparse
-import dataclasses
 import statistics
 import sys
 import time
@@ -15,15 +14,15 @@ from tqdm import tqdm
 from data.image_folder import list_images
 from inference.export import DTYPES, SUFFIXES, export, load_exported, make_portable, random_images
 from inference.translator import Translator, as_tensor
-from models.networks.any_size import AnySize
-from scripts.generators import add_generator_flags, check_generator
+from options.parser import script_parser
+from scripts.generators import add_generator_flags, check_generator, describe, load_for_export
 from util.command import run_command
 
-EXAMPLES = """examples:
-  python -m scripts.export --name mine --format onnx
-  python -m scripts.export --weights weights/chart_AtoB.safetensors --format onnx --dtype fp16 --out chart.onnx
-  python -m scripts.export --name mine --format onnx --dtype int8 --calibrate mydata/trainA
-"""
+EXAMPLES = (
+    "--name mine --format onnx",
+    "--weights weights/chart_AtoB.safetensors --format onnx --dtype fp16 --out chart.onnx",
+    "--name mine --format onnx --dtype int8 --calibrate mydata/trainA",
+)
 LARGEST_ERROR = 0.01  # of fp32, in [-1, 1]: instance norm of large images differs by 0.005 between kernels
 TIMED = 256  # px of a side of the image that is timed
 CALIBRATED = 16  # images at most: a range of activations hardly changes with more
@@ -32,44 +31,19 @@ CALIBRATED = 16  # images at most: a range of activations hardly changes with mo
 def main(argv: list[str] | None = None) -> int:
     """Load, export, and compare the file with PyTorch. Returns the exit status."""
     args = parse(argv)
-    source = args.weights or args.checkpoints_dir / args.name
-    translator = Translator.load(
-        source, direction=args.direction, epoch=args.epoch, ema=not args.no_ema, evaluate=args.eval, device="cpu"
-    )
-    net = translator.net
-    if not isinstance(net, AnySize):
-        raise ValueError(f"{source}: this network takes images of one size and cannot be exported")
-    if args.format == "safetensors" and translator.has_labels:
-        raise ValueError("a safetensors file would be taken for one of images, not of label maps: use --format onnx")
+    translator, net = load_for_export(args)
     channels, stride = translator.input_nc, net.net.stride
     assert isinstance(stride, int)
-    for module in net.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.eval()
-    multiples = args.format == "torch_export"
-    images = random_images(channels, stride=stride, multiples=multiples)
+    images = random_images(channels, stride=stride, multiples=args.format == "torch_export")
     expected = [translator(image) for image in images]
     example = torch.zeros(1, channels, TIMED, TIMED)
     rates = {"PyTorch": images_per_second(translator, example)}
-    path = args.out or Path(f"{args.name or source.stem}{SUFFIXES[args.format]}")
+    path = args.out or Path(f"{args.name or args.weights.stem}{SUFFIXES[args.format]}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    notes = {
-        "source": args.name or source.name,
-        "input_nc": channels,
-        "output_nc": expected[0].shape[1],
-        "image_range": [-1, 1],
-        "value_range": translator.value_range,
-        "output_range": translator.output_range,
-        "output_format": translator.output_format and dataclasses.asdict(translator.output_format),
-        "domains": translator.domains,
-        "classes": translator.classes,
-        "slice_axis": translator.slice_axis,
-        "stride": stride,
-        "norm_statistics": "running" if args.eval else "of the image, or of the batch",
-        "dtype": args.dtype,
-    }
+    portable = make_portable(net)
+    notes = describe(translator, portable, args, dtype=args.dtype)
     calibration = calibration_images(args.calibrate, translator) if args.calibrate else iter(())
-    export(make_portable(net), path, args.format, notes, dtype=args.dtype, calibration=calibration)
+    export(portable, path, args.format, notes, dtype=args.dtype, calibration=calibration)
     if args.format == "safetensors":
         exported: Callable[[Tensor], Tensor] = Translator.load(path, evaluate=args.eval, device="cpu")
     else:
@@ -112,10 +86,7 @@ def calibration_images(folder: Path, translator: Translator) -> Iterator[Tensor]
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="scripts.export", description=__doc__, epilog=EXAMPLES, allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = script_parser("python -m scripts.export", __doc__, *EXAMPLES)
     add = parser.add_argument
     add_generator_flags(parser)
     text = "torch_export takes sides that are multiples of the stride, the others any size from 2 pixels on"

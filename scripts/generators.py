@@ -1,8 +1,16 @@
-"""The flags by which scripts choose a trained generator."""
+"""The flags by which scripts choose a trained generator, and what they write about it."""
 
 import argparse
+import dataclasses
 from pathlib import Path
+from typing import Any
 
+from torch import nn
+
+from inference.export import Padded
+from inference.translator import Translator
+from models.networks.any_size import AnySize
+from models.networks.infer import infer_generator
 from options import values
 
 
@@ -14,7 +22,7 @@ def add_generator_flags(parser: argparse.ArgumentParser, *, several: bool = Fals
     """
     add = parser.add_argument_group("generator").add_argument
     add("--name", type=values.plain_name, help="name of the run with the generator")
-    text = "a .pth or .safetensors file of a generator, instead of a run"
+    text = "a .pth or .safetensors file of a generator, or hf://OWNER/NAME on the Hugging Face Hub, instead of a run"
     if several:
         add("--weights", type=Path, nargs="+", metavar="FILE", help=f"{text}; several are possible")
     else:
@@ -32,3 +40,55 @@ def check_generator(parser: argparse.ArgumentParser, args: argparse.Namespace) -
     """End with a parser error unless either --name or --weights is given."""
     if (args.name is None) == (args.weights is None):
         parser.error("name a trained generator: either a run by --name, or a file by --weights")
+
+
+def load_translator(args: argparse.Namespace, **keywords: Any) -> Translator:
+    """The chosen generator.
+
+    Args:
+        args: with --name or --weights.
+        keywords: of `Translator.load`.
+
+    Raises:
+        ValueError: see `Translator.load`.
+    """
+    source = args.weights or args.checkpoints_dir / args.name
+    choice = {"direction": args.direction, "epoch": args.epoch, "ema": not args.no_ema, "evaluate": args.eval}
+    return Translator.load(source, **choice, **keywords)
+
+
+def load_for_export(args: argparse.Namespace) -> tuple[Translator, AnySize]:
+    """The chosen generator on the CPU, without dropout, and its network.
+
+    Raises:
+        ValueError: see `Translator.load`; or the network cannot be exported.
+    """
+    translator = load_translator(args, device="cpu")
+    net = translator.net
+    if not isinstance(net, AnySize):
+        raise ValueError(f"{args.weights or args.name}: this network takes images of one size and cannot be exported")
+    for module in net.modules():
+        if isinstance(module, nn.Dropout):
+            module.eval()
+    return translator, net
+
+
+def describe(translator: Translator, net: Padded, args: argparse.Namespace, *, dtype: str = "fp32") -> dict[str, Any]:
+    """What a file of the generator says about itself, see `inference.export.read_notes`."""
+    network = {"no_dropout": True} | infer_generator(net.net.state_dict())
+    return {
+        "source": args.name or args.weights.name,
+        "network": network,
+        "input_nc": network["input_nc"],
+        "output_nc": network["output_nc"],
+        "image_range": [-1, 1],
+        "value_range": translator.value_range,
+        "output_range": translator.output_range,
+        "output_format": translator.output_format and dataclasses.asdict(translator.output_format),
+        "domains": translator.domains,
+        "classes": translator.classes,
+        "slice_axis": translator.slice_axis,
+        "stride": net.stride,
+        "norm_statistics": "running" if args.eval else "of the image, or of the batch",
+        "dtype": dtype,
+    }

@@ -18,6 +18,7 @@ from data.image_folder import list_images
 from data.transforms import Transform
 from options import values
 from options.choices import DEVICES, FEATURES, METRICS
+from options.parser import script_parser
 from training.features import cache_key, cached, create_extractor
 from training.labels import LabelMaps, Labels
 from training.meter import OF_PAIRS, OF_SETS, Meter, figure, join
@@ -26,6 +27,10 @@ from util.command import run_command
 from util.device import select_device
 from util.rules import parse_rule
 
+EXAMPLES = (
+    "fakes reals --metrics kid,fid,precision_recall",
+    "results/maps/test_latest/images mydata/testB --label fake_B --paired",
+)
 CHUNK = 64  # images in memory at a time
 ENOUGH = 50  # images of each kind, for the KID of a class: the KID of fewer says more about the sample than the class
 BAR = 20  # characters of the bar of the highest KID
@@ -135,7 +140,7 @@ def class_table(
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="scripts.metrics", description=__doc__, allow_abbrev=False)
+    parser = script_parser("python -m scripts.metrics", __doc__, *EXAMPLES)
     add = parser.add_argument
     add("fakes", type=Path, metavar="FAKES", help="folder of made images, with its subfolders")
     add("reals", type=Path, metavar="REALS", help="folder of real images")

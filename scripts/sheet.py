@@ -11,6 +11,7 @@ from torchvision.utils import make_grid
 
 from data.image_file import read_image
 from options import values
+from options.parser import script_parser
 from util.command import run_command
 from util.images import save_image
 
@@ -21,12 +22,7 @@ def main(argv: list[str] | None = None) -> int:
     """Write the sheet: a row for each label, a column for each image. Returns the exit status."""
     args = parse(argv)
     folder = args.results / "images"
-    names = [
-        path.name.removesuffix(f"_{args.labels[0]}.png") for path in sorted(folder.glob(f"*_{args.labels[0]}.png"))
-    ]
-    if not names:
-        raise ValueError(f"{folder} has no image of the label {args.labels[0]}: is {args.results} a folder of test.py?")
-    names = names[: args.count]
+    names = result_names(folder, args.labels[0], args.count)
     images = [load(folder / f"{name}_{label}.png", args.scale) for label in args.labels for name in names]
     if sizes := sorted({f"{image.shape[2]}x{image.shape[1]}" for image in images})[1:]:
         raise ValueError(f"images of one sheet need one size, and {folder} has {', '.join(sizes)} px too")
@@ -34,6 +30,14 @@ def main(argv: list[str] | None = None) -> int:
     save_image(grid, args.target)
     print(f"{args.target}: {len(names)} columns, rows {', '.join(args.labels)}")
     return 0
+
+
+def result_names(folder: Path, label: str, count: int) -> list[str]:
+    """The names of the first images of a label that test.py wrote into `folder`. ValueError if there is none."""
+    names = [path.name.removesuffix(f"_{label}.png") for path in sorted(folder.glob(f"*_{label}.png"))]
+    if not names:
+        raise ValueError(f"{folder} has no image of the label {label}: is {folder.parent} a folder of test.py?")
+    return names[:count]
 
 
 def load(path: Path, scale: int) -> Tensor:
@@ -44,7 +48,8 @@ def load(path: Path, scale: int) -> Tensor:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="scripts.sheet", description=__doc__, allow_abbrev=False)
+    example = "results/demo/test_latest sheet.png --labels real_A fake_B --count 8 --scale 2"
+    parser = script_parser("python -m scripts.sheet", __doc__, example)
     add = parser.add_argument
     add("results", type=Path, help="folder that test.py wrote")
     add("target", type=Path, metavar="OUT", help="the image file to write")

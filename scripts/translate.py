@@ -16,11 +16,17 @@ from inference.tiles import OVERLAP, Tiled
 from inference.translator import Translator, as_tensor
 from inference.windows import TiffImage, translate_file
 from options import values
-from scripts.generators import add_generator_flags, check_generator
+from options.parser import script_parser
+from scripts.generators import add_generator_flags, check_generator, load_translator
 from util.command import SKIPPED, configure_logging, run_command
 from util.device import select_device
 from util.images import PixelFormat, is_viewable, save_image
 from util.threads import choose_threads
+
+EXAMPLES = (
+    "in.jpg out.png --name mine", "photos charts --weights weights/chart_AtoB.safetensors",
+    "large.tif out.tif --name mine --direction BtoA --tile 512",
+)  # fmt: skip
 
 log = logging.getLogger("scripts.translate")
 
@@ -29,19 +35,10 @@ def main(argv: list[str] | None = None) -> int:
     """Load the generator and translate every image. Returns the exit status."""
     configure_logging()
     args = parse(argv)
-    source = args.weights or args.checkpoints_dir / args.name
     device = select_device(args.device)
     threads = choose_threads(args.cpu_threads, device=device)
-    translator = Translator.load(
-        source,
-        direction=args.direction,
-        epoch=args.epoch,
-        ema=not args.no_ema,
-        evaluate=args.eval,
-        device=device,
-        tile=args.tile,
-        **({} if args.tile_overlap is None else {"tile_overlap": args.tile_overlap}),
-    )
+    overlap = {} if args.tile_overlap is None else {"tile_overlap": args.tile_overlap}
+    translator = load_translator(args, device=device, tile=args.tile, **overlap)
     pairs = plan(args.source, args.target, translator.slice_axis if args.slice_axis is None else args.slice_axis)
     set_ranges(translator, args)
     reader = translator.reader
@@ -69,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
             target = target.with_suffix(".tif")  # of the depth and channels that PNG cannot hold
         save_image(made, target, fmt)
     scans.close()
-    print(f"{len(pairs)} translated by {source}: {args.target}")
+    print(f"{len(pairs)} translated by {args.weights or args.name}: {args.target}")
     if skipped:
         print(f"{len(skipped)} skipped:\n{listing(skipped)}")
     return SKIPPED if skipped else 0
@@ -105,7 +102,7 @@ def check_ranges(translator: Translator, args: argparse.Namespace, paths: Sequen
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="scripts.translate", description=__doc__, allow_abbrev=False)
+    parser = script_parser("python -m scripts.translate", __doc__, *EXAMPLES)
     add = parser.add_argument
     add("source", type=Path, metavar="IN", help="an image, or a folder of images with its subfolders")
     text = "file for the result, or folder (a name without a suffix) for the results; created if missing"

@@ -1,12 +1,19 @@
 """What the documentation says holds."""
 
+import importlib
 import re
+import shlex
+import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+import benchmarks.__main__
+import benchmarks.ablation
 from options.test_options import TestOptions
 from options.train_options import TrainOptions
+from tests.conftest import COMBINE
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
@@ -34,6 +41,41 @@ def test_every_source_file_is_on_the_map():
     files = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
     known = [path for path in files if path.name != "__init__.py" and "display" not in path.parts]
     assert [str(path.relative_to(ROOT)) for path in known if path.name not in overview] == []
+
+
+PROGRAMS: dict[str, Callable[[list[str]], object]] = {
+    "train.py": TrainOptions().parse,
+    "test.py": TestOptions().parse,
+    "datasets/combine_A_and_B.py": COMBINE["parse"],
+    "-m benchmarks": benchmarks.__main__.parse,
+    "-m benchmarks.ablation": benchmarks.ablation.parse,
+} | {
+    f"-m scripts.{path.stem}": importlib.import_module(f"scripts.{path.stem}").parse
+    for path in sorted((ROOT / "scripts").glob("*.py"))
+    if "run_command" in path.read_text(encoding="utf-8")
+}
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_examples_in_the_help_parse(program, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit) as ended:
+        PROGRAMS[program](["--help"])
+    assert ended.value.code == 0
+    _, found, examples = capsys.readouterr().out.partition("\nexamples:\n")
+    assert found and examples.strip()
+    for line in examples.splitlines():
+        assert line.startswith(f"  python {program}")
+        PROGRAMS[program](shlex.split(line.removeprefix(f"  python {program}")))
+
+
+def test_extras_that_are_named_exist():
+    known = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    files = [*PAGES, ROOT / "Makefile", ROOT / "Dockerfile", ROOT / "scripts" / "publish.py"]
+    named = ",".join(
+        text for path in files for text in re.findall(r'"\.\[([\w,]+)\]"', path.read_text(encoding="utf-8"))
+    )
+    assert named and set(named.split(",")) <= known.keys()
 
 
 @pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.txt")), ids=lambda path: path.stem)

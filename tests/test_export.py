@@ -16,7 +16,8 @@ from scripts import export as script
 from tests.conftest import draw_shapes
 from tests.test_tiles import generator, resnet, unet
 
-NOTES = {"input_nc": 3, "output_nc": 3, "value_range": None}
+NOTES = {"input_nc": 3, "output_nc": 3, "domains": ["A", "B"]}
+NOTES |= dict.fromkeys(("value_range", "output_range", "output_format"))
 
 
 @pytest.fixture
