@@ -13,7 +13,7 @@ install := -m pip install --no-build-isolation
 .PHONY: help show demo chart emoji cats cats_hour test test-oldest faults benchmarks format
 
 help:
-	@echo 'make show        install, translate bundled images with bundled weights'
+	@echo 'make show        install, translate bundled images and make cats with bundled weights'
 	@echo 'make demo        install, train on the bundled images (5 minutes on 2 cores), translate the test images'
 	@echo 'make chart       like demo, with the longer recipe (60 minutes)'
 	@echo 'make emoji       stickers to figures on a stage (60 minutes)'
@@ -28,6 +28,7 @@ help:
 show: $(VENV)/installed
 	$(python) test.py --weights weights/chart_AtoB.safetensors --dataroot datasets/chart/testA --preprocess none --num_test 20
 	$(python) test.py --weights weights/emoji_AtoB.safetensors --dataroot datasets/emoji/testA --preprocess none --num_test 20
+	$(python) test.py --name cats --checkpoints_dir weights --seeds 0-3
 
 demo chart emoji: $(VENV)/installed
 	$(python) train.py @recipes/$@.txt

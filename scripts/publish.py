@@ -13,7 +13,6 @@ from typing import Any
 
 from PIL import Image
 
-from data.image_file import ImageReader
 from data.image_folder import list_images
 from inference.export import export, import_extra, make_portable
 from inference.hub import WEIGHTS, hub_errors
@@ -98,15 +97,16 @@ def before_and_after(args: argparse.Namespace, translator: Translator) -> Iterat
     """The images of the card: those of --images, translated, or those of --results.
 
     Raises:
-        ValueError: there are none.
+        ValueError: there are none, or they are label maps.
     """
     if args.images:
         paths = list_images(args.images, SHOWN)
         if not paths:
             raise ValueError(f"--images {args.images}: there are no images")
-        reader = ImageReader(channels=translator.input_nc, value_range=translator.value_range)
+        if translator.has_labels:
+            raise ValueError("--images shows no label maps: use --results, whose pages have them in color")
         for path in paths:
-            x = as_tensor(reader(path), channels=translator.input_nc)
+            x = as_tensor(translator.reader(path), channels=translator.input_nc)
             yield to_image(x), to_image(translator(x))
     elif args.results:
         folder = args.results / "images"
