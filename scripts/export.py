@@ -15,7 +15,7 @@ from data.image_folder import list_images
 from inference.export import DTYPES, SUFFIXES, export, load_exported, make_portable, random_images
 from inference.translator import Translator, as_tensor
 from options.parser import script_parser
-from scripts.generators import add_generator_flags, check_generator, describe, load_for_export
+from scripts.generators import add_generator_flags, check_generator, describe, load_for_export, without_dropout
 from util.command import run_command
 
 EXAMPLES = (
@@ -45,7 +45,8 @@ def main(argv: list[str] | None = None) -> int:
     calibration = calibration_images(args.calibrate, translator) if args.calibrate else iter(())
     export(portable, path, args.format, notes, dtype=args.dtype, calibration=calibration)
     if args.format == "safetensors":
-        exported: Callable[[Tensor], Tensor] = Translator.load(path, evaluate=args.eval, device="cpu")
+        loaded = Translator.load(path, evaluate=args.eval, device="cpu")
+        exported: Callable[[Tensor], Tensor] = without_dropout(loaded)
     else:
         exported = load_exported(path, args.format)
     with torch.no_grad():

@@ -67,10 +67,15 @@ def load_for_export(args: argparse.Namespace) -> tuple[Translator, AnySize]:
     net = translator.net
     if not isinstance(net, AnySize):
         raise ValueError(f"{args.weights or args.name}: this network takes images of one size and cannot be exported")
-    for module in net.modules():
+    return without_dropout(translator), net
+
+
+def without_dropout(translator: Translator) -> Translator:
+    """The same translator, whose results are no longer random: upstream's test mode keeps dropout on."""
+    for module in translator.net.modules():
         if isinstance(module, nn.Dropout):
             module.eval()
-    return translator, net
+    return translator
 
 
 def describe(translator: Translator, net: Padded, args: argparse.Namespace, *, dtype: str = "fp32") -> dict[str, Any]:

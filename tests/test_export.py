@@ -112,6 +112,13 @@ def test_safetensors_are_plain_weights(tmp_path):
     assert (tmp_path / "net.safetensors").stat().st_mode == (tmp_path / "any").stat().st_mode, "others may read it"
 
 
+def test_a_network_with_dropout_is_compared_without_it(tmp_path):
+    net = GENERATORS["resnet_6blocks"](3, 3, ngf=8, dropout=True)
+    torch.save(net.state_dict(), tmp_path / "net.pth")
+    argv = ["--weights", str(tmp_path / "net.pth"), "--format", "safetensors", "--out", str(tmp_path / "x.safetensors")]
+    assert script.main(argv) == 0
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
