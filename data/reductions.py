@@ -54,9 +54,7 @@ def files_left_out(folder: Path) -> list[str]:
     """A line that counts the files in `folder` whose suffix is not that of an image, if there are any."""
     kinds = left_out(folder)
     counted = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
-    return (
-        [f"{sum(kinds.values())} files are left out, which are no images that can be read: {counted}"] if kinds else []
-    )
+    return [f"left out, since they are not images that can be read: {counted}"] if kinds else []
 
 
 @dataclass(frozen=True, kw_only=True)
