@@ -241,6 +241,7 @@ class Server(ThreadingHTTPServer):
     """A server of one demo."""
 
     daemon_threads = True
+    request_queue_size = 128  # connections not accepted yet; with the default of 5, uploads at one time can be lost
 
     def __init__(self, address: tuple[str, int], demo: Demo):
         super().__init__(address, Handler)
