@@ -1,6 +1,5 @@
 """Datasets by name (`--dataset_mode X` is the class in data/X_dataset.py) and their data loader."""
 
-import atexit
 import logging
 import math
 import multiprocessing
@@ -10,6 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 from multiprocessing.process import BaseProcess
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +87,8 @@ class EpochLoader(DataLoader[Sample]):
         earlier = set(multiprocessing.active_children())
         batches = super().__iter__()
         if workers := [child for child in multiprocessing.active_children() if child not in earlier]:
-            atexit.register(end_workers, workers)
+            # not by atexit, which a child process of multiprocessing does not run
+            Finalize(None, end_workers, (workers,), exitpriority=1)
         try:
             for batch in batches:
                 yield {name: torch.from_numpy(x) if isinstance(x, np.ndarray) else x for name, x in batch.items()}

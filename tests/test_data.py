@@ -1,6 +1,7 @@
 """Datasets and their data loader."""
 
 import itertools
+import multiprocessing
 import re
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from data.unaligned_dataset import UnalignedDataset
 from options.test_options import TestOptions
 from options.train_options import TrainOptions
 from tests.conftest import draw_shapes
-from tests.helpers import more_workers_than_cores
+from tests.helpers import PATIENCE, more_workers_than_cores
 from util.paths import BUNDLED
 
 # From Python 3.12 on: a DataLoader forks workers beside the threads that feed earlier workers.
@@ -262,3 +263,19 @@ def test_images_of_several_sizes_do_not_fit_in_a_batch(tmp_path):
     with pytest.raises(DataError, match=r"--batch_size 2 .*a\.png has 40x36 and .*b\.png 44x36"):
         create_dataset(opt_test(tmp_path, *flags, "--batch_size", "2"))
     assert len(create_dataset(opt_test(tmp_path, *flags))) == 2
+
+
+def test_a_child_process_ends_though_its_loader_has_workers(tiny_data):
+    """Its workers ignore SIGTERM, by which multiprocessing would end them."""
+    child = multiprocessing.get_context("spawn").Process(target=keep_a_loader, args=(str(tiny_data),))
+    child.start()
+    child.join(PATIENCE)
+    ended = child.exitcode
+    child.kill()
+    assert ended == 0
+
+
+def keep_a_loader(dataroot):
+    batches = iter(create_dataset(TrainOptions().parse(["--dataroot", dataroot, "--num_threads", "1"])))
+    keep_a_loader.batches = batches  # until the process ends
+    next(batches)
