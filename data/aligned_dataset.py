@@ -52,9 +52,8 @@ class AlignedDataset(BaseDataset):
             folders = {letter: Path(opt.dataroot, f"{opt.phase}{letter}") for letter in "AB"}
             if not all(folder.is_dir() for folder in folders.values()):
                 raise missing_pairs(Path(opt.dataroot), opt.phase)
-            pairs = named_pairs(folders[first], folders[second], opt.slice_axis)[
-                : int(min(opt.max_dataset_size, sys.maxsize))
-            ]
+            pairs = named_pairs(folders[first], folders[second], opt.slice_axis)
+            del pairs[int(min(opt.max_dataset_size, sys.maxsize)) :]
             A_paths, B_paths = [A for A, _ in pairs], [B for _, B in pairs]
             self.read_A = create_reader(opt, opt.input_nc, first, "input_nc", paths=A_paths)
             self.read_B = create_reader(opt, opt.output_nc, second, "output_nc", paths=B_paths)
