@@ -175,10 +175,13 @@ def unnamed(run_dir: Path) -> dict[str, int]:
 def compare_with_killed(tmp_path: Path, flags: list[str], *, kills: int, seed: int, epochs: int) -> None:
     """A run that is killed so many times, at least once while it saves, ends like one that was never stopped."""
     common = [*TINY, *flags, "--n_epochs", str(epochs), "--save_latest_freq", "1"]
-    started = time.monotonic()
-    whole = train(tmp_path / "whole", *common)
-    longest = 1 + 2 * (time.monotonic() - started) / kills
     rng, done, saving, attempt = random.Random(seed), 0, 0, 0
+    (tmp_path / "whole").mkdir()
+    start(print, tmp_path / "log.txt").join()  # the first one also waits for the server to import torch
+    started = time.monotonic()
+    kill_and_continue(tmp_path / "whole", common, kills=0, rng=rng, longest=0)
+    longest = (time.monotonic() - started) / 2
+    whole = tmp_path / "whole" / "run"
     while done < kills or not saving:
         assert attempt < 20, f"{done} kills, {saving} of them in the middle of saving"
         folder = tmp_path / str(attempt)
