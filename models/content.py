@@ -2,6 +2,7 @@
 
 import ast
 import operator
+from argparse import ArgumentParser
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -9,7 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from util.rules import CHANNELS, OPERATORS, Rule
+from models import networks
+from options import values
+from util.rules import CHANNELS, OPERATORS, Rule, parse_rule
 
 SOFTNESS = 16.0  # of the limit between in and out, in gray levels: 16 beyond it, a pixel is in with probability 0.73
 # Margins instead of truth values: how far a condition is from the limit, above 0 where it holds.
@@ -18,6 +21,24 @@ MARGINS: Mapping[type, Callable[..., Any]] = OPERATORS | {
     ast.Lt: lambda low, high: high - low, ast.LtE: lambda low, high: high - low,
     ast.And: torch.minimum, ast.Or: torch.maximum, ast.Not: operator.neg,
 }  # fmt: skip
+
+
+def add_content_flag(parser: ArgumentParser) -> None:
+    """Add --lambda_content, the weight of a ContentLoss of the rules --content."""
+    text = "weight of a loss that keeps the classes of pixels of --content in their place; 0 = off"
+    group = parser.add_argument_group("loss of content")
+    group.add_argument("--lambda_content", type=values.non_negative_float, default=0.0, help=text)
+
+
+def create_content_loss(opt: Any) -> "ContentLoss | None":
+    """Create the loss of the rules --content if --lambda_content is not 0. ValueError if the rules do not suit it."""
+    if not opt.lambda_content:
+        return None
+    if opt.label_A or opt.label_B:
+        raise ValueError("--lambda_content finds classes by color: it is not for --label_A and --label_B")
+    rules = [parse_rule(text) for text in opt.content]
+    with networks.from_flags(opt, "lambda_content"):
+        return ContentLoss([rule.swapped() for rule in rules] if opt.direction == "BtoA" else rules)
 
 
 class ContentLoss:

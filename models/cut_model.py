@@ -18,6 +18,7 @@ from models.base_model import (
     Optimization,
     average_losses,
 )
+from models.content import add_content_flag, create_content_loss
 from models.contrastive import draw_positions, mirrored, patch_nce
 from models.feature_queue import create_queues, with_queues
 from models.image_pool import ImagePool
@@ -54,6 +55,7 @@ class CUTModel(BaseModel):
         parser.set_defaults(no_dropout=True, resample="blur", init_type="xavier", dataroot=str(BUNDLED / "chart"))
         if is_train:
             add_gan_flags(parser)
+            add_content_flag(parser)
             parser.set_defaults(pool_size=0, n_epochs=200, n_epochs_decay=200)
             add, switch = parser.add_argument_group("cut").add_argument, argparse.BooleanOptionalAction
             add("--lambda_NCE", type=values.positive_float, default=1.0, help="weight of the contrastive loss")
@@ -97,6 +99,7 @@ class CUTModel(BaseModel):
             )
         self.lambda_NCE, self.nce_idt, self.temperature = opt.lambda_NCE, opt.nce_idt, opt.nce_T
         self.num_patches, self.flip_equivariance, self.seed = opt.num_patches, opt.flip_equivariance, opt.seed
+        self.content_loss, self.lambda_content = create_content_loss(opt), opt.lambda_content
         self.add_discriminators(opt)
         heads, self.layers = networks.define_F(opt, self.netG)
         self.netF = heads.to(self.device)
@@ -146,8 +149,13 @@ class CUTModel(BaseModel):
                     "G_GAN": self.gan_loss.generator(netD, real_B, fake_B),
                     "NCE": self.contrastive_loss(fake_B, patches),
                 }
-            self.optimization.backward("G", losses["G_GAN"], losses["NCE"] * weight, share=part.share)
-            images = {"real_A": real_A.flip(3) if flipped else real_A, "fake_B": fake_B.detach(), "real_B": real_B}
+                source = real_A.flip(3) if flipped else real_A
+                if self.content_loss:
+                    losses["content"] = self.content_loss(source, fake_B, domain="A") * self.lambda_content
+            self.optimization.backward(
+                "G", *(loss * (weight if name == "NCE" else 1) for name, loss in losses.items()), share=part.share
+            )
+            images = {"real_A": source, "fake_B": fake_B.detach(), "real_B": real_B}
             if self.nce_idt:
                 with self.optimization.autocast():
                     idt_B, patches = self.translate(real_B, flipped=flipped)

@@ -17,14 +17,13 @@ from models.base_model import (
     Optimization,
     average_losses,
 )
-from models.content import ContentLoss
+from models.content import add_content_flag, create_content_loss
 from models.feature_queue import create_queues, with_queues
 from models.image_pool import ImagePool
 from models.losses import GANLoss, Scorer, add_gan_flags, create_gan_loss
 from models.networks.layers import run_together
 from options import values
 from util.paths import BUNDLED
-from util.rules import parse_rule
 
 HINGE = GANLoss("hinge")  # of projected discriminators
 
@@ -63,14 +62,13 @@ class CycleGANModel(BaseModel):
         parser.set_defaults(no_dropout=True, dataroot=str(BUNDLED / "chart"))
         if is_train:
             add_gan_flags(parser)
+            add_content_flag(parser)
             add = group.add_argument
             weight = values.non_negative_float
             add("--lambda_A", type=weight, default=10.0, help="weight of the cycle loss A -> B -> A")
             add("--lambda_B", type=weight, default=10.0, help="weight of the cycle loss B -> A -> B")
             add("--lambda_identity", type=weight, default=0.5, help="identity loss, times the two above; 0 = off")
             add("--identity_decay", action="store_true", help="let the identity loss fall to 0, linearly over the run")
-            text = "weight of a loss that keeps the classes of pixels of --content in their place; 0 = off"
-            add("--lambda_content", type=weight, default=0.0, help=text)
             text = "noise on translations before they are translated back, so that they cannot hide the image in tiny "
             text += "patterns: its standard deviation, for images in [-1, 1]; 0 = none"
             add("--cycle_noise", type=weight, default=0.0, help=text)
@@ -100,18 +98,11 @@ class CycleGANModel(BaseModel):
             )
         if opt.lambda_identity and opt.label_A != opt.label_B:
             raise ValueError("the identity loss compares images of A and B, not classes: add --lambda_identity 0")
-        if opt.lambda_content and (opt.label_A or opt.label_B):
-            raise ValueError("--lambda_content finds classes by color: it is not for --label_A and --label_B")
         if opt.identity_decay and not opt.lambda_identity:
             raise ValueError("--identity_decay has no effect with --lambda_identity 0: omit it")
         self.lambda_A, self.lambda_B, self.lambda_identity = opt.lambda_A, opt.lambda_B, opt.lambda_identity
         self.identity_decay, self.cycle_noise = opt.identity_decay, opt.cycle_noise
-        self.lambda_content, self.content_loss = opt.lambda_content, None
-        if opt.lambda_content:
-            rules = [parse_rule(text) for text in opt.content]
-            swapped = [rule.swapped() for rule in rules] if opt.direction == "BtoA" else rules
-            with networks.from_flags(opt, "lambda_content"):
-                self.content_loss = ContentLoss(swapped)
+        self.content_loss, self.lambda_content = create_content_loss(opt), opt.lambda_content
         self.add_discriminators(opt)
         self.gan_loss, self.lambda_projected = create_gan_loss(opt), opt.lambda_projected
         self.projected: dict[str, nn.Module] = {}  # by side; in a dict, they are not registered twice

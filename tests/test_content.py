@@ -51,6 +51,28 @@ def test_a_step_has_the_loss_of_both_directions(direction, precision):
     assert "content_A" not in training_model("--model", "cycle_gan").step(batch)[0]
 
 
+@pytest.mark.parametrize("direction", ["AtoB", "BtoA"])
+@pytest.mark.parametrize("model_name", ["cut", "fastcut"])
+def test_a_step_of_cut_has_the_loss_of_its_direction(model_name, direction):
+    flags = ["--lambda_content", "3", "--content", SEA, "--direction", direction]
+    for seed in range(4):  # fastcut mirrors some of the steps
+        model, batch = training_model("--model", model_name, *flags, "--seed", str(seed)), random_batch(2)
+        losses, images = model.step(batch)
+        rule = parse_rule(SEA).swapped() if direction == "BtoA" else parse_rule(SEA)
+        expected = 3 * ContentLoss([rule])(images["real_A"], images["fake_B"], domain="A")
+        torch.testing.assert_close(losses["content"], expected)
+
+
+def test_the_loss_reaches_the_weights_of_cut():
+    changed = []
+    for weight in ("0", "3"):
+        torch.manual_seed(0)
+        model, batch = training_model("--model", "cut", "--lambda_content", weight, "--content", SEA), random_batch(1)
+        model.step(batch)
+        changed.append(torch.cat([parameter.detach().flatten() for parameter in model.netG.parameters()]))
+    assert not torch.equal(*changed)
+
+
 def test_a_resumed_run_keeps_the_rules_of_its_loss():
     for weight, free in (("0", True), ("1", False)):
         flags = ["--lambda_content", weight, "--content"]

@@ -28,6 +28,7 @@ MORE = [
     f"cycle_gan_attn {PENALTIES} --ema_halflife 10 --cycle_noise 0.1 --identity_decay",
     "cycle_gan --gan_mode wgangp --resample blur --batch_head 2 --norm batch",
     "cycle_gan --lambda_content 1 --content sea:A(B>R);B(B>R)",
+    "cut --lambda_content 1 --content sea:A(B>R);B(B>R)",
     f"sagan {PENALTIES} --diffaugment color,translation,cutout --minibatch_std --d_steps 2 --ema_decay 0.9",
     "sagan --netG sagan_resnet --netD sagan_resnet",
     "sagan --class_of folder --class_names a b",
