@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 from multiprocessing.process import BaseProcess
@@ -163,7 +164,7 @@ def create_dataset(opt: Any) -> EpochLoader:
         num_workers=workers,
         collate_fn=collate_arrays if workers and not pin_memory else None,  # only tensors can be pinned
         persistent_workers=workers > 0,
-        worker_init_fn=ignore_signals,
+        worker_init_fn=start_worker,
         pin_memory=pin_memory,
         generator=torch.Generator(),  # draws the seeds of workers, so that the global RNG stays as it is
     )
@@ -183,10 +184,19 @@ def with_classes(opt: Any, dataset: BaseDataset) -> Any:
     return opt.replaced(**found)
 
 
-def ignore_signals(worker: int) -> None:
-    """Let a worker survive Ctrl-C and the like: they reach all processes, and the main process still saves."""
+def start_worker(worker: int) -> None:
+    """Let a worker survive Ctrl-C and the like, which reach it while the main process still saves; but not that one."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=end_with_main_process, daemon=True).start()
+
+
+def end_with_main_process() -> None:
+    """End this worker when the main process has. PyTorch watches the parent: with forkserver, that is the server."""
+    main_process = multiprocessing.parent_process()
+    assert main_process
+    main_process.join()
+    os._exit(1)
 
 
 def end_workers(workers: Sequence[BaseProcess]) -> None:

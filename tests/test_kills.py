@@ -6,6 +6,7 @@ import random
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -18,8 +19,8 @@ from torch import nn
 
 import train as training
 from models.weights import find_weights, load_networks
-from tests.helpers import assert_equal_checkpoints
-from tests.test_cli import TINY, logged_losses, train
+from tests.helpers import PATIENCE, assert_equal_checkpoints
+from tests.test_cli import ROOT, TINY, logged_losses, train
 from training.checkpoints import read_state, save_checkpoint
 from training.finite import NotFiniteError
 from util.checkpoint_files import complete_checkpoint, temporary
@@ -230,6 +231,18 @@ def test_a_run_is_trained_by_one_process_at_a_time(tiny_data, tmp_path):
     process.join()
     assert process.exitcode == -signal.SIGKILL, (tmp_path / "log.txt").read_text()
     assert training.main([*places, "--continue_train", "--max_minutes", "0.0001"]) == 0, "nothing has to be removed"
+
+
+def test_workers_end_with_a_run_that_is_killed(tiny_data, tmp_path):
+    """Also by the start method of Python 3.14, with which their parent is a server that outlives the run."""
+    method = "multiprocessing.set_start_method('forkserver')"
+    code = f"import multiprocessing, sys, train; {method}; train.main(sys.argv[1:])"
+    flags = ["--dataroot", str(tiny_data), "--checkpoints_dir", str(tmp_path), "--n_epochs", "1000", "--no_html"]
+    command = [sys.executable, "-c", code, *TINY, *flags, "--num_threads", "2"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as process:
+        assert process.stdout and any(line.startswith(b"(epoch") for line in process.stdout)
+        process.kill()
+        process.communicate(timeout=PATIENCE)  # until the last process that has this output ends
 
 
 # ---- full disks
