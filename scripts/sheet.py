@@ -16,19 +16,21 @@ from util.command import run_command
 from util.images import save_image
 
 GAP = 2  # px between images
+LABELS = ["real_A", "fake_B", "real_B", "fake_A"]
 
 
 def main(argv: list[str] | None = None) -> int:
     """Write the sheet: a row for each label, a column for each image. Returns the exit status."""
     args = parse(argv)
     folder = args.results / "images"
-    names = result_names(folder, args.labels[0], args.count)
-    images = [load(folder / f"{name}_{label}.png", args.scale) for label in args.labels for name in names]
+    labels = args.labels or [label for label in LABELS if any(folder.glob(f"*_{label}.png"))] or LABELS
+    names = result_names(folder, labels[0], args.count)
+    images = [load(folder / f"{name}_{label}.png", args.scale) for label in labels for name in names]
     if sizes := sorted({f"{image.shape[2]}x{image.shape[1]}" for image in images})[1:]:
         raise ValueError(f"images of one sheet need one size, and {folder} has {', '.join(sizes)} px too")
     grid = make_grid(torch.stack(images), nrow=len(names), padding=GAP, pad_value=1)
     save_image(grid, args.target)
-    print(f"{args.target}: {len(names)} columns, rows {', '.join(args.labels)}")
+    print(f"{args.target}: {len(names)} columns, rows {', '.join(labels)}")
     return 0
 
 
@@ -53,8 +55,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("results", type=Path, help="folder that test.py wrote")
     add("target", type=Path, metavar="OUT", help="the image file to write")
-    text = "rows, top to bottom (default: real_A fake_B real_B fake_A)"
-    add("--labels", nargs="+", default=["real_A", "fake_B", "real_B", "fake_A"], metavar="LABEL", help=text)
+    text = f"rows, top to bottom (default: those of {' '.join(LABELS)} that there are)"
+    add("--labels", nargs="+", metavar="LABEL", help=text)
     add("--count", type=values.positive_int, default=10, help="images, in the order of their names (default: 10)")
     add("--scale", type=values.positive_int, default=1, help="enlarge pixels to so many px (default: 1)")
     add("--verbose", action="store_true", help="print tracebacks of errors")

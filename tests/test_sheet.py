@@ -29,11 +29,16 @@ def test_a_sheet_has_a_row_for_each_label(results, capsys):
         assert image.getpixel((image.width - gap - 1, image.height - gap - 1)) == COLORS["fake_B"]
 
 
+def test_by_default_a_sheet_has_the_labels_that_there_are(results, capsys):
+    assert sheet.main([str(results), str(results / "sheet.png")]) == 0
+    assert "3 columns, rows real_A, fake_B" in capsys.readouterr().out
+
+
 def test_missing_results_and_other_sizes_are_named(results):
     with pytest.raises(ValueError, match=r"images has no image of the label real_B: is .* a folder of test.py\?"):
         sheet.main([str(results), "x.png", "--labels", "real_B"])
     with pytest.raises(ValueError, match=r"a_real_B.png"):
-        sheet.main([str(results), "x.png"])
+        sheet.main([str(results), "x.png", "--labels", "real_A", "real_B"])
     Image.new("RGB", (9, 9)).save(results / "images" / "b_fake_B.png")
     with pytest.raises(ValueError, match=r"need one size, and .*images has 9x9 px too"):
         sheet.main([str(results), "x.png", "--labels", "real_A", "fake_B"])
