@@ -102,7 +102,7 @@ def main(argv: list[str] | None = None) -> int:
         )
     if opt.tile:
         run_in_tiles(model, tile=opt.tile, overlap=opt.tile_overlap)
-    else:
+    elif not trained.file:
         add_discriminators(trained, model, sizes)
     measurement = None
     if opt.metrics:

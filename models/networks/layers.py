@@ -317,6 +317,13 @@ def spectral_normalize(net: nn.Module, exclude: tuple[str, ...] = ()) -> nn.Modu
     return net
 
 
+def remove_spectral_norm(net: nn.Module) -> None:
+    """Replace the parametrized weights of `net`, in place, by plain ones with the values they have now."""
+    for module in list(net.modules()):
+        if parametrize.is_parametrized(module):
+            parametrize.remove_parametrizations(module, "weight")
+
+
 @contextmanager
 def evaluating(net: nn.Module) -> Iterator[None]:
     """Run `net` and its modules in eval mode inside this context, and return them to their modes.
