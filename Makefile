@@ -28,7 +28,7 @@ help:
 show: $(VENV)/installed
 	$(python) test.py --weights weights/chart_AtoB.safetensors --dataroot datasets/chart/testA --preprocess none --num_test 20
 	$(python) test.py --weights weights/emoji_AtoB.safetensors --dataroot datasets/emoji/testA --preprocess none --num_test 20
-	$(python) test.py --name cats --checkpoints_dir weights --seeds 0-3
+	$(python) test.py --weights weights/cats.safetensors --seeds 0-3
 
 demo chart emoji: $(VENV)/installed
 	$(python) train.py @recipes/$@.txt

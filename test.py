@@ -22,7 +22,7 @@ from data.image_file import image_size
 from data.image_folder import common_folder, relative_name
 from data.reductions import of_results, reductions
 from data.scans import ScanWriter, is_slice, scan_suffix
-from display.attention_maps import AttentionMap, Watch
+from display.attention_maps import AttentionMap, AttentionRecorder
 from display.create import check_packages, create_wandb
 from display.pages.results import ResultsPage
 from inference.tiles import Tiled
@@ -102,7 +102,7 @@ def main(argv: list[str] | None = None) -> int:
         )
     if opt.tile:
         run_in_tiles(model, tile=opt.tile, overlap=opt.tile_overlap)
-    else:
+    elif not trained.file:
         add_discriminators(trained, model, sizes)
     measurement = None
     if opt.metrics:
@@ -324,7 +324,9 @@ def translate(
     dataset = loader.dataset
     root_A, root_B = (common_folder(paths) for paths in (dataset.A_paths, dataset.B_paths))
     for batch in loader:
-        watch = Watch({name: view for name, view in model.attention_views().items() if not isinstance(view.net, Tiled)})
+        watch = AttentionRecorder(
+            {name: view for name, view in model.attention_views().items() if not isinstance(view.net, Tiled)}
+        )
         with threads.timed(batch), torch.no_grad(), autocast(model.device, precision), watch:
             images = model(batch)
             watch.run_missing(images)

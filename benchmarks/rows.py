@@ -183,7 +183,7 @@ def attention_memory(rounds: int, peaks: Mapping[str, Peak]) -> Figure:
     return Figure(extra[16384], f"{extra[16384]:.2f} GB", reached, details, {"extra_gb": extra})
 
 
-def large_picture(rounds: int, peaks: Mapping[str, Peak]) -> Figure:
+def large_image(rounds: int, peaks: Mapping[str, Peak]) -> Figure:
     """What test.py takes for an image of 1024 px, its attention on the page."""
     worker = Worker("testing", count=1, size=1024, model="cycle_gan_attn")
     worker.close()
@@ -277,6 +277,6 @@ ROWS = [
         ("plain_testing", {"count": 200}),
         ("testing", {"count": 200, "flags": ("--model", "test", *BF16)}),
     ),
-    Row("test.py, 1024 px with attention: peak memory", "<= 6 GB", large_picture),
+    Row("test.py, 1024 px with attention: peak memory", "<= 6 GB", large_image),
     Row("train.py --help over import torch", "<= 1.3x the time", help_time),
 ]

@@ -1,5 +1,6 @@
 """Datasets by name (`--dataset_mode X` is the class in data/X_dataset.py) and their data loader."""
 
+import inspect
 import logging
 import math
 import multiprocessing
@@ -90,17 +91,8 @@ class EpochLoader(DataLoader[Sample]):
         if workers := [child for child in multiprocessing.active_children() if child not in earlier]:
             # not by atexit, which a child process of multiprocessing does not run
             Finalize(None, end_workers, (workers,), exitpriority=1)
-        try:
-            for batch in batches:
-                yield {name: torch.from_numpy(x) if isinstance(x, np.ndarray) else x for name, x in batch.items()}
-        except TypeError as error:
-            if "tuple" not in str(error):
-                raise
-            last = str(error).strip().splitlines()[-1]
-            raise DataError(
-                f"{type(self.dataset).__name__} cannot make a sample ({last}): it is asked for (epoch, index), not for "
-                f"an index. {MIGRATING}."
-            ) from error
+        for batch in batches:
+            yield {name: torch.from_numpy(x) if isinstance(x, np.ndarray) else x for name, x in batch.items()}
 
 
 def collate_arrays(samples: Sequence[Sample]) -> Sample:
@@ -129,6 +121,11 @@ def create_dataset(opt: Any) -> EpochLoader:
     dataset: BaseDataset = find_class("data", opt.dataset_mode)(opt)
     if dataset.sizes and opt.is_default("dataroot"):
         log.info("no --dataroot: using the bundled images in %s", opt.dataroot)
+    if "index" in inspect.signature(dataset.__getitem__).parameters:  # as upstream's
+        raise DataError(
+            f"{type(dataset).__name__}.__getitem__ takes an `index`, but samples are asked for by `at`, (epoch, index). "
+            f"{MIGRATING}."
+        )
     for side in ("A_paths", "B_paths"):
         paths = getattr(dataset, side)
         if isinstance(paths, str) or not all(isinstance(path, str | Path) for path in paths):

@@ -29,7 +29,7 @@ MAX_QUERIES = 16  # query positions per side: with these two limits a block take
 MAX_KEYS = 32  # cells of a map per side
 CHUNK = 64  # query positions per computation; the full map of one has as many weights as the feature map has positions
 
-MIN_SIDE = 192  # px; smaller images are enlarged, so that the marker is crisp
+MIN_SIDE = 192  # px; smaller images are upsampled, so that the marker is crisp
 MARKER = "#35e0ff"  # the one bright hue that neither gray images nor the heat colors have
 
 
@@ -91,7 +91,7 @@ class AttentionMap:
         }
 
 
-class Watch:
+class AttentionRecorder:
     """Records the inputs of attention blocks during forward passes, and computes the attention maps.
 
     A context manager: run the networks inside it, then call `maps`.
@@ -152,7 +152,7 @@ def attention_of(model: BaseModel, images: Mapping[str, Tensor], precision: str 
         precision: fp32, bf16 or fp16.
     """
     with evaluating(model):
-        with autocast(model.device, precision), Watch(model.attention_views()) as watch:
+        with autocast(model.device, precision), AttentionRecorder(model.attention_views()) as watch:
             watch.run_missing({label: image[:1] for label, image in images.items()})
         return watch.maps()
 

@@ -49,11 +49,11 @@ class Display:
     def start(self, options: Mapping[str, Any], *, resumed: bool = False) -> None:
         """Start the display before the first step. With `resumed`, events after this position leave the log."""
         if resumed:
-            self.seconds_before = self.log.cut(self.last)
+            self.seconds_before = self.log.truncate(self.last)
         else:
             self.log.start_over()
         now = datetime.now().astimezone().isoformat(timespec="seconds")
-        self._show(Start.at(self.last, time=now, continued=resumed, options=dict(options)))
+        self._show(Start.at(self.last, time=now, resumed=resumed, options=dict(options)))
 
     def update(
         self,
@@ -86,13 +86,13 @@ class Display:
     def show_metrics(
         self, at: Progress, values: Mapping[str, float], *, note: str, best: str = "", is_best: bool = False
     ) -> None:
-        """Show figures of merit.
+        """Show metrics.
 
         Args:
             at: where training is.
-            values: name -> figure.
+            values: name -> value.
             note: by which features and on what they were measured.
-            best: name of the figure by which the best checkpoint is kept; empty for none.
+            best: name of the metric by which the best checkpoint is kept; empty for none.
             is_best: this is the best one so far.
         """
         self._show(Metrics.at(at, values=dict(values), note=note, best=best, is_best=is_best))
@@ -117,7 +117,7 @@ class Display:
             if block.network.startswith("G")
         }
         script = self.log.save_attention(at, attention)
-        self._show(Images.at(at, pictures=self.log.save_images(at, images | figures), attention=script))
+        self._show(Images.at(at, files=self.log.save_images(at, images | figures), attention=script))
 
     def _show(self, event: Event) -> None:
         event = replace(event, seconds=self.seconds_before + event.seconds)

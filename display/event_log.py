@@ -58,7 +58,7 @@ class EventLog:
             for path in (self.run_dir / IMAGES).glob(pattern):
                 path.unlink()
 
-    def cut(self, after: Progress) -> float:
+    def truncate(self, after: Progress) -> float:
         """Remove events after a position with their images: a run that resumes there creates them again.
 
         A line that was half written when the run was killed is removed too.
@@ -105,4 +105,4 @@ class LogReader:
 def _files(events: list[Event]) -> set[str]:
     """Return the files of images and attention maps that events name."""
     shown = [event for event in events if isinstance(event, Images)]
-    return {file for event in shown for file in (*event.pictures.values(), event.attention) if file}
+    return {file for event in shown for file in (*event.files.values(), event.attention) if file}

@@ -59,7 +59,7 @@ class Start(Event):
     """Training starts or resumes."""
 
     time: str  # ISO 8601
-    continued: bool  # resumed
+    resumed: bool
     options: dict[str, Any]
 
 
@@ -72,11 +72,11 @@ class Losses(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Metrics(Event):
-    """Figures of --metrics were measured. Non-finite ones become NaN."""
+    """Values of --metrics. Non-finite ones become NaN."""
 
     values: dict[str, float]
     note: str  # by which features and on what
-    best: str = ""  # figure by which the best checkpoint is kept
+    best: str = ""  # metric by which the best checkpoint is kept
     is_best: bool = False  # this one is
 
 
@@ -84,7 +84,7 @@ class Metrics(Event):
 class Images(Event):
     """Images were written."""
 
-    pictures: dict[str, str]  # label -> file, relative to the folder of the run
+    files: dict[str, str]  # label -> file, relative to the folder of the run
     attention: str = ""  # file for the viewer
 
 
@@ -111,6 +111,7 @@ KINDS: dict[str, type[Event]] = {
     "start": Start, "losses": Losses, "metrics": Metrics, "images": Images, "health": Health, "end": End,
 }  # fmt: skip
 NAMES = {kind: name for name, kind in KINDS.items()}
+RENAMED = {"continued": "resumed", "pictures": "files"}  # fields in the logs of earlier commits
 
 
 def to_json(event: Event) -> str:
@@ -130,7 +131,7 @@ def from_json(line: str | bytes) -> Event:
         ValueError: the line holds no event.
     """
     try:
-        content = json.loads(line)
+        content = {RENAMED.get(name, name): value for name, value in json.loads(line).items()}
         event = KINDS[content.pop("kind")](**content)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"no event: {line[:80]!r} ({error})") from error

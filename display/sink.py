@@ -47,7 +47,7 @@ class Sink:
         """Show values."""
 
     def metrics(self, event: Metrics) -> None:
-        """Show figures of merit."""
+        """Show metrics."""
 
     def images(self, event: Images) -> None:
         """Show images."""

@@ -12,12 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils import parametrize
 
 from models.networks import layers, resample
 from models.networks.any_size import AnySize
 from models.networks.attention import SelfAttention2d, attend_plain, tokens
-from models.networks.layers import BATCH_NORMS
+from models.networks.layers import BATCH_NORMS, remove_spectral_norm
 from models.weights import in_dtype, safetensors_notes, write_safetensors
 from util.files import atomic
 
@@ -99,9 +98,8 @@ def make_portable(net: AnySize) -> Padded:
         net: as `inference.trained.prepare` returns it.
     """
     inner = net.net
+    remove_spectral_norm(inner)
     for module in list(inner.modules()):
-        if parametrize.is_parametrized(module):
-            parametrize.remove_parametrizations(module, "weight")
         if isinstance(module, BATCH_NORMS):
             if module.training:
                 module.__class__ = _BatchStatistics
@@ -226,7 +224,7 @@ def read_notes(path: Path) -> dict[str, Any]:
         image_range, the values of a tensor; value_range, the values of files with more than 8 bits that became -1 and
         1, if it was given in training; output_range and output_format, the same and the pixels of results; domains, the
         letters of both; classes, those of label maps that it takes; slice_axis, of volumes; source, dtype, and
-        norm_statistics: of the batch, or running.
+        norm_statistics: of the batch, or running. A generator of sagan has source, network and output_format alone.
 
     Raises:
         ValueError: the file was not made by `export`.

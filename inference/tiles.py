@@ -289,7 +289,7 @@ class Run:
         """A window of a kept map, or of the image, padded as AnySize does."""
         if index >= 0:
             return self.maps[index].read(box).to(self.device)
-        positions = [mirrored(want, side) for want, side in zip(box, self.size, strict=True)]
+        positions = [reflected(want, side) for want, side in zip(box, self.size, strict=True)]
         spans = [(int(places.min()), int(places.max()) + 1) for places in positions]
         x = self.image.read((spans[0], spans[1]))
         for dim, want, places, span in zip((2, 3), box, positions, spans, strict=True):
@@ -304,7 +304,7 @@ def union(one: Box, other: Box) -> Box:
     return rows, columns
 
 
-def mirrored(wanted: Range, side: int) -> Tensor:
+def reflected(wanted: Range, side: int) -> Tensor:
     """The positions in a line of `side` pixels that a range shows, which reflects at the ends as `reflect` does."""
     period = max(2 * (side - 1), 1)
     places = torch.arange(*wanted) % period

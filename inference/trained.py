@@ -4,7 +4,7 @@ import json
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from util.device import tuning
 from util.images import PixelFormat, read_formats
 
 NOT_TRANSLATING = ("colorization", "sagan")  # models whose generator does not translate images
+NOISE_FLAGS = ("netG", "crop_size", "input_nc", "ngf", "z_dim", "attn_G", "class_names")  # of sagan's generator
 
 
 @dataclass(frozen=True)
@@ -88,15 +89,17 @@ def find_source(run_dir: Path, label: str, *, file: Path | None = None) -> Sourc
         if re.search("_net_G_B(_ema)?$", file.stem):  # of the other direction
             saved = saved | {"direction": "AtoB" if saved.get("direction") == "BtoA" else "BtoA"}
         weights = read_weights(file)
-        try:
-            inferred = infer_generator(weights)
-        except ValueError as error:
-            beside = sorted(path.name for path in run_dir.glob("*_net_G*") if path != file)
-            near = f". Generators beside it: {', '.join(beside)}" if beside else ""
-            raise ValueError(f"{file}: {error}{near}") from error
-        if file.suffix == ".safetensors" and '"domains"' in (text := safetensors_notes(file)):
+        text = safetensors_notes(file) if file.suffix == ".safetensors" else ""
+        if '"output_format"' in text:
             noted, formats = from_notes(json.loads(text))
             saved = saved | noted
+        if saved.get("model") != "sagan":  # whose weights do not show where attention is
+            try:
+                inferred = infer_generator(weights)
+            except ValueError as error:
+                beside = sorted(path.name for path in run_dir.glob("*_net_G*") if path != file)
+                near = f". Generators beside it: {', '.join(beside)}" if beside else ""
+                raise ValueError(f"{file}: {error}{near}") from error
     elif not saved:
         bare = [run_dir / WEIGHTS.format(label=label, network=network) for network in ("G_A", "G")]
         if found := next((path for path in bare if path.is_file()), None):
@@ -107,16 +110,26 @@ def find_source(run_dir: Path, label: str, *, file: Path | None = None) -> Sourc
 
 
 def from_notes(notes: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, PixelFormat]]:
-    """The flags about domains, and their formats, that an exported file notes; see `inference.export.read_notes`."""
+    """The flags and formats that an exported file notes; see `inference.export.read_notes` and `noise_notes`."""
+    fmt = notes["output_format"]
+    if "domains" not in notes:
+        return {"model": "sagan", **notes["network"]}, {"A": PixelFormat.from_dict(fmt)} if fmt else {}
     first, second = notes["domains"]
     flags: dict[str, Any] = {"direction": f"{first}to{second}"}
     for domain, pair in ((first, notes["value_range"]), (second, notes["output_range"])):
         flags[f"value_range_{domain}"] = "{},{}".format(*pair) if pair else ""
     flags["slice_axis"] = notes.get("slice_axis", LAST)
-    formats = {second: PixelFormat.from_dict(fmt)} if (fmt := notes["output_format"]) else {}
+    formats = {second: PixelFormat.from_dict(fmt)} if fmt else {}
     if classes := notes.get("classes"):
         formats[first] = PixelFormat(classes=tuple(classes))
     return flags, formats
+
+
+def noise_notes(trained: "Trained") -> dict[str, Any]:
+    """What an exported generator of sagan, with plain weights, says about itself: all that test.py needs."""
+    network = {flag: getattr(trained.opt, flag) for flag in NOISE_FLAGS} | {"spectral_norm_G": False}
+    fmt = trained.formats.get("A")
+    return {"source": trained.opt.name, "network": network, "output_format": fmt and asdict(fmt)}
 
 
 @dataclass(frozen=True)
@@ -160,15 +173,15 @@ def find_trained(argv: Sequence[str] | None = None) -> Trained:
     Raises:
         ValueError: the file of --weights is not a generator, or the saved options are damaged.
     """
-    argv = sys.argv[1:] if argv is None else argv
-    if any(word.partition("=")[0] == "--weights" for word in argv):
-        argv = ["--model=test", *argv]  # the one that takes a file, unless another is named
-    flags = TestOptions().peek(argv)
+    argv = list(sys.argv[1:] if argv is None else argv)
+    default = ["--model=test"] if any(word.partition("=")[0] == "--weights" for word in argv) else []
+    flags = TestOptions().peek([*default, *argv])
     label = checkpoint_label(flags["epoch"], flags["load_iter"])
     file = local_file(flags["weights"]) if flags.get("weights") else None
     if file:
-        argv = [f"--name={Path(flags['weights']).stem}", *argv]
         source = find_source(file.parent, label, file=file)
+        default = [] if source.flags.get("model") == "sagan" else default
+        argv = [*default, f"--name={Path(flags['weights']).stem}", *argv]
     else:
         source = find_source(Path(flags["checkpoints_dir"]) / flags["name"], label)
     opt = TestOptions().parse(argv, source.flags)

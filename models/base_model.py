@@ -92,7 +92,7 @@ class GeneratorView:
         real: real images of the same domain; for paired data, the truth of `fake`.
         source: the images that it translated, if these and `fake` show the same kind of values, else "".
         paired: whether `real` is the truth.
-        score: images, and the label of those to judge -> the logits of the discriminator; None without one.
+        score: images, and the label of those to score -> the logits of the discriminator; None without one.
         back: the generator that translates `fake` back; None without one.
     """
 

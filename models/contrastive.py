@@ -37,7 +37,7 @@ def draw_positions(features: Iterable[Tensor], count: int) -> list[Tensor]:
     return [torch.randperm(each.shape[2] * each.shape[3], device=each.device)[:count] for each in features]
 
 
-def mirrored(positions: Iterable[Tensor], features: Iterable[Tensor]) -> list[Tensor]:
+def flipped_positions(positions: Iterable[Tensor], features: Iterable[Tensor]) -> list[Tensor]:
     """The positions of the same places in horizontally flipped feature maps (B, C, H, W)."""
     widths = [each.shape[3] for each in features]
     return [at + width - 1 - 2 * (at % width) for at, width in zip(positions, widths, strict=True)]

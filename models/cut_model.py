@@ -19,7 +19,7 @@ from models.base_model import (
     average_losses,
 )
 from models.content import add_content_flag, create_content_loss
-from models.contrastive import draw_positions, mirrored, patch_nce
+from models.contrastive import draw_positions, flipped_positions, patch_nce
 from models.feature_queue import create_queues, with_queues
 from models.image_pool import ImagePool
 from models.losses import add_gan_flags, create_gan_loss
@@ -178,7 +178,7 @@ class CUTModel(BaseModel):
         positions = draw_positions(features, self.num_patches)
         with torch.no_grad():
             keys = self.netF([feature.detach() for feature in features], positions)
-        return fake, Patches(keys, mirrored(positions, features) if flipped else positions)
+        return fake, Patches(keys, flipped_positions(positions, features) if flipped else positions)
 
     def contrastive_loss(self, fake: Tensor, patches: Patches) -> Tensor:
         """The weighted PatchNCE loss (a scalar) of translations (B, C, H, W) and the patches of their sources."""

@@ -163,7 +163,7 @@ def add_speed_flags(parser: ArgumentParser) -> None:
     text = "TF32 matrix products on NVIDIA GPUs: faster, with 10 bits of mantissa, as in PyTorch's convolutions"
     add("--tf32", action="store_true", help=text)
     add("--no_tf32", action="store_true", help="no TF32 on NVIDIA GPUs, in convolutions neither: slower, all 24 bits")
-    text = "only kernels that give the same bits in every run; slower on GPUs, whose runs then resume exactly too"
+    text = "deterministic kernels only: repeated and resumed runs are bit-identical on GPUs too, but slower"
     add("--deterministic", action="store_true", help=text)
     text = (
         "CPU threads of a step; 0 = OMP_NUM_THREADS, or measured at the start and again when steps slow down. Results "

@@ -58,7 +58,7 @@ def without_replaced_images(events: Sequence[Event], run_dir: Path) -> list[Even
     later: set[str] = set()
     for event in reversed(events):
         if isinstance(event, Images):
-            files = set(event.pictures.values())
+            files = set(event.files.values())
             if files <= later or not all((run_dir / file).is_file() for file in files):
                 continue
             later |= files

@@ -101,7 +101,7 @@ def all_tensors(content) -> list[torch.Tensor]:
 
 
 def assert_equal_checkpoints(first: Path, second: Path) -> None:
-    """All latest_*.pth of two runs hold the same bits; only their flags may differ."""
+    """All latest_*.pth of two runs are bit-identical; only their flags may differ."""
     names = sorted(path.name for path in first.glob("latest_*.pth"))
     assert names == sorted(path.name for path in second.glob("latest_*.pth"))
     for name in names:

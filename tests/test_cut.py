@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.contrastive import mirrored, patch_nce
+from models.contrastive import flipped_positions, patch_nce
 from models.networks.infer import infer_network
 from models.networks.resnet import ResnetGenerator
 from models.weights import load_weights
@@ -92,7 +92,7 @@ def test_patches_that_match_cost_nothing_and_equal_ones_the_logarithm_of_their_n
 def test_mirrored_positions():
     maps = torch.arange(12.0).view(1, 1, 3, 4)
     positions = torch.randperm(12)
-    (mirror,) = mirrored([positions], [maps])
+    (mirror,) = flipped_positions([positions], [maps])
     assert torch.equal(maps.flip(3).flatten()[mirror], maps.flatten()[positions])
 
 

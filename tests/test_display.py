@@ -141,10 +141,10 @@ def test_attention_of_generators_is_among_the_images(tmp_path):
     shown.start({})
     train(shown, epochs=[1])
     (event,) = events(tmp_path / "run", Images)
-    assert list(event.pictures) == [*LABELS, "attention_G_A_block5", "attention_G_B_up1"]
+    assert list(event.files) == [*LABELS, "attention_G_A_block5", "attention_G_B_up1"]
     assert event.attention == "web/images/epoch001_attention.js"
     expected = attention_maps(images())[0][0].figure(images()["real_A"][0])
-    with Image.open(tmp_path / "run" / event.pictures["attention_G_A_block5"]) as figure:
+    with Image.open(tmp_path / "run" / event.files["attention_G_A_block5"]) as figure:
         assert figure.tobytes() == expected.tobytes()
 
 
@@ -156,7 +156,7 @@ def test_the_log_has_everything_in_full_precision(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
     assert [line["kind"] for line in lines] == ["start", *["losses"] * 10, "images", "end"]
     assert lines[0]["options"] == {"name": "run"}
-    assert lines[0]["continued"] is False
+    assert lines[0]["resumed"] is False
     position = {"step": 3, "epoch": 1, "epoch_images": 3, "images": 3, "seconds": 1.5}
     assert position.items() <= lines[3].items()
     values = lines[3]["values"]
@@ -164,7 +164,7 @@ def test_the_log_has_everything_in_full_precision(tmp_path):
     assert values["lr_D"] == 0.0001
     assert values["images_per_second"] == 2
     assert 10 < values["peak_memory_mb"] < 1e6
-    assert lines[-2]["pictures"]["fake_B"] == "web/images/epoch001_fake_B.png"
+    assert lines[-2]["files"]["fake_B"] == "web/images/epoch001_fake_B.png"
     with Image.open(tmp_path / "web/images/epoch001_fake_B.png") as image:
         assert image.size == (16, 16)
     assert lines[-1]["reason"] == "finished"
@@ -174,7 +174,7 @@ def test_events_survive_the_log_and_non_finite_values_become_nan():
     at = progress(2, 3)
     metrics = Metrics.at(at, values={"kid": 1 / 3}, note="5 images", best="kid", is_best=True)
     for event in (
-        End.at(at, reason="stopped"), Images.at(at, pictures={"a": "b"}), Losses.at(at, values={"G": 1 / 3}), metrics,
+        End.at(at, reason="stopped"), Images.at(at, files={"a": "b"}), Losses.at(at, values={"G": 1 / 3}), metrics,
     ):  # fmt: skip
         assert from_json(to_json(event)) == event
     assert math.isnan(from_json(to_json(Metrics.at(at, values={"psnr": math.inf}, note=""))).values["psnr"])
@@ -182,8 +182,15 @@ def test_events_survive_the_log_and_non_finite_values_become_nan():
     assert math.isnan(read.values["G"])
     assert math.isnan(read.values["D"])
     assert read.values["E"] == 1
-    start = from_json(to_json(Start.at(at, time="", continued=False, options={"max_dataset_size": math.inf})))
+    start = from_json(to_json(Start.at(at, time="", resumed=False, options={"max_dataset_size": math.inf})))
     assert start.options == {"max_dataset_size": "inf"}
+
+
+def test_logs_of_earlier_commits_are_read():
+    start = Start.at(progress(), time="", resumed=True, options={})
+    assert from_json(to_json(start).replace('"resumed"', '"continued"')) == start
+    images = Images.at(progress(), files={"a": "b"})
+    assert from_json(to_json(images).replace('"files"', '"pictures"')) == images
 
 
 @pytest.mark.parametrize("line", ["{}", "[]", "half", '{"kind": "end"}', '{"kind": "other"}'])
@@ -252,17 +259,17 @@ def test_a_run_killed_after_its_last_checkpoint_has_no_gap_and_no_double_line(tm
     assert [event.values["G_A"] for event in events(broken, Losses)] == [losses()["G_A"].item()] * 30
     assert kept(broken) == kept(whole)
     assert all(before.seconds <= after.seconds for before, after in pairwise(events(broken)))
-    assert [event.continued for event in events(broken, Start)] == [False, True]
+    assert [event.resumed for event in events(broken, Start)] == [False, True]
     assert lines_of_losses(broken) == lines_of_losses(whole)
     names = [{path.name for path in run_dir.glob("web/images/*")} for run_dir in (whole, broken)]
     assert names[0] == names[1]
     assert len(names[0]) == 3 * len(LABELS)
 
 
-def test_cutting_deletes_nothing_but_images_of_the_run(tmp_path):
+def test_truncating_deletes_nothing_but_images_of_the_run(tmp_path):
     (tmp_path / "precious.png").touch()
     EventLog(tmp_path / "run").path.parent.mkdir()
-    EventLog(tmp_path / "run").write(Images.at(progress(2, 1), pictures={"fake_B": "../precious.png"}))
+    EventLog(tmp_path / "run").write(Images.at(progress(2, 1), files={"fake_B": "../precious.png"}))
     display(tmp_path / "run", at=progress(1, 1))
     assert (tmp_path / "precious.png").exists()
     assert events(tmp_path / "run", Images) == []
@@ -388,7 +395,7 @@ def test_a_run_can_resume_from_its_very_start(tmp_path):
     opt = options(tmp_path, "--display_id", "0", "--no_html", "--print_freq", "1")
     for resumed in (False, True):
         train(create_display(opt, tmp_path, progress(1, 0), resumed=resumed), epochs=[1])
-    assert [event.continued for event in events(tmp_path, Start)] == [False, True]
+    assert [event.resumed for event in events(tmp_path, Start)] == [False, True]
     assert [event.images for event in events(tmp_path, Losses)] == list(range(1, 11))
     assert len(lines_of_losses(tmp_path)) == 10
 

@@ -195,7 +195,7 @@ def test_single_steps_are_as_exact_in_single_precision(nine_images, tmp_path):
 
 
 def go_wrong_once(flags: list[str]) -> None:
-    """Train, where the third step of process 1, and of no other, has a loss that is no number."""
+    """Train, where the third step of process 1, and of no other, has a non-finite loss."""
     step, seen = CycleGANModel.step, []
 
     def go_wrong(model: CycleGANModel, batch: dict) -> tuple[dict, dict]:

@@ -70,7 +70,7 @@ def test_bad_flat_and_double_images_are_found(tiny_data, tmp_path, capsys):
 
 
 def uneven(folder):
-    """Pictures of two sizes."""
+    """Images of two sizes."""
     for domain in ("trainA", "trainB"):
         (folder / domain).mkdir(parents=True)
         for name, size in (("a.png", (40, 36)), ("b.png", (44, 36))):

@@ -2,13 +2,17 @@
 
 import json
 import warnings
+from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 
+import test as testing
+import train as training
 from inference import Translator
 from inference.export import export, load_exported, make_portable, random_images, read_notes
 from models.networks import GENERATORS
@@ -117,6 +121,57 @@ def test_a_network_with_dropout_is_compared_without_it(tmp_path):
     torch.save(net.state_dict(), tmp_path / "net.pth")
     argv = ["--weights", str(tmp_path / "net.pth"), "--format", "safetensors", "--out", str(tmp_path / "x.safetensors")]
     assert script.main(argv) == 0
+
+
+@pytest.fixture
+def run_of_sagan(tmp_path, monkeypatch):
+    """A run with spectral norm, averaged weights, classes, and attention at a place that shapes do not show."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "images").mkdir()
+    for name in ("cat-1", "cat-2", "dog-1"):
+        gray = np.asarray(draw_shapes(name, (32, 32)).convert("L")).astype(np.uint16) * 16
+        Image.fromarray(gray).save(tmp_path / "images" / f"{name}.png")
+    data = ["--dataroot", "images", "--input_nc", "1", "--value_range", "0,4095", "--class_of", "^(cat|dog)"]
+    nets = ["--crop_size", "32", "--ngf", "8", "--ndf", "8", "--z_dim", "6", "--attn_G", "l1"]
+    length = ["--n_epochs", "1", "--n_epochs_decay", "0", "--batch_size", "3", "--display_id", "0", "--device", "cpu"]
+    assert training.main(["--name", "run", "--model", "sagan", *data, *nets, *length]) == 0
+    return tmp_path / "checkpoints/run"
+
+
+def test_a_generator_of_sagan_is_a_file_for_test_py(run_of_sagan, tmp_path, capsys):
+    few = ["--seeds", "3,5", "--device", "cpu"]
+    assert testing.main(["--name", "run", *few]) == 0
+    expected = pages("run")
+    assert {"seed0003_cat_sample.tif", "seed0005_dog_sample.png"} <= expected.keys()
+    assert script.main(["--name", "run", "--format", "safetensors", "--out", "one.safetensors"]) == 0
+    assert "difference from PyTorch in [-1, 1]" in capsys.readouterr().out
+    with safe_open("one.safetensors", "pt") as weights:
+        assert not any("parametrizations" in name for name in weights.keys())  # noqa: SIM118
+    for file, name in (("one.safetensors", "one"), (run_of_sagan / "latest_net_G_ema.pth", "latest_net_G_ema")):
+        assert testing.main(["--weights", str(file), *few]) == 0
+        made = pages(name)
+        assert made.keys() == expected.keys()
+        for image, truth in zip(made.values(), expected.values(), strict=True):
+            assert (image.mode, image.size) == (truth.mode, truth.size)
+            difference = np.abs(np.asarray(image, float) - np.asarray(truth, float)).max()
+            assert difference <= (1 if image.mode in ("L", "RGB") else 2), "weights without spectral norm are rounded"
+
+
+def pages(name):
+    """The images of a page: name -> image."""
+    paths = sorted(Path("results", name, "test_latest/images").iterdir())
+    return {path.name: Image.open(path) for path in paths if path.suffix in (".png", ".tif")}
+
+
+def test_a_generator_of_sagan_does_not_translate(run_of_sagan):
+    assert script.main(["--name", "run", "--format", "safetensors", "--dtype", "fp16"]) == 0
+    with pytest.raises(ValueError, match="a run of sagan does not translate images into images"):
+        Translator.load("run.safetensors")
+    with pytest.raises(ValueError, match="does not translate images into images: leave out --model test"):
+        testing.main(["--weights", "run.safetensors", "--model", "test"])
+    for flags in (["--format", "onnx"], ["--format", "safetensors", "--direction", "AtoB"]):
+        with pytest.raises(ValueError, match="exported with --format safetensors, and without --direction"):
+            script.main(["--name", "run", *flags])
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ SOURCES += [path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"
 
 
 def declared() -> set[str]:
-    """The flags of both scripts, over all models and data sets."""
+    """The flags of both scripts, over all models and datasets."""
     flags: set[str] = set()
     for model in choices("models"):
         for mode in choices("data"):

@@ -29,8 +29,8 @@ from training.health_checks import (
     Look,
     LossScale,
     LossSeries,
-    Pace,
     Scores,
+    StepTimes,
     Try,
     accuracy,
     degraded,
@@ -110,7 +110,7 @@ CASES = {
     "attention unused": (Attention(-0.001, 0.5), [Attention(-0.2, 0.5)]),
     "attention uniform": (Attention(0.2, 0.9999), [Attention(0.2, 0.98)]),
     "fp16 overflow": (LossScale(2.0**16, 2.0**13, 100), [LossScale(2.0**16, 2.0**15, 2000), LossScale(1.0, 2.0, 9)]),
-    "data starved": (Pace(steps=1.0, waiting=3.0), [Pace(steps=3.0, waiting=1.0), Pace(0.0, 0.0)]),
+    "data starved": (StepTimes(steps=1.0, waiting=3.0), [StepTimes(steps=3.0, waiting=1.0), StepTimes(0.0, 0.0)]),
 }  # fmt: skip
 
 
@@ -198,9 +198,9 @@ def test_a_signal_hidden_below_8_bits_is_found():
 
 @pytest.mark.parametrize(("steep", "expected"), [(True, [("discriminator wins", "G", False)]), (False, [])])
 def test_a_discriminator_without_a_gradient_is_found(steep, expected):
-    judge, gray = Brightness(steep), B * 0.4 - (B * 0.4).mean((1, 2, 3), keepdim=True)
+    score, gray = Brightness(steep), B * 0.4 - (B * 0.4).mean((1, 2, 3), keepdim=True)
     images = {"real_A": A, "real_B": gray + 0.05, "fake_B": gray - 0.05}
-    assert findings(Stub(score=lambda images, label: judge(images[label])), images) == expected
+    assert findings(Stub(score=lambda images, label: score(images[label])), images) == expected
 
 
 def test_nothing_is_found_in_the_warm_up():
@@ -313,9 +313,9 @@ def test_every_model_shows_its_generators(name):
 
 def test_the_cost_does_not_grow_with_the_batch():
     sizes = []
-    judge = lambda images, label: sizes.append(len(images[label])) or images[label].mean((1, 2, 3))  # noqa: E731
+    score = lambda images, label: sizes.append(len(images[label])) or images[label].mean((1, 2, 3))  # noqa: E731
     many = torch.cat([A, B])
-    Health(Stub(score=judge), {}).look(
+    Health(Stub(score=score), {}).look(
         1000, {"G": torch.tensor(1.0)}, dict.fromkeys(("real_A", "real_B", "fake_B"), many)
     )
     assert set(sizes) == {IMAGES}

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from data import EpochLoader, EpochSampler, create_dataset
+from data import create_dataset
 from data.base_dataset import BaseDataset
 from data.image_folder import DataError
 from tests.test_cli import ROOT, TINY, script
@@ -30,29 +30,40 @@ def test_the_examples_run(tiny_data, tmp_path, monkeypatch):
     assert done.returncode == 0 and "5 of 5 images made" in done.stdout, done.stderr
 
 
-class Upstreams(BaseDataset):
-    """A dataset whose samples are asked for by index alone."""
+def test_an_index_in_place_of_epoch_and_index_is_explained(tiny_data, monkeypatch):
+    class Upstreams(BaseDataset):
+        def __getitem__(self, index):
+            return {"A": index % 2}
 
-    def __getitem__(self, index):
-        return {"A": index % 2}
+    monkeypatch.setattr("data.find_class", lambda *_: Upstreams)
+    with pytest.raises(
+        DataError, match=r"Upstreams\.__getitem__ takes an `index`, but samples are .* \(epoch, index\)\. docs"
+    ):
+        create_dataset(opt_train(tiny_data))
 
-    def __len__(self):
-        return 2
 
+def test_an_error_of_a_sample_is_not_explained_away(tiny_data, monkeypatch):
+    class Faulty(BaseDataset):
+        def __init__(self, opt):
+            super().__init__(opt)
+            self.A_paths = ["a"]
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_an_index_in_place_of_epoch_and_index_is_explained(workers, tiny_data):
-    dataset = Upstreams(opt_train(tiny_data))
-    sampler = EpochSampler(dataset, shuffle=False, seed=0)
-    with pytest.raises(DataError, match=r"Upstreams cannot make a sample \(.*it is asked for \(epoch, index\)"):
-        next(iter(EpochLoader(dataset, sampler=sampler, num_workers=workers)))
+        def __getitem__(self, at):
+            return at + ""
+
+    monkeypatch.setattr("data.find_class", lambda *_: Faulty)
+    with pytest.raises(TypeError, match="can only concatenate tuple"):
+        next(iter(create_dataset(opt_train(tiny_data))))
 
 
 def test_paths_are_a_list(tiny_data, monkeypatch):
-    class Paths(Upstreams):
+    class Paths(BaseDataset):
         def __init__(self, opt):
             super().__init__(opt)
             self.A_paths = paths
+
+        def __getitem__(self, at):
+            return {}
 
     monkeypatch.setattr("data.find_class", lambda *_: Paths)
     paths = [str(path) for path in tiny_data.glob("trainA/*")]

@@ -14,6 +14,7 @@ import train as training
 from options.choices import NOISE_GENERATORS
 from options.train_options import TrainOptions
 from tests.conftest import draw_shapes
+from tests.test_label_maps import label_map
 from util.errors import RemediedError
 from util.registry import choices, find_class
 
@@ -44,6 +45,8 @@ SHARED: dict[str, list] = {
     "identity_decay": [True],
     "init_type": ["normal", "xavier", "kaiming", "orthogonal"],
     "input_nc": [1, 3],
+    "label_A": [True],
+    "label_B": [True],
     "lambda_identity": [0, 0.5],
     "lambda_projected": [1],
     "lambda_r1": [0, 2],
@@ -84,14 +87,19 @@ SIZES = {"A": (40, 36), "B": (36, 44)}  # px
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> dict[str, Path]:
-    """Two images a domain: A and B in different sizes, and pairs."""
-    roots = {name: tmp_path_factory.mktemp(name) for name in ("domains", "pairs")}
+    """Two images a domain: A and B in different sizes, also as label maps, and pairs."""
+    roots = {name: tmp_path_factory.mktemp(name) for name in ("domains", "labels", "pairs")}
     for phase in ("train", "test"):
         for number in range(2):
             for domain, size in SIZES.items():
-                path = roots["domains"] / f"{phase}{domain}" / f"{number}.png"
-                path.parent.mkdir(exist_ok=True)
-                draw_shapes(f"{path}", size).save(path)
+                images = {
+                    "domains": draw_shapes(f"{phase}{domain}{number}", size),
+                    "labels": label_map("rgb", number, size),
+                }
+                for root, image in images.items():
+                    path = roots[root] / f"{phase}{domain}" / f"{number}.png"
+                    path.parent.mkdir(exist_ok=True)
+                    image.save(path)
             path = roots["pairs"] / phase / f"{number}.png"
             path.parent.mkdir(exist_ok=True)
             draw_shapes(f"{path}", (80, 36)).save(path)
@@ -138,7 +146,7 @@ def outcome(main, argv: list[str], capsys) -> str:
 @pytest.mark.parametrize("model", MODELS)
 def test_random_flags_train_resume_and_test(model, data, capsys):
     counts: Counter[bool] = Counter()
-    root = data["pairs" if model.startswith("pix2pix") else "domains"]
+    usual = "pairs" if model.startswith("pix2pix") else "domains"
 
     @settings(
         max_examples=EXAMPLES // len(MODELS) + 1, deadline=None, derandomize=True, database=None,
@@ -149,6 +157,7 @@ def test_random_flags_train_resume_and_test(model, data, capsys):
         folder = Path(tempfile.mkdtemp())
         try:
             sagan = model == "sagan"
+            root = data["labels" if flags.keys() & {"label_A", "label_B"} else usual]
             place = ["--name", "run", "--checkpoints_dir", str(folder), "--device", "cpu"]
             base = {"model": model, "dataroot": root, "ngf": 8, "ndf": 8, "crop_size": 32, "load_size": 34}
             base |= {"n_epochs": 1, "n_epochs_decay": 0, "display_id": 0}

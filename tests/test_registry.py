@@ -1,4 +1,4 @@
-"""Finding models and data sets by name."""
+"""Finding models and datasets by name."""
 
 import subprocess
 import sys

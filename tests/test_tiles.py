@@ -13,7 +13,7 @@ from PIL import Image
 import test as testing
 from inference import Translator
 from inference.tile_maps import Kept, Positions
-from inference.tiles import InMemory, Tiled, crop, mirrored
+from inference.tiles import InMemory, Tiled, crop, reflected
 from inference.trained import prepare
 from models.networks import GENERATORS
 from models.networks.any_size import AnySize, reflect
@@ -132,7 +132,7 @@ def test_padding_reflects_like_the_whole_image():
     for side, padded in ((1, 4), (2, 9), (7, 8), (5, 32)):
         line = torch.arange(side)
         expected = reflect(line.float().view(1, 1, 1, side), (1, padded)).flatten()
-        assert mirrored((0, padded), side).tolist() == expected.tolist()
+        assert reflected((0, padded), side).tolist() == expected.tolist()
 
 
 def test_kept_maps_are_read_in_windows(tmp_path):

@@ -35,7 +35,7 @@ def write_events(folder, epochs, *, losses=None):
 def make_sink(folder, name="run", *, options=None):
     command = f"python train.py --name '{name}' --continue_train"
     sink = PageSink(folder / "web", name, names=("A", "B"), size=256, images_freq=1, command=command)
-    sink.show([Start.at(at(1, epoch_images=0), time="", continued=False, options=options or {"lr": 0.0002})])
+    sink.show([Start.at(at(1, epoch_images=0), time="", resumed=False, options=options or {"lr": 0.0002})])
     return sink
 
 
@@ -43,7 +43,7 @@ def end_epoch(sink, epoch, images, maps=()):
     """Write the images of the end of an epoch and show them."""
     log = EventLog(sink.folder.parent)
     files = log.save_images(at(epoch), images)
-    event = Images.at(at(epoch), pictures=files, attention=log.save_attention(at(epoch), maps))
+    event = Images.at(at(epoch), files=files, attention=log.save_attention(at(epoch), maps))
     log.write(event)
     sink.show([event])
 

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 import test as testing
-from display.attention_maps import Watch
+from display.attention_maps import AttentionRecorder
 from inference import Translator
 from models.base_model import AttentionView
 from models.networks import GENERATORS
@@ -138,7 +138,7 @@ def test_other_inputs_are_refused(file, image, message):
 
 def test_attention_maps_show_no_padding():
     net = AnySize(generator("resnet_6blocks", attention=["block3"]))
-    with Watch({"G": AttentionView.on(net, "real")}) as watch:
+    with AttentionRecorder({"G": AttentionView.on(net, "real")}) as watch:
         net(torch.rand(1, 3, 17, 5))
     maps = watch.maps()
     assert maps[0].weights.shape == (1, 10, 5, 2), "all 5 x 2 cells of the image, which is padded to 20 x 8 pixels"

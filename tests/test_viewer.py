@@ -11,7 +11,7 @@ from PIL import Image
 
 import test as testing
 import train as training
-from display.attention_maps import AttentionMap, Watch, attention_of, even_grid, heat_colors, overlay
+from display.attention_maps import AttentionMap, AttentionRecorder, attention_of, even_grid, heat_colors, overlay
 from models.base_model import AttentionView
 from models.networks import GENERATORS
 from models.networks.attention import SelfAttention2d, attention_blocks, attention_maps
@@ -81,7 +81,7 @@ def test_every_generator_gives_its_attention_maps(name):
 def test_small_maps_are_exact_and_large_ones_are_averaged():
     images = torch.rand(1, 3, 48, 144) * 2 - 1
     net = sharpen(ResnetGenerator(3, 3, ngf=8, n_blocks=6, attention=["down1", "down2"]).eval())  # 24 x 72, 12 x 36
-    with Watch({"G": AttentionView.on(net, "real_A")}) as watch, torch.no_grad():
+    with AttentionRecorder({"G": AttentionView.on(net, "real_A")}) as watch, torch.no_grad():
         net(images)
     exact = attention_maps(net, images)[1]["down2"].unflatten(2, (12, 36))
     large, small = watch.maps()
@@ -101,7 +101,7 @@ def test_uniform_attention_has_weights_of_one_and_the_highest_entropy():
     assert isinstance(block, SelfAttention2d)
     torch.nn.init.zeros_(block.query_conv.weight)
     torch.nn.init.zeros_(block.query_conv.bias)
-    with Watch({"D": AttentionView.on(net, "fake_B")}) as watch:
+    with AttentionRecorder({"D": AttentionView.on(net, "fake_B")}) as watch:
         net(torch.rand(2, 3, 32, 32))
     maps = watch.maps()
     torch.testing.assert_close(maps[0].weights, torch.ones(2, 16, 4, 4))
@@ -289,7 +289,7 @@ def test_training_page_has_attention_beside_the_images_of_its_domain(browser, ru
         ["B", "B → A", "B → A → B", "B → B", "attention of G_B at block3"],
     ]
     rendering = "[...document.querySelectorAll('article img')].map(image => getComputedStyle(image).imageRendering)"
-    assert browser.run(rendering) == [*["pixelated"] * 4, "auto"] * 2  # attention is drawn enlarged
+    assert browser.run(rendering) == [*["pixelated"] * 4, "auto"] * 2  # attention is drawn upsampled
     click(browser, "[data-label=attention_G_B_block3] img", 0.5, 0.5)
     heat(browser)
     assert browser.run("document.querySelector('.blocks :checked + b').textContent") == "G_B block3"

@@ -71,7 +71,7 @@ def dry_run(argv: Sequence[str], parse: Parse, resume: Resume) -> int:
             run.attempt(lambda opt: report_disk(opt, *measured))
     report_visdom(run.opt)
     distributed.shutdown()
-    return run.verdict()
+    return run.finish()
 
 
 class DryRun:
@@ -134,7 +134,7 @@ class DryRun:
             return
         self.command, self.loader = command, None
 
-    def verdict(self) -> int:
+    def finish(self) -> int:
         """Print the last lines. Returns the exit status."""
         if not self.problems:
             log.info("ready")

@@ -19,8 +19,8 @@ from training.health_checks import (
     Look,
     LossScale,
     LossSeries,
-    Pace,
     Scores,
+    StepTimes,
     degraded,
     thumbnails,
 )
@@ -99,7 +99,7 @@ class Health:
         Returns:
             What begins, and what is over.
         """
-        self.see({"": Pace(self.seconds, self.waiting)})
+        self.see({"": StepTimes(self.seconds, self.waiting)})
         self.seconds = self.waiting = 0.0
         if loss_scale is not None:
             if self.scale is not None:

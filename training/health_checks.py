@@ -116,7 +116,7 @@ class LossScale:
 
 
 @dataclass(frozen=True)
-class Pace:
+class StepTimes:
     """Seconds of the steps since the last look, and of the waiting for the loader between them."""
 
     steps: float
@@ -340,9 +340,9 @@ def skipped(scale: LossScale) -> float:
     return max(math.log2(scale.before / max(scale.now, 1e-30)), 0.0) / max(scale.steps, 1)
 
 
-def waiting(pace: Pace) -> float:
+def waiting(times: StepTimes) -> float:
     """Share of the time that went into waiting for the loader."""
-    return pace.waiting / max(pace.waiting + pace.steps, 1e-9)
+    return times.waiting / max(times.waiting + times.steps, 1e-9)
 
 
 # ---- what to try
@@ -520,7 +520,7 @@ CHECKS = (
         (Try("precision", "bf16"),),
     ),
     Check(
-        "data starved", Pace, waiting, 0.5, True,
+        "data starved", StepTimes, waiting, 0.5, True,
         "Half of the time: faster loading would make training up to twice as fast.",
         "{figure:.0%} of the time goes into waiting for images.",
         (Try("num_threads", factor=2.0, at_least=4),),

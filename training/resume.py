@@ -66,28 +66,28 @@ def resume_command(opt: Options) -> str:
 
 
 def random_state() -> dict:
-    """The states of torch's random number generators."""
+    """The states of torch's RNGs."""
     state: dict = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_initialized():
         state["cuda"] = torch.cuda.get_rng_state_all()
     return state
 
 
-def buffers(model: BaseModel) -> dict[str, ImagePool | FeatureQueue]:
+def pools_and_queues(model: BaseModel) -> dict[str, ImagePool | FeatureQueue]:
     """The image pools and feature queues of a model, by name."""
     return {**model.pools, **model.queues}
 
 
 def training_state(model: BaseModel, optimization: Optimization) -> dict[str, Any]:
     """The state that resuming needs in addition to weights and random state, as tensors and plain values."""
-    pools = {name: [image.cpu() for image in pool.images] for name, pool in buffers(model).items()}
+    pools = {name: [image.cpu() for image in pool.images] for name, pool in pools_and_queues(model).items()}
     return optimization.state_dict() | {"pools": pools}
 
 
 def load_training_state(model: BaseModel, optimization: Optimization, state: dict[str, Any], *, epoch: int) -> None:
     """Restore the result of `training_state`, to resume in `epoch`."""
     optimization.load_state_dict(state, epoch=epoch)
-    for name, pool in buffers(model).items():
+    for name, pool in pools_and_queues(model).items():
         pool.images = [image.to(model.device) for image in state["pools"][name]]
 
 
@@ -113,7 +113,7 @@ def save_run(
     state = {"options": options, "model": training_state(model, optimization), "random": random_state()}
     processes = distributed.gather({"pools": state["model"]["pools"], "random": state["random"]})
     place = {name: getattr(position, name) for name in SAVED} | {
-        "pictures": epoch_size,
+        "epoch_size": epoch_size,
         "threads": threads,
         "best": best,
     }
@@ -130,7 +130,7 @@ def restore(model: BaseModel, optimization: Optimization, state: dict[str, Any])
     """
     start = Position(**{name: state[name] for name in SAVED if name in state}, resumed=True)
     saved = [{"pools": state["model"]["pools"], "random": state["random"]}, *state["other_processes"]]
-    new = {"pools": {name: [] for name in buffers(model)}, "random": random_state()}  # of a process that joins
+    new = {"pools": {name: [] for name in pools_and_queues(model)}, "random": random_state()}  # of a process that joins
     own = [*saved, new][min(distributed.rank(), len(saved))]
     load_training_state(model, optimization, state["model"] | {"pools": own["pools"]}, epoch=start.epoch)
     torch.set_rng_state(own["random"]["cpu"])
@@ -235,7 +235,7 @@ def resume(
             f"the run has seen {start.epoch_images} images of an epoch, but now there are {epoch_size}: "
             "resume with the dataset that it was started with, or start a new run"
         )
-    if (before := state.get("pictures", epoch_size)) != epoch_size:
+    if (before := state.get("epoch_size", epoch_size)) != epoch_size:
         log.warning("saved with %d images, resumed with %d: not bit-identical to the run so far", before, epoch_size)
     place = f", {start.epoch_images} of the {epoch_size} of this epoch" if start.epoch_images else ""
     log.info("resuming %s in epoch %d after %d images%s", opt.name, start.epoch, start.total_images, place)

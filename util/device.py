@@ -96,7 +96,7 @@ class Tuning:
         benchmark: whether cuDNN times its algorithms for every new shape, and keeps the fastest.
         tf32_convolutions, tf32_products: whether float32 convolutions and matrix products on an NVIDIA GPU read 10
             bits of mantissa.
-        deterministic: whether kernels are chosen that give the same bits in every run.
+        deterministic: whether to choose only deterministic kernels, whose results are bit-identical in every run.
         pin_memory: whether the data loader keeps batches in memory from which a GPU copies while it computes.
         compile_mode: of torch.compile.
     """

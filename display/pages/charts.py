@@ -25,7 +25,7 @@ def add_charts(curves: Mapping[str, Curve], metrics: Mapping[str, Curve] = Mappi
 
     Args:
         curves: name -> curve.
-        metrics: figures of merit, shown first, with the best point of each marked.
+        metrics: shown first, with the best point of each marked.
     """
     end = max((x[-1] for x, _ in (*curves.values(), *metrics.values())), default=0)
     with h.section(cls="charts", aria_label="Curves", data_end=end):

@@ -20,7 +20,7 @@ from util.files import atomic
 
 CSS = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
 JS = Path(__file__).with_name("page.js").read_text(encoding="utf-8")
-SMALL = 96  # px; smaller images are enlarged a lot on the page
+SMALL = 96  # px; smaller images are scaled up a lot on the page
 
 # Label -> the domain that the image comes from, and how it came about; in the order of the training page.
 CAPTIONS = {
@@ -156,7 +156,7 @@ def add_cards(cards: Sequence[Card], *, size: int, small: bool) -> None:
 
     Args:
         size: maximum side of an image in px.
-        small: the images are enlarged; show their pixels instead of interpolating.
+        small: the images are scaled up; show their pixels instead of interpolating.
     """
     most = max((sum(map(len, card.groups.values())) for card in cards), default=1)
     style = f"--size: {size}px; --images: {most}"

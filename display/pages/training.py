@@ -94,7 +94,7 @@ class PageSink(Sink):
         if not cards:
             return
         figures = [figure for figures in cards[-1].groups.values() for figure in figures]
-        images = [figure for figure in figures if not ATTENTION.fullmatch(figure.label)]  # attention is drawn enlarged
+        images = [figure for figure in figures if not ATTENTION.fullmatch(figure.label)]  # attention is drawn upsampled
         small = all(_width(self.folder / image.path) <= SMALL for image in images)
         kinds = list(dict.fromkeys(_kind(card) for card in cards))
         page = new_page(f"{self.name} · training")

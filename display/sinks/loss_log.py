@@ -20,15 +20,15 @@ class LossLogSink(Sink):
 
     def start(self, event: Start) -> None:
         """Write the header. A resumed run first removes the lines from after its position."""
-        if event.continued:
-            self.cut(event)
+        if event.resumed:
+            self.truncate(event)
         self._append(header(event))
 
     def losses(self, event: Losses) -> None:
         """Write a line."""
         self._append(loss_line(event))
 
-    def cut(self, after: Progress) -> None:
+    def truncate(self, after: Progress) -> None:
         """Remove lines from after a position, and one that was half written when the run was killed.
 
         Lines of an earlier run of this name stay: they stand above the header of the first start in the log.

@@ -30,13 +30,13 @@ class TensorBoardSink(Sink):
                 self.writer.add_scalar(f"{chart}/{name}", event.values[name], event.images)
 
     def metrics(self, event: Metrics) -> None:
-        """Write figures of merit."""
+        """Write metrics."""
         for name, value in event.values.items():
             self.writer.add_scalar(f"metrics/{name}", value, event.images)
 
     def images(self, event: Images) -> None:
         """Write images."""
-        for label, file in event.pictures.items():
+        for label, file in event.files.items():
             with Image.open(self.run_dir / file) as image:
                 self.writer.add_image(label, np.array(image.convert("RGB")), event.images, dataformats="HWC")
 

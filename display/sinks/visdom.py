@@ -75,7 +75,7 @@ class VisdomSink(Sink):
 
     def images(self, event: Images) -> None:
         """Show the images that are still on disk."""
-        files = {label: self.run_dir / file for label, file in event.pictures.items()}
+        files = {label: self.run_dir / file for label, file in event.files.items()}
         images = {label: self._read(file) for label, file in files.items() if file.is_file()}
         title = f"{self.name}: epoch {event.epoch}"
         if self.columns > 0 and images:

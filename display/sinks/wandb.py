@@ -37,12 +37,12 @@ class WandbSink(Sink):
         self.run.log({"epoch": event.epoch, **event.values}, step=event.images)
 
     def metrics(self, event: Metrics) -> None:
-        """Log figures of merit."""
+        """Log metrics."""
         self.run.log({f"metrics/{name}": value for name, value in event.values.items()}, step=event.images)
 
     def images(self, event: Images) -> None:
         """Log images."""
-        images = {label: wandb.Image(str(self.run_dir / file)) for label, file in event.pictures.items()}
+        images = {label: wandb.Image(str(self.run_dir / file)) for label, file in event.files.items()}
         self.run.log(images, step=event.images)
 
     def result(self, name: str, images: Mapping[str, Tensor]) -> None:

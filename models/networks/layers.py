@@ -91,7 +91,7 @@ def reflect(x: Tensor, padding: tuple[int, int, int, int]) -> Tensor:
     """Pad (B, C, H, W) by reflection. `padding` is left, right, top, bottom, each smaller than its side.
 
     The gradient of PyTorch's own kernel for GPUs differs from run to run in its last bits. Where that is not wanted,
-    mirrored strips are concatenated.
+    flipped strips are concatenated.
     """
     if x.is_cpu or not torch.are_deterministic_algorithms_enabled():
         return F.pad(x, padding, mode="reflect")
@@ -99,7 +99,7 @@ def reflect(x: Tensor, padding: tuple[int, int, int, int]) -> Tensor:
 
 
 def concatenate_reflected(x: Tensor, padding: tuple[int, int, int, int]) -> Tensor:
-    """Compute `reflect` by concatenating mirrored strips."""
+    """Compute `reflect` by concatenating flipped strips."""
     for dim, before, after in ((3, *padding[:2]), (2, *padding[2:])):
         size = x.shape[dim]
         first, last = x.narrow(dim, 1, before).flip(dim), x.narrow(dim, size - 1 - after, after).flip(dim)
@@ -315,6 +315,13 @@ def spectral_normalize(net: nn.Module, exclude: tuple[str, ...] = ()) -> nn.Modu
             norm = SpectralNorm(module.weight, dim=int(isinstance(module, nn.ConvTranspose2d)))
             parametrize.register_parametrization(module, "weight", norm)
     return net
+
+
+def remove_spectral_norm(net: nn.Module) -> None:
+    """Replace the parametrized weights of `net`, in place, by plain ones with the values they have now."""
+    for module in list(net.modules()):
+        if parametrize.is_parametrized(module):
+            parametrize.remove_parametrizations(module, "weight")
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from models.networks.efficientnet import efficientnet_lite
 
-SMALLEST = 128  # px: smaller images are enlarged, since the features know objects of a certain size
+SMALLEST = 128  # px: smaller images are upsampled, since the features know objects of a certain size
 
 
 class ProjectedDiscriminator(nn.Module):
@@ -26,7 +26,7 @@ class ProjectedDiscriminator(nn.Module):
 
     Shapes:
         (B, 3, H, W) -> scores (B, 4, h, w) before the sigmoid; h and w are about a 32nd of the sides, of at least 128
-        pixels, to which smaller images are enlarged.
+        pixels, to which smaller images are upsampled.
 
     Raises:
         ValueError: images have other channels, attention is not empty, or the pretrained weights are not installed.
