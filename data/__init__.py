@@ -123,7 +123,7 @@ def create_dataset(opt: Any) -> EpochLoader:
         log.info("no --dataroot: using the bundled images in %s", opt.dataroot)
     if "index" in inspect.signature(dataset.__getitem__).parameters:  # as upstream's
         raise DataError(
-            f"{type(dataset).__name__}.__getitem__ takes an `index`, but samples are asked for by `at`, (epoch, index). "
+            f"{type(dataset).__name__}.__getitem__ takes an `index`, but samples are asked for by (epoch, index). "
             f"{MIGRATING}."
         )
     for side in ("A_paths", "B_paths"):

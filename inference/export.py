@@ -2,10 +2,10 @@
 
 import importlib
 import json
-import math
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,9 @@ class _ResizeConv2d(resample.ResizeConv2d):
 class _Attention(SelfAttention2d):
     def forward(self, x: Tensor) -> Tensor:
         query, key, value = (tokens(conv(x)) for conv in (self.query_conv, self.key_conv, self.value_conv))
-        return x + self.gamma * attend_plain(query, key, value).transpose(1, 2).reshape(x.shape)
+        # contiguous, or torch.export asks for a proof about strides that it cannot find
+        out = attend_plain(query, key, value).transpose(1, 2).contiguous()
+        return x + self.gamma * out.unflatten(2, x.shape[2:])
 
 
 class _BatchStatistics(nn.BatchNorm2d):
@@ -69,7 +71,7 @@ PORTABLE: dict[type[nn.Module], type[nn.Module]] = {
 
 
 class Padded(nn.Module):
-    """AnySize by one gather for each side, which tracers follow for every size of at least 2 pixels."""
+    """AnySize by gathers alone, which tracers follow for every size: they have no branches and check no sizes."""
 
     def __init__(self, net: nn.Module, stride: int):
         super().__init__()
@@ -81,11 +83,14 @@ class Padded(nn.Module):
         for dim in (2, 3):
             side = image.shape[dim]
             cells = (side + self.stride - 1) // self.stride
-            period = 2 * (side - 1)
-            places = torch.arange(cells * self.stride, device=image.device) % period
-            x = x.index_select(dim, torch.where(places < side, places, period - places))
+            # a tensor, since the ONNX exporter does not translate the remainder by a size
+            period = torch.full((1,), 2 * (side - 1), device=image.device)
+            places = torch.arange(cells * self.stride, device=image.device).remainder(period)
+            x = x.index_select(dim, torch.minimum(places, period - places))
         made = self.net(x.to(self.dtype)).to(image.dtype)
-        return made[:, :, : image.shape[2], : image.shape[3]]
+        for dim in (2, 3):
+            made = made.index_select(dim, torch.arange(image.shape[dim], device=image.device))
+        return made
 
 
 def make_portable(net: AnySize) -> Padded:
@@ -105,9 +110,9 @@ def make_portable(net: AnySize) -> Padded:
                 module.__class__ = _BatchStatistics
         elif type(module) in PORTABLE:
             module.__class__ = PORTABLE[type(module)]  # in place: a U-Net refers to its attention blocks twice
-    inner.eval().to(memory_format=torch.contiguous_format)
+    inner.to(memory_format=torch.contiguous_format)
     assert isinstance(inner.stride, int)
-    return Padded(inner, inner.stride)
+    return Padded(inner, inner.stride).eval()
 
 
 def export(
@@ -121,8 +126,8 @@ def export(
 ) -> None:
     """Write a generator to a file, which replaces `path` when it is complete.
 
-    Batch and size are dynamic. Files take and make images (B, C, H, W) of float32 in [-1, 1]; the sides of images for
-    torch_export have to be multiples of the stride.
+    Batch and size are dynamic. Files take and make images (B, C, H, W) of float32 in [-1, 1]. Those of torch_export
+    check that the sides of images are larger than the stride.
 
     Args:
         net: as `make_portable` returns it, on the CPU.
@@ -137,49 +142,63 @@ def export(
     known = DTYPES.get(format, ("fp32",))
     if dtype not in known:
         raise ValueError(f"dtype={dtype} does not suit format={format}: choose from {', '.join(known)}")
-    text = json.dumps(dict(notes))
-    input_nc, stride = int(notes["input_nc"]), net.stride
-    example = torch.zeros(2, input_nc, 2 * stride, 3 * stride)
-    with atomic(path) as draft, torch.no_grad(), warnings.catch_warnings():
-        # Tracers warn of each size in the code; the check of the written file runs it with others.
-        warnings.simplefilter("ignore")
+    text, stride = json.dumps(dict(notes)), net.stride
+    example = torch.zeros(2, int(notes["input_nc"]), 2 * stride, 3 * stride)
+    with atomic(path) as draft, torch.no_grad():
         if format == "onnx":
             _export_onnx(net, example, draft, text, dtype, calibration)
         elif format == "torch_export":
-            dims = {0: torch.export.Dim("batch"), 2: stride * torch.export.Dim("rows", min=2)}
-            dims[3] = stride * torch.export.Dim("columns", min=2)
-            program = torch.export.export(net.net, (example,), dynamic_shapes=(dims,))
-            torch.export.save(program, draft, extra_files={"notes.json": text})
+            torch.export.save(_capture(net, example), draft, extra_files={"notes.json": text})
         elif format == "torchscript":
-            torch.jit.save(torch.jit.trace(net, (example,)), str(draft), _extra_files={"notes.json": text})
+            with torchscript():
+                torch.jit.save(torch.jit.trace(net, (example,)), str(draft), _extra_files={"notes.json": text})
         else:
             weights = net.net.state_dict()
             write_safetensors(in_dtype(weights, torch.float16) if dtype == "fp16" else weights, draft, notes=text)
+
+
+def _capture(net: Padded, example: Tensor) -> torch.export.ExportedProgram:
+    """Record what a network does for every batch and all sides above the stride. PyTorch proves that it is the same."""
+    sizes = {dim: torch.export.Dim(name, min=net.stride + 1) for dim, name in ((2, "height"), (3, "width"))}
+    sizes[0] = torch.export.Dim("batch")
+    return torch.export.export(net, (example,), dynamic_shapes=(sizes,), strict=False)
 
 
 def _export_onnx(
     net: Padded, example: Tensor, path: Path, notes: str, dtype: str, calibration: Iterable[Tensor]
 ) -> None:
     onnx = import_extra("onnx", "export")
+    import_extra("onnxscript", "export")
     if dtype == "fp16":
         net.dtype = torch.float16
         net.net.half()
-    axes = {0: "batch", 2: "height", 3: "width"}
-    # The exporter by tracing: that by torch.export does not know gathers of a dynamic length.
-    torch.onnx.export(
-        net, (example,), str(path), input_names=["image"], output_names=["result"], opset_version=OPSET, dynamo=False,
-        dynamic_axes={"image": axes, "result": axes},
+    program = torch.onnx.export(
+        _capture(net, example), input_names=["image"], output_names=["result"], opset_version=OPSET, dynamo=True,
+        optimize=True, verbose=False,
     )  # fmt: skip
+    assert program is not None
+    model = program.model_proto
     if dtype == "int8":
-        _quantize(path, calibration)
-    model = onnx.load(path)
+        model = _quantized(model, calibration)
     onnx.helper.set_model_props(model, {"notes": notes})
     onnx.save(model, path)
 
 
-def _quantize(path: Path, calibration: Iterable[Tensor]) -> None:
-    """Quantize the convolutions of an ONNX file to int8, by the ranges of activations for `calibration`."""
-    quantization = import_extra("onnxruntime.quantization", "export")
+@contextmanager
+def torchscript() -> Iterator[None]:
+    """Leave out the warnings that this format is known for.
+
+    It is deprecated, and tracers warn of each size in the code; the check of a written file runs it with others.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"`torch\.jit\.")
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
+        yield
+
+
+def _quantized(model: Any, calibration: Iterable[Tensor]) -> Any:
+    """An ONNX model whose convolutions are quantized to int8, by the ranges of activations for `calibration`."""
+    onnx, quantization = import_extra("onnx", "export"), import_extra("onnxruntime.quantization", "export")
 
     class Reader(quantization.CalibrationDataReader):  # type: ignore[name-defined]
         def __init__(self) -> None:
@@ -192,10 +211,10 @@ def _quantize(path: Path, calibration: Iterable[Tensor]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder) / "int8.onnx"
         quantization.quantize_static(
-            str(path), str(made), Reader(), op_types_to_quantize=["Conv"], per_channel=True,
+            model, str(made), Reader(), op_types_to_quantize=["Conv"], per_channel=True,
             extra_options={"DedicatedQDQPair": True},
         )  # fmt: skip
-        path.write_bytes(made.read_bytes())
+        return onnx.load(made)
 
 
 def import_extra(name: str, extra: str) -> Any:
@@ -237,7 +256,8 @@ def read_notes(path: Path) -> dict[str, Any]:
         if suffix == ".pt2":
             torch.export.load(path, extra_files=files)
         elif suffix == ".ts":
-            torch.jit.load(str(path), _extra_files=files)
+            with torchscript():
+                torch.jit.load(str(path), _extra_files=files)
         else:
             files["notes.json"] = safetensors_notes(path)
         return json.loads(files["notes.json"])
@@ -283,21 +303,18 @@ def load_exported(path: Path, format: str) -> Callable[[Tensor], Tensor]:
     """A written file as a function (B, C_in, H, W) -> (B, C_out, H, W), to check it."""
     if format == "onnx":
         return OnnxNetwork(path)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # TorchScript is deprecated in favor of torch.export
-        if format == "torchscript":
+    if format == "torchscript":
+        with torchscript():
             return torch.jit.load(str(path))
-        return torch.export.load(path).module()
+    return torch.export.load(path).module()
 
 
-def random_images(channels: int, *, stride: int, multiples: bool, count: int = 4) -> list[Tensor]:
-    """Images of random sizes and batches for a check, (B, channels, H, W) in [-1, 1]; of `multiples` of the stride."""
+def random_images(channels: int, *, stride: int, count: int = 4) -> list[Tensor]:
+    """Images of random sizes and batches for a check, (B, channels, H, W) in [-1, 1], with sides above the stride."""
     generator = torch.Generator().manual_seed(0)
     images = []
     for _ in range(count):
         batch, *sides = (int(n) for n in torch.randint(1, 97, (3,), generator=generator))
         sides = [max(side, 8) + stride for side in sides]
-        if multiples:
-            sides = [math.ceil(side / stride) * stride for side in sides]
         images.append(torch.rand(batch % 2 + 1, channels, *sides, generator=generator) * 2 - 1)
     return images

@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     translator, net = load_for_export(args)
     channels, stride = translator.input_nc, net.net.stride
     assert isinstance(stride, int)
-    images = random_images(channels, stride=stride, multiples=args.format == "torch_export")
+    images = random_images(channels, stride=stride)
     expected = [translator(image) for image in images]
     example = torch.zeros(1, channels, TIMED, TIMED)
     rates = {"PyTorch": images_per_second(translator, example)}
@@ -144,7 +144,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = script_parser("python -m scripts.export", __doc__, *EXAMPLES)
     add = parser.add_argument
     add_generator_flags(parser)
-    text = "torch_export takes sides that are multiples of the stride, the others any size from 2 pixels on"
+    text = "torch_export takes sides above the stride (4 pixels, of U-Nets 128 or 256), onnx and torchscript from 5 on"
     add("--format", choices=tuple(SUFFIXES), default="onnx", help=f"{text} (default: onnx)")
     add("--out", type=Path, help="the file (default: NAME with the suffix of the format)")
     text = "of weights and layers: fp16 and int8 for onnx, fp16 for safetensors (default: fp32)"
