@@ -47,7 +47,8 @@ log = logging.getLogger("test")
 WAITING = 1000  # samples in memory, at most
 
 LogResult = Callable[[str, Mapping[str, Tensor]], None]  # takes the name of an image and its results
-SOURCES = {"A_paths": ("fake", "fake_B", "rec_A"), "B_paths": ("fake_A", "rec_B")}  # labels of translations
+# label of a translation -> what it is made from
+SOURCES = {"fake": "A_paths", "fake_B": "A_paths", "rec_A": "A_paths", "fake_A": "B_paths", "rec_B": "B_paths"}
 TRUTH = {"fake_B": "real_B", "fake_B_rgb": "real_B_rgb"}  # label of a translation -> label of its truth
 
 
@@ -135,12 +136,7 @@ def save_results(
     translations = translate(model, loader, threads, precision=precision)
     if measurement:
         translations = measured(translations, measurement)
-    results = tqdm(
-        itertools.islice(translations, count),
-        total=count,
-        unit="image",
-        disable=None,
-    )
+    results = tqdm(itertools.islice(translations, count), total=count, unit="image", disable=None)
     with create_sink(opt, folder) as log_result:
         add_results(page, results, aspect_ratio=opt.aspect_ratio, log_result=log_result)
     if measurement:
@@ -190,21 +186,17 @@ def save_samples(
         for batch in loader:
             with threads.timed(batch), torch.no_grad(), autocast(model.device, precision):
                 samples = model(batch)["sample"]
-            names = batch["A_paths"]
-            if is_viewable(samples, fmt) and not fmt.alpha:
-                saved.extend(
-                    pool.submit(save_file, sample, folder / f"{name}.png")
-                    for name, sample in zip(names, to_images(samples), strict=True)
-                )
+            viewable = is_viewable(samples, fmt)
+            paths = [folder / f"{name}.{'png' if viewable else 'tif'}" for name in batch["A_paths"]]
+            if viewable and not fmt.alpha:  # converted as a batch, which is faster
+                for image, path in zip(to_images(samples), paths, strict=True):
+                    saved.append(pool.submit(save_file, image, path))
             else:
-                suffix = "png" if is_viewable(samples, fmt) else "tif"
-                saved.extend(
-                    pool.submit(save_image, sample, folder / f"{name}.{suffix}", fmt)
-                    for name, sample in zip(names, samples, strict=True)
-                )
+                for sample, path in zip(samples, paths, strict=True):
+                    saved.append(pool.submit(save_image, sample, path, fmt))
             while len(saved) > WAITING:  # the disk may be slower than the generator
                 saved.popleft().result()
-            bar.update(len(names))
+            bar.update(len(paths))
         for future in saved:
             future.result()
     log.info("%d samples are in %s", len(loader.dataset), folder)
@@ -269,8 +261,10 @@ def scan_name(name: str, source: Path, label: str, kind: str) -> str:
 
 def scores(result: Translation) -> dict[str, float]:
     """The similarity of a translation to its truth, see ResultsPage.add; empty if there is none."""
-    for label in TRUTH.keys() & result.images if result.paired else ():
-        fake, truth = result.images[label][None], result.images[TRUTH[label]][None]
+    for label, true_label in TRUTH.items():
+        if not result.paired or label not in result.images:
+            continue
+        fake, truth = result.images[label][None], result.images[true_label][None]
         if fake.shape == truth.shape:  # or they have one name, but are no pair
             figures = {"L1": mean_absolute_error(fake, truth), "PSNR": psnr(fake, truth), "SSIM": ssim(fake, truth)}
             return {name: figure.item() for name, figure in figures.items()}
@@ -323,14 +317,13 @@ def translate(
     """Run the model over the data, one result an image."""
     dataset = loader.dataset
     root_A, root_B = (common_folder(paths) for paths in (dataset.A_paths, dataset.B_paths))
+    views = {name: view for name, view in model.attention_views().items() if not isinstance(view.net, Tiled)}
     for batch in loader:
-        watch = AttentionRecorder(
-            {name: view for name, view in model.attention_views().items() if not isinstance(view.net, Tiled)}
-        )
-        with threads.timed(batch), torch.no_grad(), autocast(model.device, precision), watch:
+        recorder = AttentionRecorder(views)
+        with threads.timed(batch), torch.no_grad(), autocast(model.device, precision), recorder:
             images = model(batch)
-            watch.run_missing(images)
-        attention = watch.maps()
+            recorder.run_missing(images)
+        attention = recorder.maps()
         for i, path in enumerate(batch["A_paths"]):
             name = relative_name(path, root_A)
             yield Translation(
@@ -338,10 +331,7 @@ def translate(
                 images={label: image[i] for label, image in images.items()},
                 attention=[block[i] for block in attention],
                 sources={
-                    label: Path(batch[key][i])
-                    for key, labels in SOURCES.items()
-                    for label in labels
-                    if key in batch and label in images
+                    label: Path(batch[key][i]) for label, key in SOURCES.items() if label in images and key in batch
                 },
                 paired="B_paths" in batch and relative_name(batch["B_paths"][i], root_B) == name,
             )

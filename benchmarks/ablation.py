@@ -1,6 +1,6 @@
 """Measure what attention is worth: python -m benchmarks.ablation. Trains a recipe with and without it, for some seeds.
 
-A run that is finished is kept and one that was interrupted goes on, so the command can be repeated until all are done.
+A finished run is kept and an interrupted one is resumed, so the command can be repeated until all are done.
 Figures are those of the test images at the end of each run.
 """
 

@@ -117,11 +117,8 @@ def register_heif() -> None:
 
 def array_format(path: Path, kind: ArrayKind) -> tuple[str, int]:
     """The dtype and the number of channels, from the header alone where that is possible."""
-    if kind in ("nifti", "dicom"):
-        array = read_array(path)
-        return array.dtype.name, array.shape[2]
-    if kind == "npy":
-        array = map_npy(path)
+    if kind != "tiff":
+        array = map_npy(path) if kind == "npy" else read_array(path)
         return array.dtype.name, array.shape[2]
     from tifffile import TiffFile
 

@@ -173,15 +173,7 @@ def write_dicom(array: np.ndarray, path: Path, source: Path) -> None:
     if array.shape[-1] != 1:
         raise ValueError(f"{path}: a DICOM file of one channel cannot hold {array.shape[-1]}")
     scan = pydicom.dcmread(source)
-    slope, intercept = 1.0, 0.0
-    if array.dtype.kind == "f":
-        intercept = float(array.min())
-        slope = (float(array.max()) - intercept) / ROUNDED or 1.0
-        stored = ((array - intercept) / slope).round().astype(np.uint16)
-    else:
-        stored = array.astype(np.uint16 if array.min() >= 0 else np.int16)
-        if not np.array_equal(stored, array):
-            raise ValueError(f"{path}: 16 bits of a DICOM file cannot hold {array.min()} to {array.max()}")
+    stored, slope, intercept = in_16_bits(array, path)
     scan.RescaleSlope, scan.RescaleIntercept = f"{slope:.10g}", f"{intercept:.10g}"
     for groups in (*scan.get("SharedFunctionalGroupsSequence", ()), *scan.get("PerFrameFunctionalGroupsSequence", ())):
         for scale in groups.get("PixelValueTransformationSequence", ()):
@@ -200,6 +192,22 @@ def write_dicom(array: np.ndarray, path: Path, source: Path) -> None:
     scan.PixelData = stored[..., 0].tobytes()
     path.parent.mkdir(parents=True, exist_ok=True)
     scan.save_as(path)
+
+
+def in_16_bits(array: np.ndarray, path: Path) -> tuple[np.ndarray, float, float]:
+    """Values as uint16 or int16 for the DICOM file `path`, with the slope and the intercept that give the values back.
+
+    Raises:
+        ValueError: these are whole numbers that 16 bits cannot hold.
+    """
+    if array.dtype.kind == "f":
+        intercept = float(array.min())
+        slope = (float(array.max()) - intercept) / ROUNDED or 1.0
+        return ((array - intercept) / slope).round().astype(np.uint16), slope, intercept
+    stored = array.astype(np.uint16 if array.min() >= 0 else np.int16)
+    if not np.array_equal(stored, array):
+        raise ValueError(f"{path}: 16 bits of a DICOM file cannot hold {array.min()} to {array.max()}")
+    return stored, 1.0, 0.0
 
 
 def is_georeferenced(path: Path) -> bool:

@@ -152,9 +152,9 @@ def attention_of(model: BaseModel, images: Mapping[str, Tensor], precision: str 
         precision: fp32, bf16 or fp16.
     """
     with evaluating(model):
-        with autocast(model.device, precision), AttentionRecorder(model.attention_views()) as watch:
-            watch.run_missing({label: image[:1] for label, image in images.items()})
-        return watch.maps()
+        with autocast(model.device, precision), AttentionRecorder(model.attention_views()) as recorder:
+            recorder.run_missing({label: image[:1] for label, image in images.items()})
+        return recorder.maps()
 
 
 def even_grid(height: int, width: int, maximum: int = MAX_QUERIES) -> list[tuple[int, int]]:

@@ -81,9 +81,8 @@ class SAGANModel(BaseModel):
             add("--samples_only", action="store_true", help=text)
             text = "classes to make images of, by name or number from 0, as cat,dog or 3,7; default: all"
             add("--classes", default="", help=text)
-            text = (
-                "file of a generator instead of a run, as scripts.export --format safetensors writes it; stem = --name"
-            )
+            text = "file of a generator instead of a run, as scripts.export --format safetensors writes it; "
+            text += "stem = --name"
             add("--weights", default="", help=text)
         return parser
 

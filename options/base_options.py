@@ -4,7 +4,7 @@ import argparse
 import json
 import math
 from argparse import ArgumentParser
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, NoReturn
@@ -40,8 +40,8 @@ class Options:
         self,
         values: Mapping[str, Any],
         *,
-        given: Mapping[str, Any],
-        inherited: Mapping[str, Any],
+        given: Iterable[str],
+        inherited: Iterable[str],
         defaults: Mapping[str, Any],
         name: str,
     ):
@@ -107,10 +107,10 @@ class Options:
     def replaced(self, **values: Any) -> "Options":
         """A copy with other values of some flags."""
         assert values.keys() <= self._values.keys()
-        given, inherited = (dict.fromkeys(flags) for flags in (self._given, self._inherited))
         return Options(
-            self._values | values, given=given, inherited=inherited, defaults=self._defaults, name=self._name
-        )
+            self._values | values, given=self._given, inherited=self._inherited, defaults=self._defaults,
+            name=self._name,
+        )  # fmt: skip
 
     def save(self, run_dir: Path) -> None:
         """Write train_opt.txt (upstream's layout) and train_opt.json, or test_opt, into the folder `run_dir`."""
@@ -259,11 +259,11 @@ def add_run_flags(parser: ArgumentParser) -> None:
     models = f"models/MODEL_model.py: {', '.join(choices('models'))}"
     add("--model", type=values.class_name("models"), default="cycle_gan", help=models)
     add("--checkpoints_dir", default="./checkpoints", help="folder of all runs; weights go to CHECKPOINTS_DIR/NAME")
-    epoch = "checkpoint to load, for testing and with --continue_train: latest, the number of an epoch, best (see "
-    epoch += "--best), or old, the last checkpoint of a run that a new one of the same name has replaced"
-    add("--epoch", type=values.plain_name, default="latest", help=epoch)
-    images = "load the checkpoint that --save_by_iter kept after so many images; 0 = use --epoch"
-    add("--load_iter", type=values.non_negative_int, default=0, help=images)
+    text = "checkpoint to load, for testing and with --continue_train: latest, the number of an epoch, best (see "
+    text += "--best), or old, the last checkpoint of a run that a new one of the same name has replaced"
+    add("--epoch", type=values.plain_name, default="latest", help=text)
+    text = "load the checkpoint that --save_by_iter kept after so many images; 0 = use --epoch"
+    add("--load_iter", type=values.non_negative_int, default=0, help=text)
     add("--seed", type=values.seed, default=0, help="random seed of weights, order, augmentation and dropout")
     add("--device", default="auto", choices=DEVICES, help="auto = a GPU if there is one")
     add("--gpu_ids", type=values.gpu_ids, default="0", help="CUDA GPUs, as 0,1: one for each process; -1 = CPU")
@@ -276,28 +276,22 @@ def add_run_flags(parser: ArgumentParser) -> None:
 def add_data_flags(parser: ArgumentParser) -> None:
     """Which images, and how they are read."""
     add = parser.add_argument_group("data").add_argument
-    add(
-        "--dataroot",
-        help="folder of images; with two domains, of trainA, trainB, testA, testB; default: bundled images",
-    )
+    text = "folder of images; with two domains, of trainA, trainB, testA, testB; default: bundled images"
+    add("--dataroot", help=text)
     modes = f"data/DATASET_MODE_dataset.py: {', '.join(choices('data'))}"
     add("--dataset_mode", type=values.class_name("data"), default="unaligned", help=modes)
     add("--direction", default="AtoB", choices=DIRECTIONS, help="which domain is translated to which")
-    size = (
-        "how images are resized. resize: to a square of LOAD_SIZE; scale_width: to a width of LOAD_SIZE, keeping the "
-    )
-    size += "aspect ratio; crop: to a square of CROP_SIZE"
-    add("--preprocess", default="resize_and_crop", choices=PREPROCESS, help=size)
-    center = "before that, crop a square of so many px from the center; max = the largest square; 0 = off"
-    add("--center_crop", type=values.center_crop, default=0, help=center)
+    text = "how images are resized. resize: to a square of LOAD_SIZE; scale_width: to a width of LOAD_SIZE, keeping "
+    text += "the aspect ratio; crop: to a square of CROP_SIZE"
+    add("--preprocess", default="resize_and_crop", choices=PREPROCESS, help=text)
+    text = "before that, crop a square of so many px from the center; max = the largest square; 0 = off"
+    add("--center_crop", type=values.center_crop, default=0, help=text)
     add("--load_size", type=values.positive_int, default=286, help="size before the crop, in px")
     add("--crop_size", type=values.positive_int, default=256, help="size of the crop, in px")
     add("--no_flip", action="store_true", help="no random horizontal flips in training")
     add("--serial_batches", action="store_true", help="take images in order, not at random")
-    text = (
-        "values of files with more than 8 bits that become -1 and 1 (write =LOW,HIGH for a negative LOW); default: by "
-    )
-    text += "dtype"
+    text = "values of files with more than 8 bits that become -1 and 1 (write =LOW,HIGH for a negative LOW); default: "
+    text += "by dtype"
     add("--value_range", type=values.value_range, default="", metavar="LOW,HIGH", help=text)
     text = "the same for the images of {} alone, those of folders such as train{}; default: --value_range"
     add("--value_range_A", type=values.value_range, metavar="LOW,HIGH", help=text.format("A", "A"))
@@ -314,12 +308,8 @@ def add_data_flags(parser: ArgumentParser) -> None:
     text += "status 3"
     add("--skip_bad_images", action="store_true", help=text)
     add("--batch_size", type=values.positive_int, default=1, help="images per step, in each process")
-    add(
-        "--num_threads",
-        type=values.non_negative_int,
-        default=4,
-        help="data loader workers; on a CPU the default is none",
-    )
+    text = "data loader workers; on a CPU the default is none"
+    add("--num_threads", type=values.non_negative_int, default=4, help=text)
 
 
 def add_network_flags(parser: ArgumentParser) -> None:
@@ -338,13 +328,9 @@ def add_network_flags(parser: ArgumentParser) -> None:
     add("--n_layers_D", type=values.positive_int, default=3, help="downsampling layers of --netD n_layers")
     add("--norm", default="instance", choices=NORMS, help="normalization in G and D")
     add("--no_dropout", action="store_true", help="no dropout in G")
-    resample = (
-        "how G doubles the resolution: deconv = transposed convolution; nearest = resize, then convolve, without "
-    )
-    resample += (
-        "checkerboard; blur = bilinear, and G and D blur before they halve it, as in CUT: slower, fewer patterns"
-    )
-    add("--resample", default="deconv", choices=RESAMPLINGS, help=resample)
+    text = "how G doubles the resolution: deconv = transposed convolution; nearest = resize, then convolve, without "
+    text += "checkerboard; blur = bilinear, and G and D blur before they halve it, as in CUT: slower, fewer patterns"
+    add("--resample", default="deconv", choices=RESAMPLINGS, help=text)
     stages = "stages of {} followed by self-attention: {}. Separated by commas, or none"
     noise = "sagan's: l1 ..., sagan_resnet's and biggan's: block1 ..."
     resnet = f"down1, down2, block1 ..., bottleneck (the middle), up1, up2; {noise}"
@@ -372,8 +358,6 @@ def add_metric_flags(parser: ArgumentParser) -> None:
     text = "classes of pixels that content compares, such as 'sea: A(B - G > 15, B > 150); B(B > R - 20)'; default: "
     text += "edges and gray values"
     add("--content", nargs="+", type=values.rule, default=[], metavar="RULE", help=text)
-    text = (
-        "folders of label maps, by the names of the images: content finds their classes in translations by color and "
-    )
-    text += "texture"
+    text = "folders of label maps, by the names of the images: content finds their classes in translations by color "
+    text += "and texture"
     add("--label_dir", type=values.label_dir, default="", metavar="A=FOLDER,B=FOLDER", help=text)

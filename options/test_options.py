@@ -46,9 +46,8 @@ Flags of data and network default to those of the run."""
         add("--precision", default="fp32", choices=("auto", *PRECISIONS), help=text)
         text = "CPU threads; 0 = OMP_NUM_THREADS, or measured on the first images; results differ by rounding"
         add("--cpu_threads", type=values.non_negative_int, default=0, help=text)
-        text = (
-            "pixels of a side of the tiles of large images, such as 512: the same result in bounded memory; 0 = whole"
-        )
+        text = "pixels of a side of the tiles of large images, such as 512: the same result in bounded memory; "
+        text += "0 = whole"
         add("--tile", type=values.non_negative_int, default=0, help=text)
         text = "pixels around a tile that it may compute again, or else keeps on disk"
         add("--tile_overlap", type=values.non_negative_int, default=64, help=text)

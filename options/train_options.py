@@ -165,10 +165,8 @@ def add_speed_flags(parser: ArgumentParser) -> None:
     add("--no_tf32", action="store_true", help="no TF32 on NVIDIA GPUs, in convolutions neither: slower, all 24 bits")
     text = "deterministic kernels only: repeated and resumed runs are bit-identical on GPUs too, but slower"
     add("--deterministic", action="store_true", help=text)
-    text = (
-        "CPU threads of a step; 0 = OMP_NUM_THREADS, or measured at the start and again when steps slow down. Results "
-    )
-    text += "differ by rounding, so choose a number for runs that can be repeated to the last bit"
+    text = "CPU threads of a step; 0 = OMP_NUM_THREADS, or measured at the start and again when steps slow down. "
+    text += "Results differ by rounding: choose a number for runs that repeat bit-identically"
     add("--cpu_threads", type=values.non_negative_int, default=0, help=text)
 
 

@@ -38,7 +38,7 @@ class Tripwire(io.TextIOBase):
 
 
 def send_and_wait(pid: int, number: int) -> None:
-    """Send a signal and go on when it has come back: a parent takes a while to pass it on."""
+    """Send a signal and return when it has arrived: a parent takes a while to pass it on."""
     received = []
     handler = signal.getsignal(number)
     if callable(handler):

@@ -39,7 +39,7 @@ def train_until(line: str, number: signal.Signals, folder: Path, *flags: str | P
     ],
     ids=["SIGTERM", "SIGINT"],
 )
-def test_interrupted_and_continued_equals_uninterrupted(tiny_data, tmp_path, number, flags):
+def test_interrupted_and_resumed_equals_uninterrupted(tiny_data, tmp_path, number, flags):
     """The signal reaches the workers too, as from timeout or Slurm."""
     flags = ["--dataroot", tiny_data, *flags]
     whole = train(tmp_path / "whole", *flags, "--n_epochs", "3")
@@ -53,7 +53,7 @@ def test_interrupted_and_continued_equals_uninterrupted(tiny_data, tmp_path, num
     assert_equal_checkpoints(whole, broken)
 
 
-def test_a_killed_run_goes_on_without_a_gap_or_a_double_line(tiny_data, tmp_path):
+def test_a_killed_run_resumes_without_a_gap_or_a_double_line(tiny_data, tmp_path):
     flags = ["--dataroot", tiny_data, "--save_latest_freq", "4", "--update_html_freq", "2"]
     whole = train(tmp_path / "whole", *flags, "--n_epochs", "3")
     # in epoch 3, between two saves
@@ -104,7 +104,7 @@ def test_a_run_that_stops_after_every_step_ends_like_one_that_never_stopped(tiny
 
 
 @pytest.mark.faults
-def test_a_compiled_run_goes_on_like_one_that_never_stopped(tiny_data, tmp_path):
+def test_a_compiled_run_resumes_like_one_that_never_stopped(tiny_data, tmp_path):
     script = "import sys, train; from training import compiling; compiling.PAYS_AFTER = 1; sys.exit(train.main())"
     flags = [*TINY, "--dataroot", tiny_data, "--max_dataset_size", "4", "--n_epochs_decay", "0", "--no_html"]
     flags += ["--compile", "--pool_size", "1", "--name", "run"]
@@ -120,7 +120,7 @@ def test_a_compiled_run_goes_on_like_one_that_never_stopped(tiny_data, tmp_path)
     assert logged_losses(parts / "run") == logged_losses(whole / "run")
 
 
-def test_a_run_gains_attention_by_continuing_as_another_model(tiny_data, tmp_path, capsys):
+def test_a_run_gains_attention_by_resuming_as_another_model(tiny_data, tmp_path, capsys):
     plain = train(tmp_path, "--dataroot", tiny_data, "--n_epochs_decay", "0")
     before = torch.load(plain / "latest_net_G_A.pth", weights_only=True)
     places = ["--checkpoints_dir", str(tmp_path), "--name", "run", "--continue_train", "--model", "cycle_gan_attn"]
@@ -144,7 +144,7 @@ def test_a_run_that_has_more_epochs_behind_it_is_left_alone(tiny_data, tmp_path,
 
 
 @pytest.mark.parametrize("flags", [[], ["--dry_run"]])
-def test_a_run_to_go_on_with_is_looked_for_before_the_images(flags, tiny_data, tmp_path):
+def test_the_run_to_resume_is_found_before_the_images(flags, tiny_data, tmp_path):
     places = ["--checkpoints_dir", str(tmp_path), "--continue_train", "--dataroot", str(tmp_path / "missing"), *flags]
     with pytest.raises(ValueError, match=r"^no run 'nope': .* holds no runs"):
         training.main([*places, "--name", "nope"])
@@ -157,7 +157,7 @@ def test_a_run_to_go_on_with_is_looked_for_before_the_images(flags, tiny_data, t
     assert error.value.remedy == {"name": "run"}
 
 
-def test_a_save_is_chosen_for_something(tiny_data, tmp_path):
+def test_a_checkpoint_is_chosen_for_something(tiny_data, tmp_path):
     with pytest.raises(ValueError, match=r"^--epoch and --load_iter .* need --continue_train or --init_from$"):
         train(tmp_path, "--dataroot", tiny_data, "--epoch", "5")
     whole = train(tmp_path, "--dataroot", tiny_data, "--max_dataset_size", "1")
@@ -166,7 +166,7 @@ def test_a_save_is_chosen_for_something(tiny_data, tmp_path):
         training.main([*TINY, "--dataroot", str(tiny_data), "--name", "new", "--init_from", file, "--load_iter", "5"])
 
 
-def test_a_run_that_is_started_anew_by_mistake_can_go_on(tiny_data, tmp_path, capsys):
+def test_a_run_restarted_by_mistake_can_be_resumed(tiny_data, tmp_path, capsys):
     flags = ["--dataroot", tiny_data, "--max_dataset_size", "2", "--ema_decay", "0.9"]
     whole = train(tmp_path / "whole", *flags)
     train(tmp_path, *flags, "--max_minutes", "0.00001")
@@ -196,7 +196,7 @@ def test_an_image_that_cannot_be_read_costs_nothing(workers, tiny_data, tmp_path
     assert_equal_checkpoints(train(tmp_path / "whole", "--dataroot", tiny_data, *flags), run_dir)
 
 
-def test_what_comes_after_the_epoch_to_go_on_with_is_set_aside(tiny_data, tmp_path):
+def test_checkpoints_after_the_resumed_epoch_are_set_aside(tiny_data, tmp_path):
     flags = ["--dataroot", tiny_data, "--max_dataset_size", "1", "--save_epoch_freq", "1", "--n_epochs", "2"]
     run_dir = train(tmp_path, *flags)
     train(tmp_path, *flags, "--continue_train", "--epoch", "1", "--max_minutes", "0.00001")
@@ -218,7 +218,7 @@ def test_a_run_with_other_images_says_so(tiny_data, tmp_path, capsys):
     assert "saved with 5 images, resumed with 3: not bit-identical to the run so far" in capsys.readouterr().out
 
 
-def test_a_continued_run_obeys_new_flags(tiny_data, tmp_path, capsys):
+def test_a_resumed_run_obeys_new_flags(tiny_data, tmp_path, capsys):
     run_dir = train(tmp_path, "--dataroot", tiny_data, "--n_epochs_decay", "0")
     places = ["--checkpoints_dir", str(tmp_path), "--name", "run", "--continue_train"]
     changed = ["--n_epochs", "2", "--lr", "0.001", "--load_size", "40"]

@@ -89,7 +89,7 @@ def test_patches_that_match_cost_nothing_and_equal_ones_the_logarithm_of_their_n
     assert patch_nce([alike, alike], [alike, alike]).item() == pytest.approx(math.log(8))
 
 
-def test_mirrored_positions():
+def test_flipped_positions():
     maps = torch.arange(12.0).view(1, 1, 3, 4)
     positions = torch.randperm(12)
     (mirror,) = flipped_positions([positions], [maps])

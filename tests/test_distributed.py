@@ -231,7 +231,7 @@ def test_all_go_back_when_weights_cannot_be_saved(nine_images, tmp_path):
 
 
 @pytest.mark.faults
-def test_a_save_that_was_cut_off_is_taken_up_by_all(nine_images, tmp_path):
+def test_an_interrupted_checkpoint_is_completed_on_all_ranks(nine_images, tmp_path):
     training.main(places(tmp_path, "--dataroot", nine_images, "--max_dataset_size", "3"))
     for path in (tmp_path / "run").glob("latest_*.pth"):
         if "net_D" not in path.name:
@@ -263,7 +263,7 @@ def test_a_save_that_was_cut_off_is_taken_up_by_all(nine_images, tmp_path):
     ],
     ids=lambda flags: flags[1],
 )
-def test_stopped_and_continued_equals_never_stopped(flags, nine_images, tmp_path, capsys):
+def test_stopped_and_resumed_equals_never_stopped(flags, nine_images, tmp_path, capsys):
     flags = ["--dataroot", nine_images, "--n_epochs", "4", "--n_epochs_decay", "0", *flags]
     together(ROOT / "train.py", *places(tmp_path / "whole", *flags))
     signalled = ["-m", "tests.signalled", "parent", "SIGTERM", "(epoch: 2"]  # the parent is torchrun
@@ -284,7 +284,7 @@ def test_stopped_and_continued_equals_never_stopped(flags, nine_images, tmp_path
 
 
 @pytest.mark.faults
-def test_another_number_of_processes_goes_on(nine_images, tmp_path, capsys):
+def test_another_number_of_processes_resumes(nine_images, tmp_path, capsys):
     flags = places(tmp_path, "--dataroot", nine_images, "--n_epochs_decay", "0", "--max_dataset_size", "3")
     training.main(flags)
     again = ["--checkpoints_dir", str(tmp_path), "--name", "run", "--continue_train", "--n_epochs"]

@@ -136,7 +136,7 @@ def test_a_place_that_cannot_be_written(tiny_data, tmp_path, capsys):
     assert f"{tmp_path / 'file'} cannot be written into" in output
 
 
-def test_visdom_is_looked_for(tiny_data, capsys):
+def test_visdom_is_checked(tiny_data, capsys):
     with socket.create_server(("localhost", 0)) as server:
         port = server.getsockname()[1]
         flags = ["--dataroot", tiny_data, "--display_id", "1", "--display_port", port]
@@ -156,7 +156,7 @@ def times_of(folder):
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
 
 
-def test_a_continued_run_is_checked_with_its_weights(stopped_run, tmp_path, capsys):
+def test_a_resumed_run_is_checked_with_its_weights(stopped_run, tmp_path, capsys):
     before = times_of(tmp_path)
     assert training.main([*stopped_run, "--dry_run"]) == 0
     output = capsys.readouterr().out
@@ -169,7 +169,7 @@ def test_a_continued_run_is_checked_with_its_weights(stopped_run, tmp_path, caps
         training.main([*stopped_run, "--dry_run"])
 
 
-def test_a_save_that_was_cut_off_stays_as_it_is(stopped_run, tmp_path):
+def test_an_interrupted_checkpoint_stays_as_it_is(stopped_run, tmp_path):
     for path in (tmp_path / "run").glob("latest_*.pth"):
         path.replace(temporary(path))
     before = times_of(tmp_path)
@@ -177,7 +177,7 @@ def test_a_save_that_was_cut_off_stays_as_it_is(stopped_run, tmp_path):
     assert times_of(tmp_path) == before
 
 
-def test_other_flags_of_a_continued_run_are_offered_with_override(stopped_run, tmp_path, capsys):
+def test_other_flags_of_a_resumed_run_are_offered_with_override(stopped_run, tmp_path, capsys):
     assert training.main(["--dry_run", *stopped_run, "--lr", "0.001", "--crop_size", "30"]) == 2
     output = capsys.readouterr().out
     assert "--lr 0.001 (so far 0.0002)" in output and "makes 32x32 pixels of 30x30" in output

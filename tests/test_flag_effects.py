@@ -75,7 +75,7 @@ def test_save_by_iter_keeps_what_load_iter_loads(run, capsys):
     assert len(images_of(folder, "fake_B")) == 5 and images_of(folder, "fake_B") != latest
 
 
-def test_training_continues_from_load_iter(run, tmp_path, capsys):
+def test_training_resumes_from_load_iter(run, tmp_path, capsys):
     shutil.copytree(run, tmp_path / "run")
     train(tmp_path, "--continue_train", "--load_iter", "6")
     assert "resuming run in epoch 2 after 6 images" in capsys.readouterr().out

@@ -72,7 +72,7 @@ def save_and_die(run_dir: Path, operation: int) -> None:
     save_checkpoint(model, run_dir, "latest", {"value": 2.0})
 
 
-def test_a_save_that_is_killed_anywhere_leaves_the_old_one_or_the_new_one(tmp_path):
+def test_a_checkpoint_killed_anywhere_leaves_the_old_one_or_the_new_one(tmp_path):
     found = []
     for operation in range(100):
         run_dir = tmp_path / str(operation)
@@ -99,7 +99,7 @@ def test_a_save_that_is_killed_anywhere_leaves_the_old_one_or_the_new_one(tmp_pa
     assert found == sorted(found) and {1.0, 2.0} == set(found) and len(found) >= 9
 
 
-def test_files_of_two_saves_are_not_taken_for_one(tmp_path):
+def test_files_of_two_checkpoints_are_not_taken_for_one(tmp_path):
     for value, folder in ((1.0, "a"), (2.0, "b")):
         (tmp_path / folder).mkdir()
         save_checkpoint(model_with(value, "netG", "netD"), tmp_path / folder, "latest", {})
@@ -165,7 +165,7 @@ def kill_and_continue(
 
 
 def unnamed(run_dir: Path) -> dict[str, int]:
-    """The files of a save that was cut off, and when they were written."""
+    """The files of an interrupted checkpoint, and when they were written."""
     found = {}
     for path in run_dir.glob("latest_*.tmp"):
         with suppress(FileNotFoundError):  # it has got its name by now

@@ -83,7 +83,7 @@ def test_weights_are_inferred_and_wrong_uses_refused():
 
 
 @pytest.mark.parametrize("flags", [PROJECTED, ["--lambda_projected", "1"]])
-def test_other_features_judge_the_run(flags, capsys):
+def test_other_features_measure_the_run(flags, capsys):
     opt = TrainOptions().parse(["--metrics", "kid", *flags])
     assert opt.metrics_features == TestOptions().parse([], opt.as_dict()).metrics_features == "lite2"
     with pytest.raises(SystemExit):

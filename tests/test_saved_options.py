@@ -89,7 +89,7 @@ def parse_changed(saved: dict, *argv: str) -> list[str]:
     return changed_flags(TrainOptions().parse(["--continue_train", *argv], saved), saved)
 
 
-def test_a_run_that_goes_on_names_what_makes_another_run_of_it(tmp_path, monkeypatch):
+def test_a_resumed_run_names_what_makes_another_run_of_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     saved = from_portable(TrainOptions().parse(["--model", "cycle_gan", "--dataroot", "my", "--lr", "0.1"]).portable())
     assert parse_changed(saved, "--dataroot", "my", "--lr", "0.1", "--n_epochs", "500", "--device", "cpu") == []
@@ -110,7 +110,7 @@ def test_what_is_saved_and_shown_is_free():
     assert TrainOptions().parse([]).as_dict().keys() >= TrainOptions.free_flags | TrainOptions.own_flags
 
 
-def test_override_is_for_runs_that_go_on(capsys):
+def test_override_is_for_resumed_runs(capsys):
     with pytest.raises(SystemExit):
         TrainOptions().parse(["--override"])
     assert "--override needs --continue_train" in capsys.readouterr().err

@@ -178,7 +178,7 @@ def test_without_a_choice_nothing_is_measured_or_set(candidates):
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_a_chooser_restored_anywhere_goes_on_like_one_that_was_not(seed, tmp_path):
+def test_a_chooser_restored_anywhere_continues_like_one_that_was_not(seed, tmp_path):
     rng = random.Random(seed)
     candidates = powers_of_two(rng.choice([2, 3, 8]))
     phases = [{threads: rng.choice([1, 2, 4, 8, 16]) for threads in candidates} for _ in range(6)]
