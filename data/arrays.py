@@ -22,6 +22,7 @@ from data.scans import (
     has_suffix,
     is_dicom,
     is_slice,
+    nodata_value,
     read_dicom,
     read_slice,
     slice_shape,
@@ -263,8 +264,7 @@ def read_tiff(path: Path) -> np.ndarray:
         else:
             array = np.atleast_3d(decode_page(first, path))
             array = np.moveaxis(array, 0, -1) if first.axes == "SYX" else array
-        if (nodata := first.tags.valueof(GDAL_NODATA)) is not None:
-            array = without_nodata(array, float(str(nodata).strip("\0 ")))
+        array = without_nodata(array, nodata_value(first.tags.valueof(GDAL_NODATA)))
         if first.photometric == PHOTOMETRIC.MINISWHITE and array.dtype.kind == "u":
             array = np.invert(array)
         return upright(array, first.tags.valueof(EXIF_ORIENTATION, 1))

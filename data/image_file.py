@@ -26,6 +26,7 @@ from data.arrays import (
     read_label_map,
 )
 from data.image_folder import DataError
+from data.scans import GDAL_NODATA, nodata_value, without_nodata
 from util.images import WITH_ALPHA, PixelFormat
 from util.label_maps import to_numbers
 
@@ -80,6 +81,9 @@ def load_rgb(file: ImageFile, path: Path) -> Image.Image:
     file.load()
     if deep or file.mode.startswith(("I", "F")):
         raise DataError(f"{path} has more than 8 bits per channel: convert it to PNG or TIFF, which are read in full.")
+    nodata = nodata_value(getattr(file, "tag_v2", {}).get(GDAL_NODATA))  # only TIFF has such tags
+    if nodata is not None and file.mode in ("L", "RGB"):
+        return on_white(Image.fromarray(without_nodata(np.asarray(file), nodata)))
     return on_white(file)
 
 

@@ -9,13 +9,15 @@ brain.nii.gz/0-0012 along the first, heart.dcm/0012 a frame.
 import functools
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from util.files import atomic
 from util.images import MAX_CHANNELS
 
 log = logging.getLogger(__name__)
@@ -28,6 +30,9 @@ GEO_KEYS, GEO_SCALE, GEO_TRANSFORM, GDAL_NODATA = 34735, 33550, 34264, 42113  # 
 SLICE = re.compile(r"(?:([01])-)?(\d+)")  # the name of a slice: its axis, if it is not the last one, and its index
 LAST = 2  # axis of a volume
 ROUNDED = 65535  # steps of a DICOM file for values that are no whole numbers
+
+Window = tuple[tuple[int, int], tuple[int, int]]  # first and end of rows, and of columns
+WriteWindow = Callable[[Window, np.ndarray], None]  # takes a window (H, W, C)
 
 
 def has_suffix(path: Path, suffixes: tuple[str, ...]) -> bool:
@@ -207,8 +212,13 @@ def is_georeferenced(path: Path) -> bool:
         return any(tag in tiff.pages.first.tags for tag in (GEO_KEYS, GEO_SCALE, GEO_TRANSFORM, GDAL_NODATA))
 
 
+def nodata_value(tag: object) -> float | None:
+    """The value for pixels without data in a GeoTIFF, from its tag GDAL_NODATA; None if there is no such tag."""
+    return None if tag is None else float(str(tag).strip("\0 "))
+
+
 def without_nodata(array: np.ndarray, nodata: float | None) -> np.ndarray:
-    """(H, W, C) with the smallest valid value of the image in place of those without data; `nodata` may be NaN."""
+    """An image with the smallest valid value in place of those without data; `nodata` may be NaN."""
     missing = is_missing(array, nodata)
     if not missing.any() or missing.all():
         return array
@@ -224,33 +234,59 @@ def is_missing(array: np.ndarray, nodata: float | None) -> np.ndarray:
     return np.isnan(array) if np.isnan(nodata) else array == nodata
 
 
+@contextmanager
+def geotiff_writer(path: Path, source: Path, *, channels: int, dtype: str) -> Iterator[WriteWindow]:
+    """A function that writes windows of a new GeoTIFF with the size and the georeference of `source`.
+
+    Pixels without data in `source` have none in the new file. Memory does not grow with the file.
+
+    Raises:
+        ValueError: the function, if the dtype cannot hold the value for pixels without data.
+    """
+    import rasterio
+
+    with rasterio.open(source) as scene:
+        nodata = scene.nodata
+        holds = nodata is not None and rasterio.dtypes.can_cast_dtype([nodata], dtype)
+        with rasterio.open(
+            path, "w", driver="GTiff", height=scene.height, width=scene.width, count=channels, dtype=dtype,
+            crs=scene.crs, transform=scene.transform, nodata=nodata if holds else None,
+        ) as made:  # fmt: skip
+
+            def write(window: Window, array: np.ndarray) -> None:
+                missing = is_missing(scene.read(window=window), nodata).all(0)
+                if missing.any():
+                    check_nodata(source, nodata, dtype)
+                    array = array.copy()
+                    array[missing] = nodata
+                made.write(array.transpose(2, 0, 1), window=window)
+
+            yield write
+
+
+def check_nodata(source: Path, nodata: float, dtype: str) -> None:
+    """Raise ValueError if results of a dtype cannot hold the value of pixels without data in a GeoTIFF."""
+    import rasterio
+
+    if not rasterio.dtypes.can_cast_dtype([nodata], dtype):
+        raise ValueError(f"{dtype} cannot hold {nodata:g}, which marks pixels without data in {source}")
+
+
 def write_geotiff(array: np.ndarray, path: Path, source: Path) -> None:
-    """Write (H, W, C) as a GeoTIFF with the georeference of `source`. Pixels without data there have none here.
+    """Write (H, W, C) as `geotiff_writer` does.
 
     Raises:
         ValueError: the size is another one, or the dtype cannot hold the value for pixels without data.
     """
     import rasterio
 
+    height, width, channels = array.shape
     with rasterio.open(source) as scene:
-        crs, transform, nodata, bands = scene.crs, scene.transform, scene.nodata, scene.read()
-    if bands.shape[1:] != array.shape[:2]:
-        raise ValueError(f"{path}: {source} has {bands.shape[2]}x{bands.shape[1]} pixels, its result other ones")
-    missing = is_missing(bands, nodata).all(0)
-    if missing.any():
-        if not rasterio.dtypes.can_cast_dtype([nodata], array.dtype.name):
-            raise ValueError(
-                f"{path}: {array.dtype} cannot hold {nodata:g}, which marks pixels without data in {source}"
-            )
-        array = array.copy()
-        array[missing] = nodata
+        if scene.shape != (height, width):
+            raise ValueError(f"{path}: {source} has {scene.width}x{scene.height} pixels, its result {width}x{height}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    keeps = nodata is not None and rasterio.dtypes.can_cast_dtype([nodata], array.dtype.name)
-    with rasterio.open(
-        path, "w", driver="GTiff", height=array.shape[0], width=array.shape[1], count=array.shape[2],
-        dtype=array.dtype.name, crs=crs, transform=transform, nodata=nodata if keeps else None,
-    ) as scene:  # fmt: skip
-        scene.write(array.transpose(2, 0, 1))
+    with atomic(path) as draft, geotiff_writer(draft, source, channels=channels, dtype=array.dtype.name) as write:
+        write(((0, height), (0, width)), array)
 
 
 def scan_suffix(source: Path) -> str:

@@ -96,6 +96,9 @@ class Positions:
         return attended
 
 
+Observer = Statistics | Positions
+
+
 class Kept:
     """A map (B, C, H, W) in a file, in float32, that is read and written in windows.
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from inference.tile_maps import Box, Positions, Range, Statistics
+from inference.tile_maps import Box, Observer, Positions, Range, Statistics
 from models.networks.any_size import AnySize
 from models.networks.attention import SelfAttention2d
 from models.networks.layers import BATCH_NORMS, NarrowConv2d
@@ -38,7 +38,7 @@ class Step:
     padding: int = 0
     mode: str = "constant"
     doubles: bool = False
-    observer: "type[Statistics] | type[Positions] | None" = None
+    observer: type[Observer] | None = None
     module: nn.Module | None = None
     channels: int | None = None
 

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from inference.tile_maps import Box, Kept, Positions, Range, Statistics
+from inference.tile_maps import Box, Kept, Observer, Positions, Range
 from inference.tile_steps import concatenate, steps_of, unwrap
 from models.networks.any_size import fitting_size
 
@@ -203,7 +203,7 @@ class Run:
     def run(self, write: Write) -> None:
         """Run the passes, see `Tiled.run`."""
         last = len(self.steps) - 1
-        observers: dict[int, Statistics | Positions] = {}
+        observers: dict[int, Observer] = {}
         for index, step in enumerate(self.steps):
             if step.observer and step.module:
                 observers[index] = step.observer(step.module, self.shapes[step.inputs[0]], self.keys)
@@ -233,7 +233,7 @@ class Run:
                 for index in [index for index in self.maps if self.last_use[index] <= target]:
                     self.maps.pop(index).path.unlink()
 
-    def _grid(self, target: int, observers: "Sequence[Statistics | Positions]") -> list[Box]:
+    def _grid(self, target: int, observers: Sequence[Observer]) -> list[Box]:
         """The tiles of a map, row by row."""
         most = max(SMALLEST, int(self.tile / self._scale(target)))
         granularity = math.lcm(*(observer.granularity() for observer in observers))

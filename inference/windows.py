@@ -1,6 +1,8 @@
 """Image files that are read and written in windows, so that memory does not grow with the image."""
 
 import functools
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,16 @@ from torch import Tensor
 
 from data.arrays import EXIF_ORIENTATION, TIFF_STARTS
 from data.image_file import reading
+from data.scans import (
+    GDAL_NODATA,
+    Window,
+    WriteWindow,
+    check_nodata,
+    geotiff_writer,
+    is_missing,
+    is_scan_of,
+    scan_suffix,
+)
 from inference.tile_maps import Box
 from inference.tiles import Tiled
 from inference.translator import Translator, as_tensor
@@ -17,6 +29,7 @@ from util.files import atomic
 from util.images import PixelFormat, is_viewable, write_array
 
 CACHE = 2**26  # bytes of decoded strips or tiles of a compressed file
+SCENE_CACHE = 2**28  # bytes that GDAL keeps of the files that it reads and writes; its default is 5% of the machine
 ROWS = 256  # of an image of floats whose range is looked for
 
 
@@ -28,6 +41,9 @@ class TiffImage:
         channels: that the network takes: gray files serve for 3 channels and color files for 1.
         value_range: as in ImageReader.
 
+    Attributes:
+        close: a function that closes the file.
+
     Raises:
         DataError: the file is damaged, or its value range is unknown.
     """
@@ -36,11 +52,13 @@ class TiffImage:
         from tifffile import TiffFile  # slow to import, and --help does without
 
         self.path, self.channels = path, channels
-        self.file = TiffFile(path)
-        self.page: Any = self.file.pages[0]
-        self._decode = functools.lru_cache(self._segments_in(CACHE))(self._decode_segment)
-        with reading(path):
-            self.format = PixelFormat.of(self._extremes(), value_range)
+        with reading(path), ExitStack() as opened:
+            self.file = opened.enter_context(TiffFile(path))
+            self.page: Any = self.file.pages[0]
+            self._decode = functools.lru_cache(self._segments_in(CACHE))(self._decode_segment)
+            opened.callback(self._decode.cache_clear)
+            self.format = PixelFormat.of(self._extremes(value_range), value_range)
+            self.close = opened.pop_all().close
 
     @staticmethod
     def suits(path: Path, channels: int) -> bool:
@@ -64,6 +82,7 @@ class TiffImage:
                 and page.imagedepth == 1
                 and (plain == 1 or page.planarconfig == PLANARCONFIG.CONTIG)
                 and page.tags.valueof(EXIF_ORIENTATION, 1) == 1
+                and GDAL_NODATA not in page.tags  # a GeoTIFF, while rasterio is not installed
             )
 
     @property
@@ -75,11 +94,6 @@ class TiffImage:
         """A window, (1, C, rows, columns) in [-1, 1]."""
         with reading(self.path):
             return as_tensor(self.format.to_tensor(self._pixels(box)), channels=self.channels)[None]
-
-    def close(self) -> None:
-        """Close the file."""
-        self._decode.cache_clear()
-        self.file.close()
 
     def _pixels(self, box: Box) -> np.ndarray:
         """A window, (rows, columns, samples)."""
@@ -122,10 +136,10 @@ class TiffImage:
             raise ValueError(f"strip {index} is empty")
         return pixels[0]
 
-    def _extremes(self) -> np.ndarray:
-        """The smallest and the largest value; of integers, whose range is known or given, no value is read."""
+    def _extremes(self, value_range: tuple[float, float] | None) -> np.ndarray:
+        """The smallest and the largest value; of integers whose range is known, none is read."""
         dtype, width = self.page.dtype, self.page.imagewidth
-        if dtype.kind != "f":
+        if is_range_known(dtype, value_range):
             return np.zeros(2, dtype)
         found = []
         for top in range(0, self.page.imagelength, ROWS):
@@ -134,79 +148,161 @@ class TiffImage:
         return np.array([np.min(found), np.max(found)], dtype)
 
 
-class WindowWriter:
-    """A file that is written in windows: an uncompressed TIFF; any other kind is put together in memory.
+class Scene:
+    """A GeoTIFF, read in windows by rasterio. Pixels without data get the smallest valid value of the image.
+
+    Args: as of TiffImage.
+
+    Attributes:
+        has_missing: there are pixels without data.
+        close: a function that closes the file.
+
+    Raises:
+        DataError: the file is damaged, or its value range is unknown.
+    """
+
+    def __init__(self, path: Path, *, channels: int, value_range: tuple[float, float] | None):
+        import rasterio  # optional and slow to import
+
+        self.path, self.channels = path, channels
+        with reading(path), ExitStack() as opened:
+            opened.enter_context(rasterio.Env(GDAL_CACHEMAX=SCENE_CACHE))
+            self.file = opened.enter_context(rasterio.open(path))
+            self.nodata = self.file.nodata
+            self.has_missing = False
+            extremes = self._extremes(value_range)
+            self.filled = extremes[0]
+            self.format = PixelFormat.of(extremes, value_range)
+            self.close = opened.pop_all().close
+
+    @staticmethod
+    def suits(path: Path, channels: int) -> bool:
+        """Whether a GeoTIFF can be read in windows: one upright image of numbers, with bands for the network."""
+        from tifffile import PHOTOMETRIC, TiffFile
+
+        with TiffFile(path) as tiff:
+            pages: Any = tiff.pages
+            page = pages.first
+            return (
+                [page.index for page in pages if not (page.is_reduced or page.is_mask)] == [0]
+                and page.photometric in (PHOTOMETRIC.MINISBLACK, PHOTOMETRIC.RGB)
+                and (page.samplesperpixel == channels or {page.samplesperpixel, channels} == {1, 3})
+                and page.dtype is not None
+                and page.dtype.kind in "uif"
+                and page.tags.valueof(EXIF_ORIENTATION, 1) == 1
+            )
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(1, C, H, W), C as the network takes it."""
+        return 1, self.channels, self.file.height, self.file.width
+
+    def read(self, box: Box) -> Tensor:
+        """A window, (1, C, rows, columns) in [-1, 1]."""
+        with reading(self.path):
+            bands = self.file.read(window=box)
+            bands[is_missing(bands, self.nodata)] = self.filled
+            return as_tensor(self.format.to_tensor(bands.transpose(1, 2, 0)), channels=self.channels)[None]
+
+    def writer(self, path: Path, channels: int, fmt: PixelFormat) -> AbstractContextManager[WriteWindow]:
+        """See `geotiff_writer`. Raises ValueError at once if results cannot hold what marks pixels without data."""
+        if self.has_missing:
+            check_nodata(self.path, self.nodata, fmt.dtype)
+        return geotiff_writer(path, self.path, channels=channels, dtype=fmt.dtype)
+
+    def _extremes(self, value_range: tuple[float, float] | None) -> np.ndarray:
+        """The smallest and the largest valid value; of integers without missing pixels, as in TiffImage."""
+        dtype = np.dtype(self.file.dtypes[0])
+        if self.nodata is None and is_range_known(dtype, value_range):
+            return np.zeros(2, dtype)
+        found = []
+        for _, window in self.file.block_windows(1):
+            bands = self.file.read(window=window)
+            missing = is_missing(bands, self.nodata)
+            self.has_missing = self.has_missing or bool(missing.any())
+            if not missing.all():
+                found += [bands[~missing].min(), bands[~missing].max()]
+        return np.array([np.min(found), np.max(found)] if found else [self.nodata] * 2, dtype)
+
+
+def is_range_known(dtype: np.dtype, value_range: tuple[float, float] | None) -> bool:
+    """Whether PixelFormat.of takes a file without a look at its values, which may be as large as the file."""
+    return dtype.kind != "f" and (value_range is not None or dtype in (np.uint8, np.uint16))
+
+
+@contextmanager
+def tiff_writer(path: Path, shape: tuple[int, int, int], fmt: PixelFormat) -> Iterator[WriteWindow]:
+    """A function that writes windows of a new file: an uncompressed TIFF. Any other kind is put together in memory.
 
     Args:
         path: of the file, whose folder exists.
-        size: (height, width).
+        shape: (H, W, C).
         fmt: of the pixels.
     """
+    import tifffile
 
-    def __init__(self, path: Path, size: tuple[int, int], fmt: PixelFormat):
-        self.path, self.size, self.format = path, size, fmt
-        self.in_place = path.suffix.lower() in (".tif", ".tiff")
-        self.array: np.ndarray | None = None
+    channels = shape[2]
+    if path.suffix.lower() in (".tif", ".tiff") and channels in (1, 3):
+        plain, kind = (shape, "rgb") if channels == 3 else (shape[:2], "minisblack")
+        tifffile.memmap(path, shape=plain, dtype=fmt.dtype, photometric=kind, metadata=None)
 
-    def write(self, box: Box, window: Tensor) -> None:
-        """Take a window (1, C, rows, columns) in [-1, 1] of the result."""
-        import tifffile
-
-        (top, bottom), (left, right) = box
-        pixels = self.format.to_array(window[0])
-        channels = pixels.shape[2]
-        if self.array is None:
-            shape: tuple[int, ...] = (*self.size, channels)
-            if self.in_place and channels in (1, 3):
-                kind = "rgb" if channels == 3 else "minisblack"
-                shape = shape[: 3 if channels == 3 else 2]
-                tifffile.memmap(self.path, shape=shape, dtype=pixels.dtype, photometric=kind, metadata=None)
-                self.array = np.empty(0)
-            else:
-                self.in_place = False
-                self.array = np.empty(shape, pixels.dtype)
-        if self.in_place:
+        def write(window: Window, array: np.ndarray) -> None:
             # Mapped anew for each window, so that the memory of this process does not grow with the file.
-            file = tifffile.memmap(self.path, mode="r+")
-            file[top:bottom, left:right] = pixels if channels == 3 else pixels[..., 0]
-        else:
-            self.array[top:bottom, left:right] = pixels
+            file, (rows, columns) = tifffile.memmap(path, mode="r+"), window
+            file[slice(*rows), slice(*columns)] = array if channels == 3 else array[..., 0]
 
-    def close(self) -> None:
-        """Write what was put together in memory."""
-        if not self.in_place and self.array is not None:
-            write_array(self.array, self.path, alpha=self.format.alpha)
+        yield write
+    else:
+        whole = np.empty(shape, fmt.dtype)
+
+        def write(window: Window, array: np.ndarray) -> None:
+            rows, columns = window
+            whole[slice(*rows), slice(*columns)] = array
+
+        yield write
+        write_array(whole, path, alpha=fmt.alpha)
 
 
-def translate_file(translator: Translator, source: Path, target: Path, *, is_chosen: bool) -> None:
-    """Translate a file in tiles into another. Memory is bounded if both are TIFF.
+def open_windows(translator: Translator, path: Path) -> TiffImage | Scene | None:
+    """Open a file to be translated in windows. None if it has to be read whole.
+
+    That is the case for all files if the generator does not run in tiles, or translates label maps.
+    """
+    kind = scan_suffix(path)
+    if not isinstance(translator.net, Tiled) or translator.has_labels or kind not in ("", ".tif"):
+        return None
+    reader = Scene if kind else TiffImage
+    if not reader.suits(path, translator.input_nc):
+        return None
+    return reader(path, channels=translator.input_nc, value_range=translator.value_range)
+
+
+def translate_windows(translator: Translator, image: TiffImage | Scene, target: Path, *, is_chosen: bool) -> None:
+    """Translate a file in tiles into another. Memory is bounded if the result is a TIFF.
 
     Args:
         translator: whose generator runs in tiles.
-        source: a TIFF that `TiffImage.suits`.
-        target: the result.
+        image: the file.
+        target: the result. That of a GeoTIFF is a GeoTIFF if it is named so.
         is_chosen: the user named `target`; otherwise its suffix becomes .tif if the file could not hold the result.
 
     Raises:
-        ValueError: files of this suffix do not support the depth or the channels of the result.
+        ValueError: files of this suffix do not support the depth or the channels of the result; or its depth does not
+            support what marks pixels without data.
     """
-    net = translator.net
+    net, fmt = translator.net, translator.result_format(image.format)
     assert isinstance(net, Tiled)
-    image = TiffImage(source, channels=translator.input_nc, value_range=translator.value_range)
-    fmt = translator.result_format(image.format)
-    try:
-        if target.suffix.lower() not in (".tif", ".tiff", ".npy") and not is_viewable(
-            torch.empty(net.output_nc, 1, 1), fmt
-        ):
-            if is_chosen:
-                raise ValueError(
-                    f"{target}: {target.suffix} cannot hold {net.output_nc} channels of {fmt.dtype}: use .tif"
-                )
-            target = target.with_suffix(".tif")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with atomic(target) as draft:
-            writer = WindowWriter(draft, (image.shape[2], image.shape[3]), fmt)
-            net.run(image, writer.write)
-            writer.close()
-    finally:
-        image.close()
+    if target.suffix.lower() not in (".tif", ".tiff", ".npy") and not is_viewable(
+        torch.empty(net.output_nc, 1, 1), fmt
+    ):
+        if is_chosen:
+            raise ValueError(f"{target}: {target.suffix} cannot hold {net.output_nc} channels of {fmt.dtype}: use .tif")
+        target = target.with_suffix(".tif")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with atomic(target) as draft:
+        if isinstance(image, Scene) and is_scan_of(image.path, target):
+            writer = image.writer(draft, net.output_nc, fmt)
+        else:
+            writer = tiff_writer(draft, (image.shape[2], image.shape[3], net.output_nc), fmt)
+        with writer as write:
+            net.run(image, lambda box, window: write(box, fmt.to_array(window[0])))

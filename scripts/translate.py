@@ -4,6 +4,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 from tqdm import tqdm
@@ -12,9 +13,9 @@ from data.check import listing, skip_bad
 from data.image_folder import WRITABLE, list_images
 from data.reductions import files_left_out
 from data.scans import LAST, NIFTI, ScanWriter, file_of, is_scan_of, is_slice, scan_suffix, slices_of
-from inference.tiles import OVERLAP, Tiled
+from inference.tiles import OVERLAP
 from inference.translator import Translator, as_tensor
-from inference.windows import TiffImage, translate_file
+from inference.windows import open_windows, translate_windows
 from options import values
 from options.parser import script_parser
 from scripts.generators import add_generator_flags, check_generator, load_translator
@@ -50,16 +51,15 @@ def main(argv: list[str] | None = None) -> int:
     check_ranges(translator, args, [path for path, _ in pairs])
     scans = ScanWriter()
     for path, target in tqdm(pairs, unit="image", disable=None if len(pairs) > 1 else True):
-        is_scan = is_scan_of(path, target)
-        in_windows = isinstance(translator.net, Tiled) and not translator.has_labels and not is_scan
-        if in_windows and TiffImage.suits(path, translator.input_nc):
-            translate_file(translator, path, target, is_chosen=target == args.target)
+        if opened := open_windows(translator, path):
+            with closing(opened):
+                translate_windows(translator, opened, target, is_chosen=target == args.target)
             continue
         image = as_tensor(reader(path), channels=translator.input_nc)
         fmt = translator.result_format(reader.format(path))
         with threads.timed({"A": image}):
             made = translator(image)
-        if is_scan:
+        if is_scan_of(path, target):
             scans.add(path, fmt.to_array(made), target)
             continue
         if target != args.target and not is_viewable(made, fmt) and not fmt.classes:
@@ -89,8 +89,14 @@ def set_ranges(translator: Translator, args: argparse.Namespace) -> None:
 def check_ranges(translator: Translator, args: argparse.Namespace, paths: Sequence[Path]) -> None:
     """Raise ValueError if a flag about values meets 8-bit images or label maps only."""
 
+    def has_range(path: Path) -> bool:
+        if opened := open_windows(translator, path):
+            with closing(opened):
+                return opened.format.has_range
+        return translator.reader.format(path).has_range
+
     def reads() -> bool:
-        return any(translator.reader.format(path).has_range for path in paths)
+        return any(map(has_range, paths))
 
     source, target = (f"value_range_{domain}" for domain in translator.domains)
     writes = translator.output_format is not None and translator.output_format.has_range

@@ -6,6 +6,7 @@ import pydicom
 import pytest
 import rasterio
 import torch
+from PIL import Image
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from rasterio.transform import from_origin
@@ -14,9 +15,12 @@ import test as testing
 from data.image_file import ImageReader, describe, image_size
 from data.image_folder import list_images
 from inference import Translator
+from inference.translator import as_tensor
+from inference.windows import Scene
 from models.networks import GENERATORS
 from scripts import translate
 from tests.test_cli import train
+from util.images import PixelFormat
 
 AFFINE = np.array([[-2.0, 0, 0, 90], [0, 2.0, 0, -126], [0, 0, 3.0, -72], [0, 0, 0, 1]])
 
@@ -60,13 +64,13 @@ def write_dicom(path, low=-1000, high=1000, frames=1, own_scales=False):
     return pixels.astype(int) * (slopes[:, None, None] if own_scales else 1) - 1024
 
 
-def write_scene(path, dtype="int16", nodata=-9999):
+def write_scene(path, dtype="int16", nodata=-9999, *, bands=2, height=20, width=24, **layout):
     path.parent.mkdir(parents=True, exist_ok=True)
-    bands = values(2, 20, 24).astype(dtype)
+    bands = values(bands, height, width, high=250 if dtype == "uint8" else 1000).astype(dtype)
     bands[:, :4, :5] = nodata
     with rasterio.open(
-        path, "w", driver="GTiff", height=20, width=24, count=2, dtype=dtype, crs="EPSG:32632",
-        transform=from_origin(500000, 5400000, 10, 10), nodata=nodata,
+        path, "w", driver="GTiff", height=height, width=width, count=len(bands), dtype=dtype, crs="EPSG:32632",
+        transform=from_origin(500000, 5400000, 10, 10), nodata=nodata, **layout,
     ) as scene:  # fmt: skip
         scene.write(bands)
     return bands
@@ -148,6 +152,54 @@ def test_scenes_keep_their_georeference_and_missing_pixels(dtype, nodata, tmp_pa
             assert made.crs == scene.crs and made.transform == scene.transform and made.dtypes == scene.dtypes
             assert np.array_equal(made.read_masks(), scene.read_masks()) and made.read_masks().min() == 0
             assert np.array_equal(made.read()[~missing], expected[~missing])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "nodata", "layout"),
+    [
+        ("int16", -9999, {"tiled": True, "blockxsize": 16, "blockysize": 32, "compress": "lzw"}),
+        ("float32", np.nan, {"interleave": "band"}),
+    ],
+)
+def test_large_scenes_are_read_and_written_in_windows(dtype, nodata, layout, tmp_path, monkeypatch):
+    """A scene with more pixels than are read whole becomes in tiles what it becomes whole."""
+    write_scene(tmp_path / "in.tif", dtype, nodata, height=45, width=61, **layout)
+    torch.manual_seed(0)
+    torch.save(GENERATORS["resnet_6blocks"](2, 2, ngf=8).state_dict(), tmp_path / "net.pth")
+
+    def translated(name, *flags):
+        argv = ["--weights", str(tmp_path / "net.pth"), "--value_range", "0,1000", "--device", "cpu"]
+        assert translate.main([str(tmp_path / "in.tif"), str(tmp_path / name), *argv, *flags]) == 0
+        return rasterio.open(tmp_path / name)
+
+    with translated("whole.tif") as expected:
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+        with pytest.raises(ValueError, match="it has 61x45 pixels; 1 to 1,000 can be read"):
+            translated("refused.tif")
+        with translated("tiled.tif", "--tile", "32", "--tile_overlap", "16") as made:
+            assert (made.crs, made.transform, made.dtypes) == (expected.crs, expected.transform, expected.dtypes)
+            assert np.array_equal(made.read_masks(), expected.read_masks()) and made.read_masks().min() == 0
+            np.testing.assert_allclose(made.read(), expected.read(), atol=2, rtol=0)
+            assert made.read(masked=True).std() > 20, "the test compares something"
+
+
+@pytest.mark.parametrize("bands", [1, 3])
+def test_missing_pixels_of_8_bits_are_filled(bands, tmp_path):
+    """Whether the file is read whole or in windows."""
+    write_scene(tmp_path / "in.tif", "uint8", 255, bands=bands, photometric="RGB" if bands == 3 else "MINISBLACK")
+    whole = as_tensor(ImageReader(channels=3)(tmp_path / "in.tif"), channels=3)
+    assert (whole[:, :4, :5] == whole.min()).all() and whole.max() > 0.9
+    scene = Scene(tmp_path / "in.tif", channels=3, value_range=None)
+    torch.testing.assert_close(scene.read(((0, 20), (0, 24)))[0], whole)
+    scene.close()
+
+
+def test_results_that_cannot_hold_missing_pixels_are_refused_before_work(tmp_path):
+    write_scene(tmp_path / "in.tif")
+    scene = Scene(tmp_path / "in.tif", channels=2, value_range=(0, 1000))
+    with pytest.raises(ValueError, match=r"uint8 cannot hold -9999, which marks pixels without data in .*in\.tif"):
+        scene.writer(tmp_path / "out.tif", 2, PixelFormat())
+    scene.close()
 
 
 def test_results_of_other_sizes_are_no_scans(tmp_path, capsys):

@@ -216,6 +216,13 @@ def test_deep_windows_do_not_become_png(file, tmp_path):
     assert tifffile.imread(tmp_path / "out" / "in.tif").dtype == np.uint16
 
 
+def test_windows_of_an_unknown_range_name_their_values(file, tmp_path):
+    tifffile.imwrite(tmp_path / "in.tif", np.arange(-700, 900).astype(np.int16).reshape(40, 40))
+    argv = ["--weights", str(file), "--device", "cpu", "--tile", "32"]
+    with pytest.raises(ValueError, match="holds int16 values from -700 to 899, and value_range is not set"):
+        translate.main([str(tmp_path / "in.tif"), str(tmp_path / "out.tif"), *argv])
+
+
 def test_test_py_in_tiles(file, tmp_path, tiny_data):
     argv = ["--weights", str(file), "--dataroot", str(tiny_data / "testA"), "--preprocess", "none", "--num_test", "1"]
     made = []
