@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from PIL.ImageFile import ImageFile
-from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 from tqdm import tqdm
 
@@ -82,7 +81,7 @@ def load_rgb(file: ImageFile, path: Path) -> Image.Image:
     file.load()
     if deep or file.mode.startswith(("I", "F")):
         raise DataError(f"{path} has more than 8 bits per channel: convert it to PNG or TIFF, which are read in full.")
-    nodata = nodata_value(file.tag_v2.get(GDAL_NODATA)) if isinstance(file, TiffImageFile) else None
+    nodata = nodata_value(getattr(file, "tag_v2", {}).get(GDAL_NODATA))  # only TIFF has such tags
     if nodata is not None and file.mode in ("L", "RGB"):
         return on_white(Image.fromarray(without_nodata(np.asarray(file), nodata)))
     return on_white(file)
