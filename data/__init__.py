@@ -182,7 +182,7 @@ def with_classes(opt: Any, dataset: BaseDataset) -> Any:
 
 
 def start_worker(worker: int) -> None:
-    """Let a worker survive Ctrl-C and the like, which reach it while the main process still saves; but not that one."""
+    """Let a worker ignore Ctrl-C and the like, which all processes get, and end with the main process, which saves."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=end_with_main_process, daemon=True).start()

@@ -55,7 +55,7 @@ def test_a_step_has_the_loss_of_both_directions(direction, precision):
 @pytest.mark.parametrize("model_name", ["cut", "fastcut"])
 def test_a_step_of_cut_has_the_loss_of_its_direction(model_name, direction):
     flags = ["--lambda_content", "3", "--content", SEA, "--direction", direction]
-    for seed in range(4):  # fastcut mirrors some of the steps
+    for seed in range(4):  # fastcut flips images in some of the steps
         model, batch = training_model("--model", model_name, *flags, "--seed", str(seed)), random_batch(2)
         losses, images = model.step(batch)
         rule = parse_rule(SEA).swapped() if direction == "BtoA" else parse_rule(SEA)
