@@ -30,7 +30,8 @@ from util.device import tuning
 from util.images import PixelFormat, read_formats
 
 NOT_TRANSLATING = ("colorization", "sagan")  # models whose generator does not translate images
-NOISE_FLAGS = ("netG", "crop_size", "input_nc", "ngf", "z_dim", "attn_G", "class_names")  # of sagan's generator
+# of sagan's generator
+NOISE_FLAGS = ("netG", "crop_size", "input_nc", "ngf", "z_dim", "attn_G", "resample", "class_names")
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ class SAGANModel(BaseModel):
     results_title = "samples"
     test_dataset_mode = "noise"
     unused_flags = (
-        "norm", "no_dropout", "resample", "n_layers_D", "batch_head", "output_nc", "pool_size", "checkpoint_blocks",
+        "norm", "no_dropout", "n_layers_D", "batch_head", "output_nc", "pool_size", "checkpoint_blocks",
         "tile", "tile_overlap", "label_A", "label_B",
     )  # fmt: skip
 

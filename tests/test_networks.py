@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from models.networks import DISCRIMINATORS, GENERATORS, resample
 from models.networks.attention import SelfAttention2d, attention_maps, block_inputs
 from models.networks.layers import init_weights, norm_layer, spectral_normalize
 from models.networks.patchgan import NLayerDiscriminator, PixelDiscriminator
-from models.networks.resample import Downsample, Upsample, double_layers
+from models.networks.resample import Downsample, ResizeConv2d, Upsample, double_layers
 from models.networks.resnet import ResnetGenerator
 from models.networks.unet import UnetGenerator
 from tests.golden.fill import fill
@@ -163,6 +164,19 @@ def test_resize_convolution_keeps_state_dict_keys():
     assert nearest(torch.randn(1, 3, 20, 16)).shape == (1, 3, 20, 16)
     with pytest.raises(ValueError, match="resample='bicubic': choose from deconv, nearest, blur"):
         ResnetGenerator(3, 3, ngf=8, resample="bicubic")
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 6, 4), (1, 5, 1, 3), (3, 5, 2, 1)])
+def test_resize_convolution_by_its_formula(shape):
+    """Double, reflect, convolve: outputs and gradients."""
+    x = torch.randn(*shape, dtype=torch.double, requires_grad=True)
+    layer = ResizeConv2d(5, 3).double()
+    doubled = F.pad(x.repeat_interleave(2, 2).repeat_interleave(2, 3), (1, 1, 1, 1), mode="reflect")
+    expected, made = F.conv2d(doubled, layer.weight, layer.bias), layer(x)
+    torch.testing.assert_close(made, expected)
+    upstream = torch.randn_like(made)
+    inputs = (x, layer.weight, layer.bias)
+    torch.testing.assert_close(*(torch.autograd.grad(out, inputs, upstream) for out in (made, expected)))
 
 
 def test_resizing_makes_no_checkerboard():

@@ -19,6 +19,7 @@ from models.networks import IMAGE_DISCRIMINATORS, NOISE_GENERATORS, define_image
 from models.networks.attention import SelfAttention2d, attention_maps
 from models.networks.infer import infer_network
 from models.networks.layers import MinibatchStd, init_weights, run_together, spectral_normalize
+from models.networks.resample import RESAMPLINGS
 from models.networks.sagan import (
     SIZES,
     SAGANDiscriminator,
@@ -113,7 +114,12 @@ def test_flags_are_inferred_from_weights(size, normalize):
     for name, make in NOISE_GENERATORS.items():
         net = make(1, image_size=size, z_dim=7, ngf=8)
         weights = (spectral_normalize(net) if normalize else net).state_dict()
-        assert infer_network(weights) == {"netG": name, "crop_size": size, "input_nc": 1, "z_dim": 7, "ngf": 8}
+        flags = {"netG": name, "crop_size": size, "input_nc": 1, "z_dim": 7, "ngf": 8}
+        assert infer_network(weights) == flags | ({"resample": "deconv"} if name == "sagan" else {})
+    for resample in RESAMPLINGS:
+        net = SAGANGenerator(1, image_size=size, z_dim=7, ngf=8, resample=resample)
+        weights = (spectral_normalize(net) if normalize else net).state_dict()
+        assert infer_network(weights)["resample"] == resample
     for (name, make), std in itertools.product(IMAGE_DISCRIMINATORS.items(), (False, True)):
         net = make(3, image_size=size, ndf=16, minibatch_std=std)
         weights = (spectral_normalize(net) if normalize else net).state_dict()
@@ -270,7 +276,7 @@ def test_a_step_equals_plain_pytorch():
     )
 
 
-@pytest.mark.parametrize("flags", [["--norm", "batch"], ["--resample", "nearest"], ["--pool_size", "5"]])
+@pytest.mark.parametrize("flags", [["--norm", "batch"], ["--n_layers_D", "2"], ["--pool_size", "5"]])
 def test_flags_that_sagan_does_not_read_are_refused(flags, capsys):
     with pytest.raises(SystemExit):
         training_model(*flags)
@@ -284,6 +290,18 @@ def test_networks_of_other_models_are_refused():
         define_noise_G(opt, 3)
     with pytest.raises(ValueError, match=f"--netD pixel .*: 'pixel' {choices}"):
         define_image_D(opt, 3)
+
+
+@pytest.mark.parametrize("resample", ["nearest", "blur"])
+def test_resampling_replaces_the_transposed_convolutions(resample):
+    model = training_model("--resample", resample)
+    doubling = [layer for layer in model.netG.modules() if isinstance(layer, torch.nn.ConvTranspose2d)]
+    assert [layer.stride for layer in doubling] == [(1, 1)]  # of l1, from the noise
+    images = model.netG(model.noise())
+    assert images.shape == (model.batch_size, 3, 32, 32)
+    opt = TrainOptions().parse([*TINY, "--resample", resample, "--netG", "sagan_resnet"])
+    with pytest.raises(ValueError, match=f"--resample {resample} needs --netG sagan: sagan_resnet always"):
+        define_noise_G(opt, 3)
 
 
 def test_images_of_another_size_are_refused():

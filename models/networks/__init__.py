@@ -204,16 +204,15 @@ def define_noise_G(opt: Any, output_nc: int) -> NoiseGenerator:
     Raises:
         ValueError: flags have unknown values or exclude each other.
     """
+    own: dict[str, Any] = {"resample": opt.resample} if opt.netG == "sagan" else {}  # the others have one way
+    if not own and opt.resample != "deconv":
+        raise ValueError(f"--resample {opt.resample} needs --netG sagan: {opt.netG} always doubles by nearest")
     with from_flags(opt, "netG", "crop_size", "z_dim", "ngf", "attn_G"):
         make = choose(opt.netG, NOISE_GENERATORS)
         net = make(
-            output_nc,
-            image_size=opt.crop_size,
-            z_dim=opt.z_dim,
-            ngf=opt.ngf,
-            attention=stages(opt.attn_G),
-            n_classes=len(opt.class_names),
-        )
+            output_nc, image_size=opt.crop_size, z_dim=opt.z_dim, ngf=opt.ngf, attention=stages(opt.attn_G),
+            n_classes=len(opt.class_names), **own,
+        )  # fmt: skip
     return initialize(net, opt, spectral=opt.spectral_norm_G, exclude=WITHOUT_SPECTRAL_NORM.get(opt.netG, ()))
 
 

@@ -189,9 +189,11 @@ def _sagans(shapes: Shapes) -> Iterator[tuple[Flags, Shapes]]:
     classes = {"n_classes": n_classes} if n_classes else {}
     first_of_D = first or shapes.get("block1.residual.1.weight")
     for size in SIZES:
-        if first and "last.0.weight" in shapes:
-            ngf, nc = shapes["last.0.weight"][:2]
-            yield _noise_generator("sagan", size, nc, {"z_dim": first[0], "ngf": ngf, **classes})
+        for resample, key in {"deconv": "last.0.weight", "nearest": "last.0.weight", "blur": "last.1.weight"}.items():
+            if first and key in shapes:
+                ngf, nc = shapes[key][:2] if resample == "deconv" else shapes[key][1::-1]
+                widths = {"z_dim": first[0], "ngf": ngf, "resample": resample, **classes}
+                yield _noise_generator("sagan", size, nc, widths)
         if linear and "last.2.weight" in shapes:
             nc, ngf = shapes["last.2.weight"][:2]
             yield _noise_generator("sagan_resnet", size, nc, {"z_dim": linear[1], "ngf": ngf, **classes})
@@ -209,7 +211,7 @@ def _sagans(shapes: Shapes) -> Iterator[tuple[Flags, Shapes]]:
             yield {"netD": netD, "crop_size": size, **widths, **class_flags(n_classes)}, candidate
 
 
-def _noise_generator(netG: str, size: int, nc: int, widths: dict[str, int]) -> tuple[Flags, Shapes]:
+def _noise_generator(netG: str, size: int, nc: int, widths: dict[str, Any]) -> tuple[Flags, Shapes]:
     shapes = _shapes(NOISE_GENERATORS[netG], output_nc=nc, image_size=size, attention=(), **widths)
     n_classes = widths.pop("n_classes", 0)
     return {"netG": netG, "crop_size": size, "input_nc": nc, **widths, **class_flags(n_classes)}, shapes

@@ -93,19 +93,29 @@ def double_line(lines: Tensor) -> Tensor:
 
 
 class ResizeConv2d(nn.Conv2d):
-    """Nearest-neighbor upsampling by 2, then a convolution.
+    """Nearest-neighbor upsampling by 2, then a 3x3 convolution with reflection padding.
 
-    Unlike a transposed convolution, it does not make checkerboard patterns.
+    Unlike a transposed convolution with weights of its own, it does not make checkerboard patterns. It is computed as
+    the one that equals it, from 4 instead of 9 products: of the doubled image, each output sees 2x2 pixels.
 
     Reference: Odena et al. 2016, Deconvolution and Checkerboard Artifacts,
     https://distill.pub/2016/deconv-checkerboard/.
     """
 
+    fold: Tensor
+
+    def __init__(self, in_channels: int, out_channels: int, *, bias: bool = True):
+        super().__init__(in_channels, out_channels, 3, padding=1, padding_mode="reflect", bias=bias)
+        taps = torch.tensor([[0.0, 0, 1, 1], [0, 1, 1, 0], [1, 1, 0, 0]])  # of the transposed kernel, for each weight
+        self.register_buffer("fold", torch.kron(taps, taps), persistent=False)
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, C_in, H, W) -> (B, C_out, 2H, 2W)."""
-        assert self.padding_mode == "reflect" and self.stride == self.dilation == (1, 1) and self.groups == 1
-        padded = reflect(F.interpolate(x, scale_factor=2), (1, 1, 1, 1))
-        return F.conv2d(padded, self.weight, self.bias)
+        with no_autocast(x):
+            kernel = (self.weight.flatten(2) @ self.fold).unflatten(2, (4, 4)).transpose(0, 1)
+        for dim in (2, 3):  # reflecting the doubled image repeats the border of x
+            x = torch.cat([x.narrow(dim, 0, 1), x, x.narrow(dim, x.shape[dim] - 1, 1)], dim)
+        return F.conv_transpose2d(x, kernel, self.bias, stride=2, padding=3)
 
 
 def check_resampling(name: str) -> None:
@@ -134,5 +144,5 @@ def double_layers(
         )
         return [layer]
     if name == "nearest":
-        return [ResizeConv2d(in_channels, out_channels, 3, padding=1, padding_mode="reflect", bias=bias)]
+        return [ResizeConv2d(in_channels, out_channels, bias=bias)]
     return [Upsample(in_channels), nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=bias)]

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from models.networks.attention import place_attention
 from models.networks.layers import ConditionalBatchNorm2d, MinibatchStd, ModulatedBatchNorm2d
+from models.networks.resample import double_layers
 
 SIZES = (32, 64, 128, 256)  # pixels
 
@@ -142,7 +143,7 @@ def resampling_stages(image_size: int) -> int:
 
 
 class SAGANGenerator(NoiseGenerator):
-    """The generator of the well-known PyTorch code for SAGAN: transposed convolutions as in DCGAN, and attention.
+    """The generator of the well-known PyTorch code for SAGAN: plain convolutions as in DCGAN, and attention.
 
     At 64 pixels the stages are l1 (4 x 4), l2, l3, attn1 (16 x 16), l4, attn2 (32 x 32), last. Larger images have more
     stages.
@@ -154,6 +155,7 @@ class SAGANGenerator(NoiseGenerator):
         ngf: channels of the last hidden stage; each earlier stage doubles them up to 8 * ngf.
         attention: stages l1, l2, ... followed by attention; default: l3 and l4, with 16 x 16 and 32 x 32 positions.
         n_classes: number of classes, see ConditionalBatchNorm2d; 0 = none.
+        resample: how stages double the resolution, deconv (as in that code), nearest or blur; see `double_layers`.
 
     Reference: Zhang et al. 2019, https://arxiv.org/abs/1805.08318; Radford et al. 2016 (DCGAN), arXiv:1511.06434.
     """
@@ -167,18 +169,19 @@ class SAGANGenerator(NoiseGenerator):
         ngf: int = 64,
         attention: Iterable[str] = ("default",),
         n_classes: int = 0,
+        resample: str = "deconv",
     ):
         count = resampling_stages(image_size)
+        double = partial(double_layers, resample, kernel_size=4, bias=True)
         stages: dict[str, tuple[nn.Module, int]] = {}
         before = z_dim
         for number in range(1, count + 1):
             channels = ngf * min(2 ** (count - number), 8)
-            stride, padding = (1, 0) if number == 1 else (2, 1)
-            convolution = nn.ConvTranspose2d(before, channels, 4, stride, padding)
-            layers = convolution, batch_norm(channels, n_classes), nn.ReLU(inplace=True)
+            convolution = [nn.ConvTranspose2d(before, channels, 4)] if number == 1 else double(before, channels)
+            layers = *convolution, batch_norm(channels, n_classes), nn.ReLU(inplace=True)
             stages[f"l{number}"] = ClassSequential(*layers), channels
             before = channels
-        stages["last"] = nn.Sequential(nn.ConvTranspose2d(before, output_nc, 4, 2, 1), nn.Tanh()), output_nc
+        stages["last"] = nn.Sequential(*double(before, output_nc), nn.Tanh()), output_nc
         super().__init__(stages, attention=attention, default=[name for name in ("l3", "l4") if name in stages])
         self.z_dim, self.n_classes = z_dim, n_classes
 
