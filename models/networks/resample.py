@@ -112,7 +112,7 @@ class ResizeConv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C_in, H, W) -> (B, C_out, 2H, 2W)."""
         with no_autocast(x):
-            kernel = (self.weight.flatten(2) @ self.fold).unflatten(2, (4, 4)).transpose(0, 1)
+            kernel = (self.weight.transpose(0, 1).flatten(2) @ self.fold).unflatten(2, (4, 4))
         for dim in (2, 3):  # reflecting the doubled image repeats the border of x
             x = torch.cat([x.narrow(dim, 0, 1), x, x.narrow(dim, x.shape[dim] - 1, 1)], dim)
         return F.conv_transpose2d(x, kernel, self.bias, stride=2, padding=3)
