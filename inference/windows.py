@@ -82,10 +82,11 @@ class TiffImage(WindowedFile):
         from tifffile import TiffFile  # slow to import, and --help does without
 
         self.file = opened.enter_context(TiffFile(self.path))
-        self.page: Any = self.file.pages[0]
+        page: Any = self.file.pages[0]
+        self.page = page
         self._decode = functools.lru_cache(self._segments_in(CACHE))(self._decode_segment)
         opened.callback(self._decode.cache_clear)
-        return self.page.imagelength, self.page.imagewidth
+        return page.imagelength, page.imagewidth
 
     @staticmethod
     def suits(path: Path, channels: int) -> bool:
