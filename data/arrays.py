@@ -15,19 +15,10 @@ import numpy as np
 from PIL import Image, ImageOps
 from PIL.ImageFile import ImageFile
 
+from data.dicom import is_dicom
+from data.geotiff import GDAL_NODATA, nodata_value, without_nodata
 from data.image_folder import MissingLibrary
-from data.scans import (
-    GDAL_NODATA,
-    NIFTI,
-    has_suffix,
-    is_dicom,
-    is_slice,
-    nodata_value,
-    read_dicom,
-    read_slice,
-    slice_shape,
-    without_nodata,
-)
+from data.scans import is_slice, is_volume, read_scan, scan_size
 from util import label_maps
 from util.images import MAX_CHANNELS
 
@@ -48,7 +39,7 @@ ArrayKind = Literal["npy", "tiff", "nifti", "dicom"]  # which Pillow does not op
 def array_kind(path: Path) -> Literal["", "png"] | ArrayKind:
     """The kind of a file by its content; "" for 8-bit gray and color images, which Pillow reads in full."""
     if is_slice(path):
-        return "nifti" if has_suffix(path.parent, NIFTI) else "dicom"
+        return "nifti" if is_volume(path.parent) else "dicom"
     if not stat.S_ISREG(path.stat().st_mode):
         raise ValueError("it is not a file but a folder, a device or a pipe")
     with path.open("rb", buffering=0) as file:
@@ -160,12 +151,8 @@ def array_size(path: Path, kind: ArrayKind) -> tuple[int, int]:
     if kind == "npy":
         height, width = map_npy(path).shape[:2]
         return width, height
-    if kind == "nifti":
-        height, width, _ = slice_shape(path)
-        return width, height
-    if kind == "dicom":
-        height, width = read_dicom(path).shape[:2]
-        return width, height
+    if kind in ("nifti", "dicom"):
+        return scan_size(path)
     from tifffile import TiffFile
 
     with TiffFile(path) as tiff:
@@ -187,10 +174,8 @@ def read_array(path: Path) -> np.ndarray:
         array = np.array(map_npy(path))
     elif kind == "tiff":
         array = read_tiff(path)
-    elif kind == "nifti":
-        array = read_slice(path)
-    elif kind == "dicom":
-        array = read_dicom(path)
+    elif kind in ("nifti", "dicom"):
+        array = read_scan(path)
     else:
         with open_image(path, verify=True) as file:
             has_color_key = "transparency" in file.info

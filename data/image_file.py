@@ -25,8 +25,8 @@ from data.arrays import (
     read_array,
     read_label_map,
 )
+from data.geotiff import GDAL_NODATA, nodata_value, without_nodata
 from data.image_folder import DataError
-from data.scans import GDAL_NODATA, nodata_value, without_nodata
 from util.images import WITH_ALPHA, PixelFormat
 from util.label_maps import to_numbers
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch.utils.data import get_worker_info
 
-from data.scans import DICOM, LAST, NIFTI, READABLE, slices_of
+from data.scans import LAST, LIBRARIES, READABLE, slices_of
 from util.errors import RemediedError
 
 # suffixes of files that can be written; all can be read
@@ -21,7 +21,7 @@ HEIF = (".heic", ".heif")  # which pillow-heif reads
 # and those that can be read only: of animations, the first frame
 MORE = (".jfif", ".pgm", ".webp", ".gif", ".jp2", ".avif")
 EXTENSIONS = (*WRITABLE, *MORE, *(HEIF if find_spec("pillow_heif") else ()), *READABLE)
-EXTRAS = dict.fromkeys(HEIF, "formats") | dict.fromkeys((*NIFTI, *DICOM), "medical")  # suffix -> what to install
+EXTRAS = dict.fromkeys(HEIF, "formats") | dict.fromkeys(LIBRARIES, "medical")  # suffix -> what to install
 
 REMEDY_NOTE = "\nremedy: "
 

@@ -11,13 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from models.networks import layers, resample
-from models.networks.any_size import AnySize
-from models.networks.attention import SelfAttention2d, attend_plain, tokens
-from models.networks.layers import BATCH_NORMS, remove_spectral_norm
-from models.weights import in_dtype, safetensors_notes, write_safetensors
+from inference.portable import Portable
+from models.weights import in_dtype, parse_notes, safetensors_notes, write_safetensors
 from util.files import atomic
 
 SUFFIXES = {"onnx": ".onnx", "torch_export": ".pt2", "torchscript": ".ts", "safetensors": ".safetensors"}
@@ -25,98 +21,8 @@ DTYPES = {"onnx": ("fp32", "fp16", "int8"), "safetensors": ("fp32", "fp16")}  # 
 OPSET = 18  # of ONNX
 
 
-# Layers that run on every size and device alike, and contain nothing that a tracer would take as constant.
-
-
-class _Downsample(resample.Downsample):
-    def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(F.pad(x, (1, 1, 1, 1), mode="reflect"), self.filt.to(x.dtype), stride=2, groups=len(self.filt))
-
-
-class _Upsample(resample.Upsample):
-    def forward(self, x: Tensor) -> Tensor:
-        return F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
-
-
-class _ResizeConv2d(resample.ResizeConv2d):
-    def forward(self, x: Tensor) -> Tensor:
-        padded = F.pad(F.interpolate(x, scale_factor=2.0, mode="nearest"), (1, 1, 1, 1), mode="reflect")
-        return F.conv2d(padded, self.weight, self.bias)
-
-
-class _Attention(SelfAttention2d):
-    def forward(self, x: Tensor) -> Tensor:
-        query, key, value = (tokens(conv(x)) for conv in (self.query_conv, self.key_conv, self.value_conv))
-        # contiguous, or torch.export asks for a proof about strides that it cannot find
-        out = attend_plain(query, key, value).transpose(1, 2).contiguous()
-        return x + self.gamma * out.unflatten(2, x.shape[2:])
-
-
-class _BatchStatistics(nn.BatchNorm2d):
-    def forward(self, x: Tensor) -> Tensor:
-        variance, mean = torch.var_mean(x, (0, 2, 3), correction=0, keepdim=True)
-        scale = self.weight[:, None, None] * torch.rsqrt(variance + self.eps)
-        return (x - mean) * scale + self.bias[:, None, None]
-
-
-PORTABLE: dict[type[nn.Module], type[nn.Module]] = {
-    layers.NarrowConv2d: nn.Conv2d,
-    layers.ReflectionPad2d: nn.ReflectionPad2d,
-    layers.InstanceNorm2d: nn.InstanceNorm2d,
-    resample.Downsample: _Downsample,
-    resample.Upsample: _Upsample,
-    resample.ResizeConv2d: _ResizeConv2d,
-    SelfAttention2d: _Attention,
-}
-
-
-class Padded(nn.Module):
-    """AnySize by gathers alone, which tracers follow for every size: they have no branches and check no sizes."""
-
-    def __init__(self, net: nn.Module, stride: int):
-        super().__init__()
-        self.net, self.stride, self.dtype = net, stride, torch.float32
-
-    def forward(self, image: Tensor) -> Tensor:
-        """(B, C_in, H, W) -> (B, C_out, H, W) in [-1, 1]."""
-        x = image
-        for dim in (2, 3):
-            side = image.shape[dim]
-            cells = (side + self.stride - 1) // self.stride
-            # a tensor, since the ONNX exporter does not translate the remainder by a size
-            period = torch.full((1,), 2 * (side - 1), device=image.device)
-            places = torch.arange(cells * self.stride, device=image.device).remainder(period)
-            x = x.index_select(dim, torch.minimum(places, period - places))
-        made = self.net(x.to(self.dtype)).to(image.dtype)
-        for dim in (2, 3):
-            made = made.index_select(dim, torch.arange(image.shape[dim], device=image.device))
-        return made
-
-
-def make_portable(net: AnySize) -> Padded:
-    """Change the layers of a generator, in place, to ones that can be exported, and return it for images of any size.
-
-    Weights of spectral norm become plain. Batch norm in training mode keeps using the statistics of the batch; dropout
-    is off.
-
-    Args:
-        net: as `inference.trained.prepare` returns it.
-    """
-    inner = net.net
-    remove_spectral_norm(inner)
-    for module in list(inner.modules()):
-        if isinstance(module, BATCH_NORMS):
-            if module.training:
-                module.__class__ = _BatchStatistics
-        elif type(module) in PORTABLE:
-            module.__class__ = PORTABLE[type(module)]  # in place: a U-Net refers to its attention blocks twice
-    inner.to(memory_format=torch.contiguous_format)
-    assert isinstance(inner.stride, int)
-    return Padded(inner, inner.stride).eval()
-
-
 def export(
-    net: Padded,
+    net: Portable,
     path: Path,
     format: str,
     notes: Mapping[str, Any],
@@ -126,8 +32,8 @@ def export(
 ) -> None:
     """Write a generator to a file, which replaces `path` when it is complete.
 
-    Batch and size are dynamic. Files take and make images (B, C, H, W) of float32 in [-1, 1]. Those of torch_export
-    check that the sides of images are larger than the stride.
+    Files make images (B, C, H, W) of float32 in [-1, 1], of images like them or of noise (B, z_dim + n_classes). Batch
+    and sizes of inputs are dynamic. Files of torch_export check that the sides of images are larger than the stride.
 
     Args:
         net: as `make_portable` returns it, on the CPU.
@@ -142,39 +48,35 @@ def export(
     known = DTYPES.get(format, ("fp32",))
     if dtype not in known:
         raise ValueError(f"dtype={dtype} does not suit format={format}: choose from {', '.join(known)}")
-    text, stride = json.dumps(dict(notes)), net.stride
-    example = torch.zeros(2, int(notes["input_nc"]), 2 * stride, 3 * stride)
+    text = json.dumps(dict(notes))
     with atomic(path) as draft, torch.no_grad():
         if format == "onnx":
-            _export_onnx(net, example, draft, text, dtype, calibration)
+            _export_onnx(net, draft, text, dtype, calibration)
         elif format == "torch_export":
-            torch.export.save(_capture(net, example), draft, extra_files={"notes.json": text})
+            torch.export.save(_capture(net), draft, extra_files={"notes.json": text})
         elif format == "torchscript":
             with torchscript():
-                torch.jit.save(torch.jit.trace(net, (example,)), str(draft), _extra_files={"notes.json": text})
+                torch.jit.save(torch.jit.trace(net, (net.example(),)), str(draft), _extra_files={"notes.json": text})
         else:
             weights = net.net.state_dict()
             write_safetensors(in_dtype(weights, torch.float16) if dtype == "fp16" else weights, draft, notes=text)
 
 
-def _capture(net: Padded, example: Tensor) -> torch.export.ExportedProgram:
-    """Record what a network does for every batch and all sides above the stride. PyTorch proves that it is the same."""
-    sizes = {dim: torch.export.Dim(name, min=net.stride + 1) for dim, name in ((2, "height"), (3, "width"))}
-    sizes[0] = torch.export.Dim("batch")
-    return torch.export.export(net, (example,), dynamic_shapes=(sizes,), strict=False)
+def _capture(net: Portable) -> torch.export.ExportedProgram:
+    """Record what a network does for inputs of all its sizes. PyTorch proves that it is the same."""
+    sizes = {dim: torch.export.Dim(name, min=least) for dim, (name, least) in net.dynamic_dims().items()}
+    return torch.export.export(net, (net.example(),), dynamic_shapes=(sizes,), strict=False)
 
 
-def _export_onnx(
-    net: Padded, example: Tensor, path: Path, notes: str, dtype: str, calibration: Iterable[Tensor]
-) -> None:
+def _export_onnx(net: Portable, path: Path, notes: str, dtype: str, calibration: Iterable[Tensor]) -> None:
     onnx = import_extra("onnx", "export")
     import_extra("onnxscript", "export")
     if dtype == "fp16":
         net.dtype = torch.float16
         net.net.half()
     program = torch.onnx.export(
-        _capture(net, example), input_names=["image"], output_names=["result"], opset_version=OPSET, dynamo=True,
-        optimize=True, verbose=False,
+        _capture(net), input_names=[net.input_name], output_names=[net.output_name], opset_version=OPSET,
+        dynamo=True, optimize=True, verbose=False,
     )  # fmt: skip
     assert program is not None
     model = program.model_proto
@@ -239,34 +141,34 @@ def read_notes(path: Path) -> dict[str, Any]:
     """What an exported file says about itself.
 
     Returns:
-        network, the flags of the generator; input_nc, output_nc; stride, of which sides are padded to a multiple;
-        image_range, the values of a tensor; value_range, the values of files with more than 8 bits that became -1 and
-        1, if it was given in training; output_range and output_format, the same and the pixels of results; domains, the
-        letters of both; classes, those of label maps that it takes; slice_axis, of volumes; source, dtype, and
-        norm_statistics: of the batch, or running. A generator of sagan has source, network and output_format alone.
+        Of a generator that translates images: network, its flags; input_nc, output_nc; stride, of which sides are
+        padded to a multiple; image_range, the values of a tensor; value_range, the values of files with more than 8
+        bits that became -1 and 1, if it was given in training; output_range and output_format, the same and the pixels
+        of results; domains, the letters of both; classes, those of label maps that it takes; slice_axis, of volumes;
+        source, dtype, and norm_statistics: of the batch, or running.
+        Of a generator of sagan: network, its flags; z_dim, of the noise; classes, whose weights follow the noise;
+        image_size; output_nc, image_range, output_format, source and dtype, as above.
 
     Raises:
         ValueError: the file was not made by `export`.
     """
-    suffix = path.suffix
-    try:
-        if suffix == ".onnx":
-            return json.loads({prop.key: prop.value for prop in _load_onnx(path).metadata_props}["notes"])
-        files = {"notes.json": ""}
-        if suffix == ".pt2":
-            torch.export.load(path, extra_files=files)
-        elif suffix == ".ts":
-            with torchscript():
-                torch.jit.load(str(path), _extra_files=files)
-        else:
-            files["notes.json"] = safetensors_notes(path)
-        return json.loads(files["notes.json"])
-    except (KeyError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} was not written by scripts.export: it says nothing about itself") from error
+    suffix, files = path.suffix, {"notes.json": ""}
+    if suffix == ".onnx":
+        files |= {f"{prop.key}.json": prop.value for prop in _load_onnx(path).metadata_props}
+    elif suffix == ".pt2":
+        torch.export.load(path, extra_files=files)
+    elif suffix == ".ts":
+        with torchscript():
+            torch.jit.load(str(path), _extra_files=files)
+    else:
+        files["notes.json"] = safetensors_notes(path)
+    if notes := parse_notes(files["notes.json"]):
+        return notes
+    raise ValueError(f"{path} was not written by scripts.export: it says nothing about itself")
 
 
 class OnnxNetwork(nn.Module):
-    """An ONNX file of `export` as a network (B, C_in, H, W) -> (B, C_out, H, W), run by onnxruntime.
+    """An ONNX file of `export` as a network, run by onnxruntime: images or noise -> images (B, C, H, W).
 
     Threads may share an instance.
 
@@ -292,15 +194,16 @@ class OnnxNetwork(nn.Module):
             self.session = runtime.InferenceSession(str(path), options, providers=[provider])
         except Exception as error:  # onnxruntime raises a type of its own for each kind of damage
             raise ValueError(f"{path} is not an ONNX file that onnxruntime can run: {error}") from error
+        self.input_name = self.session.get_inputs()[0].name
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C_in, H, W) -> (B, C_out, H, W), on the CPU."""
-        (made,) = self.session.run(None, {"image": x.cpu().numpy()})
+        """Images (B, C_in, H, W), or noise (B, z_dim + n_classes) -> (B, C_out, H, W), on the CPU."""
+        (made,) = self.session.run(None, {self.input_name: x.cpu().numpy()})
         return torch.from_numpy(made)
 
 
 def load_exported(path: Path, format: str) -> Callable[[Tensor], Tensor]:
-    """A written file as a function (B, C_in, H, W) -> (B, C_out, H, W), to check it."""
+    """A written file as a function from its input to images (B, C, H, W), to check it."""
     if format == "onnx":
         return OnnxNetwork(path)
     if format == "torchscript":

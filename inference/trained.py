@@ -1,10 +1,9 @@
 """Find a trained model: its options, its weights, and the networks ready for images of any size."""
 
-import json
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from models.networks.any_size import AnySize
 from models.networks.infer import GENERATOR_FLAGS, as_text, infer_generator, infer_network
 from models.networks.layers import BATCH_NORMS, spectral_normalize
 from models.test_model import generator_labels
-from models.weights import find_weights, load_weights, read_weights, safetensors_notes
+from models.weights import find_weights, load_weights, parse_notes, read_weights, safetensors_notes
 from options import values
 from options.base_options import Options, read_saved
 from options.test_options import TestOptions
@@ -29,9 +28,8 @@ from util.color import join_lab, split_lab
 from util.device import tuning
 from util.images import PixelFormat, read_formats
 
-NOT_TRANSLATING = ("colorization", "sagan")  # models whose generator does not translate images
-# of sagan's generator
-NOISE_FLAGS = ("netG", "crop_size", "input_nc", "ngf", "z_dim", "attn_G", "resample", "class_names")
+# models whose generator does not translate images -> what it does
+NOT_TRANSLATING = {"colorization": "adds colors to gray ones", "sagan": "makes them from noise"}
 
 
 @dataclass(frozen=True)
@@ -69,8 +67,14 @@ class Source:
 
     def check_translates(self, *, colorizes: bool = False) -> None:
         """Raise ValueError if the generator of the model does not translate images; one that `colorizes` may pass."""
-        if (model := self.flags.get("model")) in NOT_TRANSLATING and not (colorizes and model == "colorization"):
-            raise ValueError(f"a run of {model} does not translate images into images")
+        model = self.flags.get("model")
+        if model in NOT_TRANSLATING and not (colorizes and model == "colorization"):
+            place, program = self.file or self.run_dir, "test.py"
+            if place.suffix == ".onnx":
+                program = "onnxruntime, see docs/inference.md"
+            raise ValueError(
+                f"{place}: a generator of {model} does not translate images, but {NOT_TRANSLATING[model]}, by {program}"
+            )
 
 
 def find_source(run_dir: Path, label: str, *, file: Path | None = None) -> Source:
@@ -90,9 +94,8 @@ def find_source(run_dir: Path, label: str, *, file: Path | None = None) -> Sourc
         if re.search("_net_G_B(_ema)?$", file.stem):  # of the other direction
             saved = saved | {"direction": "AtoB" if saved.get("direction") == "BtoA" else "BtoA"}
         weights = read_weights(file)
-        text = safetensors_notes(file) if file.suffix == ".safetensors" else ""
-        if '"output_format"' in text:
-            noted, formats = from_notes(json.loads(text))
+        if notes := parse_notes(safetensors_notes(file)) if file.suffix == ".safetensors" else {}:
+            noted, formats = from_notes(notes)
             saved = saved | noted
         if saved.get("model") != "sagan":  # whose weights do not show where attention is
             try:
@@ -111,9 +114,9 @@ def find_source(run_dir: Path, label: str, *, file: Path | None = None) -> Sourc
 
 
 def from_notes(notes: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, PixelFormat]]:
-    """The flags and formats that an exported file notes; see `inference.export.read_notes` and `noise_notes`."""
+    """The flags and formats that an exported file notes; see `inference.export.read_notes`."""
     fmt = notes["output_format"]
-    if "domains" not in notes:
+    if "z_dim" in notes["network"]:
         return {"model": "sagan", **notes["network"]}, {"A": PixelFormat.from_dict(fmt)} if fmt else {}
     first, second = notes["domains"]
     flags: dict[str, Any] = {"direction": f"{first}to{second}"}
@@ -124,13 +127,6 @@ def from_notes(notes: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Pixe
     if classes := notes.get("classes"):
         formats[first] = PixelFormat(classes=tuple(classes))
     return flags, formats
-
-
-def noise_notes(trained: "Trained") -> dict[str, Any]:
-    """What an exported generator of sagan, with plain weights, says about itself: all that test.py needs."""
-    network = {flag: getattr(trained.opt, flag) for flag in NOISE_FLAGS} | {"spectral_norm_G": False}
-    fmt = trained.formats.get("A")
-    return {"source": trained.opt.name, "network": network, "output_format": fmt and asdict(fmt)}
 
 
 @dataclass(frozen=True)

@@ -99,9 +99,11 @@ class Translator:
             if (direction, epoch, ema, evaluate, tile) != (None, "latest", True, False, None):
                 raise ValueError(f"{source} is one exported generator, which runs whole: pass the device alone")
             notes = read_notes(source)
-            net: nn.Module = OnnxNetwork(source, torch.device(device or "cpu"))
             flags, formats = from_notes(notes)
-            return cls._of(Source(source.parent, "", source, flags, {}, formats), net, notes["input_nc"])
+            found = Source(source.parent, "", source, flags, {}, formats)
+            found.check_translates()
+            net: nn.Module = OnnxNetwork(source, torch.device(device or "cpu"))
+            return cls._of(found, net, notes["input_nc"])
         source = source.absolute() if source.is_file() else source.resolve()
         for what, name in (("source", source.stem if source.is_file() else source.name), ("epoch", str(epoch))):
             if not values.is_plain_name(name):

@@ -1,6 +1,7 @@
 """Image files that are read and written in windows, so that memory does not grow with the image."""
 
 import functools
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
@@ -11,17 +12,9 @@ import torch
 from torch import Tensor
 
 from data.arrays import EXIF_ORIENTATION, TIFF_STARTS
+from data.geotiff import GDAL_NODATA, GEOTIFF, Window, WriteWindow, check_nodata, geotiff_writer, is_missing
 from data.image_file import reading
-from data.scans import (
-    GDAL_NODATA,
-    Window,
-    WriteWindow,
-    check_nodata,
-    geotiff_writer,
-    is_missing,
-    is_scan_of,
-    scan_suffix,
-)
+from data.scans import is_scan_of, scan_suffix
 from inference.tile_maps import Box
 from inference.tiles import Tiled
 from inference.translator import Translator, as_tensor
@@ -33,8 +26,8 @@ SCENE_CACHE = 2**28  # bytes that GDAL keeps of the files that it reads and writ
 ROWS = 256  # of an image of floats whose range is looked for
 
 
-class TiffImage:
-    """A TIFF of one gray or color page, read in windows.
+class WindowedFile(ABC):
+    """A file that is read in windows.
 
     Args:
         path: see `suits`.
@@ -42,6 +35,9 @@ class TiffImage:
         value_range: as in ImageReader.
 
     Attributes:
+        shape: (1, C, H, W), C as the network takes it.
+        extremes: the smallest and the largest value; zeros if `format` does not depend on them.
+        format: of the pixels.
         close: a function that closes the file.
 
     Raises:
@@ -49,16 +45,48 @@ class TiffImage:
     """
 
     def __init__(self, path: Path, *, channels: int, value_range: tuple[float, float] | None):
-        from tifffile import TiffFile  # slow to import, and --help does without
-
         self.path, self.channels = path, channels
         with reading(path), ExitStack() as opened:
-            self.file = opened.enter_context(TiffFile(path))
-            self.page: Any = self.file.pages[0]
-            self._decode = functools.lru_cache(self._segments_in(CACHE))(self._decode_segment)
-            opened.callback(self._decode.cache_clear)
-            self.format = PixelFormat.of(self._extremes(value_range), value_range)
+            self.shape = 1, channels, *self._open(opened)
+            self.extremes = self._extremes(value_range)
+            self.format = PixelFormat.of(self.extremes, value_range)
             self.close = opened.pop_all().close
+
+    @staticmethod
+    @abstractmethod
+    def suits(path: Path, channels: int) -> bool:
+        """Whether a file can be read in windows for a network of so many channels."""
+
+    @abstractmethod
+    def _open(self, opened: ExitStack) -> tuple[int, int]:
+        """Open the file, with what closes it on `opened`, and return (H, W)."""
+
+    @abstractmethod
+    def _extremes(self, value_range: tuple[float, float] | None) -> np.ndarray:
+        """See `extremes`."""
+
+    @abstractmethod
+    def _pixels(self, box: Box) -> np.ndarray:
+        """A window, (rows, columns, samples)."""
+
+    def read(self, box: Box) -> Tensor:
+        """A window, (1, C, rows, columns) in [-1, 1]."""
+        with reading(self.path):
+            return as_tensor(self.format.to_tensor(self._pixels(box)), channels=self.channels)[None]
+
+
+class TiffImage(WindowedFile):
+    """A TIFF of one gray or color page."""
+
+    def _open(self, opened: ExitStack) -> tuple[int, int]:
+        from tifffile import TiffFile  # slow to import, and --help does without
+
+        self.file = opened.enter_context(TiffFile(self.path))
+        page: Any = self.file.pages[0]
+        self.page = page
+        self._decode = functools.lru_cache(self._segments_in(CACHE))(self._decode_segment)
+        opened.callback(self._decode.cache_clear)
+        return page.imagelength, page.imagewidth
 
     @staticmethod
     def suits(path: Path, channels: int) -> bool:
@@ -85,18 +113,7 @@ class TiffImage:
                 and GDAL_NODATA not in page.tags  # a GeoTIFF, while rasterio is not installed
             )
 
-    @property
-    def shape(self) -> tuple[int, int, int, int]:
-        """(1, C, H, W), C as the network takes it."""
-        return 1, self.channels, self.page.imagelength, self.page.imagewidth
-
-    def read(self, box: Box) -> Tensor:
-        """A window, (1, C, rows, columns) in [-1, 1]."""
-        with reading(self.path):
-            return as_tensor(self.format.to_tensor(self._pixels(box)), channels=self.channels)[None]
-
     def _pixels(self, box: Box) -> np.ndarray:
-        """A window, (rows, columns, samples)."""
         import tifffile
 
         (top, bottom), (left, right) = box
@@ -137,7 +154,7 @@ class TiffImage:
         return pixels[0]
 
     def _extremes(self, value_range: tuple[float, float] | None) -> np.ndarray:
-        """The smallest and the largest value; of integers whose range is known, none is read."""
+        """See WindowedFile; of integers whose range is known, no value is read."""
         dtype, width = self.page.dtype, self.page.imagewidth
         if is_range_known(dtype, value_range):
             return np.zeros(2, dtype)
@@ -148,32 +165,21 @@ class TiffImage:
         return np.array([np.min(found), np.max(found)], dtype)
 
 
-class Scene:
-    """A GeoTIFF, read in windows by rasterio. Pixels without data get the smallest valid value of the image.
-
-    Args: as of TiffImage.
+class Scene(WindowedFile):
+    """A GeoTIFF, read by rasterio. Pixels without data get the smallest valid value of the image.
 
     Attributes:
         has_missing: there are pixels without data.
-        close: a function that closes the file.
-
-    Raises:
-        DataError: the file is damaged, or its value range is unknown.
     """
 
-    def __init__(self, path: Path, *, channels: int, value_range: tuple[float, float] | None):
+    def _open(self, opened: ExitStack) -> tuple[int, int]:
         import rasterio  # optional and slow to import
 
-        self.path, self.channels = path, channels
-        with reading(path), ExitStack() as opened:
-            opened.enter_context(rasterio.Env(GDAL_CACHEMAX=SCENE_CACHE))
-            self.file = opened.enter_context(rasterio.open(path))
-            self.nodata = self.file.nodata
-            self.has_missing = False
-            extremes = self._extremes(value_range)
-            self.filled = extremes[0]
-            self.format = PixelFormat.of(extremes, value_range)
-            self.close = opened.pop_all().close
+        opened.enter_context(rasterio.Env(GDAL_CACHEMAX=SCENE_CACHE))
+        self.file = opened.enter_context(rasterio.open(self.path))
+        self.nodata = self.file.nodata
+        self.has_missing = False
+        return self.file.height, self.file.width
 
     @staticmethod
     def suits(path: Path, channels: int) -> bool:
@@ -192,17 +198,10 @@ class Scene:
                 and page.tags.valueof(EXIF_ORIENTATION, 1) == 1
             )
 
-    @property
-    def shape(self) -> tuple[int, int, int, int]:
-        """(1, C, H, W), C as the network takes it."""
-        return 1, self.channels, self.file.height, self.file.width
-
-    def read(self, box: Box) -> Tensor:
-        """A window, (1, C, rows, columns) in [-1, 1]."""
-        with reading(self.path):
-            bands = self.file.read(window=box)
-            bands[is_missing(bands, self.nodata)] = self.filled
-            return as_tensor(self.format.to_tensor(bands.transpose(1, 2, 0)), channels=self.channels)[None]
+    def _pixels(self, box: Box) -> np.ndarray:
+        bands = self.file.read(window=box)
+        bands[is_missing(bands, self.nodata)] = self.extremes[0]
+        return bands.transpose(1, 2, 0)
 
     def writer(self, path: Path, channels: int, fmt: PixelFormat) -> AbstractContextManager[WriteWindow]:
         """See `geotiff_writer`. Raises ValueError at once if results cannot hold what marks pixels without data."""
@@ -211,7 +210,7 @@ class Scene:
         return geotiff_writer(path, self.path, channels=channels, dtype=fmt.dtype)
 
     def _extremes(self, value_range: tuple[float, float] | None) -> np.ndarray:
-        """The smallest and the largest valid value; of integers without missing pixels, as in TiffImage."""
+        """See WindowedFile: of valid values; of integers without missing pixels, as in TiffImage."""
         dtype = np.dtype(self.file.dtypes[0])
         if self.nodata is None and is_range_known(dtype, value_range):
             return np.zeros(2, dtype)
@@ -242,7 +241,7 @@ def tiff_writer(path: Path, shape: tuple[int, int, int], fmt: PixelFormat) -> It
     import tifffile
 
     channels = shape[2]
-    if path.suffix.lower() in (".tif", ".tiff") and channels in (1, 3):
+    if path.suffix.lower() in GEOTIFF and channels in (1, 3):
         plain, kind = (shape, "rgb") if channels == 3 else (shape[:2], "minisblack")
         tifffile.memmap(path, shape=plain, dtype=fmt.dtype, photometric=kind, metadata=None)
 
@@ -263,7 +262,7 @@ def tiff_writer(path: Path, shape: tuple[int, int, int], fmt: PixelFormat) -> It
         write_array(whole, path, alpha=fmt.alpha)
 
 
-def open_windows(translator: Translator, path: Path) -> TiffImage | Scene | None:
+def open_windows(translator: Translator, path: Path) -> WindowedFile | None:
     """Open a file to be translated in windows. None if it has to be read whole.
 
     That is the case for all files if the generator does not run in tiles, or translates label maps.
@@ -271,13 +270,13 @@ def open_windows(translator: Translator, path: Path) -> TiffImage | Scene | None
     kind = scan_suffix(path)
     if not isinstance(translator.net, Tiled) or translator.has_labels or kind not in ("", ".tif"):
         return None
-    reader = Scene if kind else TiffImage
+    reader: type[WindowedFile] = Scene if kind else TiffImage
     if not reader.suits(path, translator.input_nc):
         return None
     return reader(path, channels=translator.input_nc, value_range=translator.value_range)
 
 
-def translate_windows(translator: Translator, image: TiffImage | Scene, target: Path, *, is_chosen: bool) -> None:
+def translate_windows(translator: Translator, image: WindowedFile, target: Path, *, is_chosen: bool) -> None:
     """Translate a file in tiles into another. Memory is bounded if the result is a TIFF.
 
     Args:
@@ -292,9 +291,7 @@ def translate_windows(translator: Translator, image: TiffImage | Scene, target: 
     """
     net, fmt = translator.net, translator.result_format(image.format)
     assert isinstance(net, Tiled)
-    if target.suffix.lower() not in (".tif", ".tiff", ".npy") and not is_viewable(
-        torch.empty(net.output_nc, 1, 1), fmt
-    ):
+    if target.suffix.lower() not in (*GEOTIFF, ".npy") and not is_viewable(torch.empty(net.output_nc, 1, 1), fmt):
         if is_chosen:
             raise ValueError(f"{target}: {target.suffix} cannot hold {net.output_nc} channels of {fmt.dtype}: use .tif")
         target = target.with_suffix(".tif")

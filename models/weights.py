@@ -1,6 +1,7 @@
 """Read files of weights, our own and upstream's, load them into networks, and write them for other programs."""
 
 import difflib
+import json
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -37,6 +38,15 @@ def safetensors_notes(path: Path) -> str:
     """What `write_safetensors` wrote beside the weights; empty if nothing."""
     with safetensors.safe_open(path, "pt") as file:
         return (file.metadata() or {}).get("notes", "")
+
+
+def parse_notes(text: str) -> dict[str, Any]:
+    """The notes of scripts.export in the metadata of a file; empty if there are none, or those of another program."""
+    try:
+        notes = json.loads(text)
+    except json.JSONDecodeError:
+        return {}
+    return notes if isinstance(notes, dict) and notes.keys() >= {"network", "output_format"} else {}
 
 
 def read_weights(path: Path, *, network: str = "", objects: bool = False) -> dict[str, Tensor]:

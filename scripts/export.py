@@ -1,129 +1,161 @@
 """Export a trained generator for other programs: python -m scripts.export --name NAME --format onnx.
 
-A generator of sagan becomes one safetensors file for test.py --weights.
+A file takes images; that of a generator of sagan takes noise (B, z_dim + n_classes).
 """
 
 import argparse
-import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from data import create_dataset
 from data.image_folder import list_images
-from inference.export import DTYPES, SUFFIXES, export, load_exported, make_portable, random_images
-from inference.trained import Trained, find_trained, noise_notes
+from inference.export import DTYPES, SUFFIXES, export, load_exported, random_images
+from inference.portable import Portable, make_portable
+from inference.trained import Trained, find_trained
 from inference.translator import Translator, as_tensor
-from models.networks.layers import remove_spectral_norm
-from models.weights import in_dtype, write_safetensors
-from options.base_options import read_saved
+from models.networks.sagan import NoiseGenerator
 from options.parser import script_parser
-from scripts.generators import add_generator_flags, check_generator, describe, load_for_export, without_dropout
+from scripts.generators import (
+    add_generator_flags,
+    check_generator,
+    describe,
+    describe_noise,
+    is_sagan,
+    load_for_export,
+    without_dropout,
+)
 from util.command import run_command
-from util.files import atomic
 
 EXAMPLES = (
     "--name mine --format onnx",
     "--weights weights/chart_AtoB.safetensors --format onnx --dtype fp16 --out chart.onnx",
     "--name mine --format onnx --dtype int8 --calibrate mydata/trainA",
-    "--name cats --format safetensors --dtype fp16",
+    "--weights weights/cats.safetensors --format torch_export",
 )
 LARGEST_ERROR = 0.01  # of fp32, in [-1, 1]: instance norm of large images differs by 0.005 between kernels
 TIMED = 256  # px of a side of the image that is timed
-FEW = ("--num_test", "16", "--batch_size", "16")  # flags of test.py: the samples to compare
+FEW = ("--num_test", "16", "--batch_size", "7")  # flags of test.py: the samples to compare, in batches of two sizes
 CALIBRATED = 16  # images at most: a range of activations hardly changes with more
 
 
+@dataclass(frozen=True)
+class Subject:
+    """A generator to export, and what its file has to do.
+
+    Attributes:
+        net: ready for export.
+        notes: see `inference.export.read_notes`.
+        inputs: to compare the file with PyTorch.
+        expected: what PyTorch makes of them.
+        timed: an input whose time is measured.
+        rate: the images per second that PyTorch makes of it.
+        reload: a safetensors file as a function.
+        calibration: images for int8.
+    """
+
+    net: Portable
+    notes: dict[str, Any]
+    inputs: list[Tensor]
+    expected: list[Tensor]
+    timed: Tensor
+    rate: float
+    reload: Callable[[Path], Callable[[Tensor], Tensor]]
+    calibration: Iterable[Tensor] = ()
+
+
+@torch.no_grad()
 def main(argv: list[str] | None = None) -> int:
     """Load, export, and compare the file with PyTorch. Returns the exit status."""
     args = parse(argv)
-    if args.name and read_saved(args.checkpoints_dir / args.name).get("model") == "sagan":
-        return export_sagan(args)
-    translator, net = load_for_export(args)
-    channels, stride = translator.input_nc, net.net.stride
-    assert isinstance(stride, int)
-    images = random_images(channels, stride=stride)
-    expected = [translator(image) for image in images]
-    example = torch.zeros(1, channels, TIMED, TIMED)
-    rates = {"PyTorch": images_per_second(translator, example)}
-    path = target(args)
-    portable = make_portable(net)
-    notes = describe(translator, portable, args, dtype=args.dtype)
-    calibration = calibration_images(args.calibrate, translator) if args.calibrate else iter(())
-    export(portable, path, args.format, notes, dtype=args.dtype, calibration=calibration)
-    if args.format == "safetensors":
-        loaded = Translator.load(path, evaluate=args.eval, device="cpu")
-        exported: Callable[[Tensor], Tensor] = without_dropout(loaded)
-    else:
-        exported = load_exported(path, args.format)
-    with torch.no_grad():
-        errors = [(exported(image) - truth).abs() for image, truth in zip(images, expected, strict=True)]
-        rates["exported file"] = images_per_second(exported, example)
-    sizes = ", ".join(f"{image.shape[0]}x{image.shape[3]}x{image.shape[2]}" for image in images)
-    check(path, args, errors, f"sizes {sizes}")
-    print(f"images/s at {TIMED}x{TIMED}: " + ", ".join(f"{name} {rate:.2f}" for name, rate in rates.items()))
-    return 0
-
-
-def export_sagan(args: argparse.Namespace) -> int:
-    """Write the generator of a run of sagan, and compare the samples of file and run. Returns the exit status.
-
-    Raises:
-        ValueError: the flags are for generators that translate.
-    """
-    if args.format != "safetensors" or args.direction:
-        raise ValueError("a generator of sagan is exported with --format safetensors, and without --direction")
-    run = ["--name", args.name, "--checkpoints_dir", str(args.checkpoints_dir), "--epoch", args.epoch]
-    trained = find_trained([*run, *(["--no_ema"] if args.no_ema else []), *FEW])
-    net, expected = samples(trained)
-    remove_spectral_norm(net)
-    weights, path = net.state_dict(), target(args)
-    with atomic(path) as draft:
-        weights = in_dtype(weights, torch.float16) if args.dtype == "fp16" else weights
-        write_safetensors(weights, draft, notes=json.dumps(noise_notes(trained)))
-    _, made = samples(find_trained(["--weights", str(path), *FEW]))
-    check(path, args, [(made - expected).abs()], f"{len(made)} samples")
-    return 0
-
-
-def samples(trained: Trained) -> tuple[nn.Module, Tensor]:
-    """A generator of sagan, and its samples (B, C, S, S) in [-1, 1] for the flags of `trained`."""
-    model, _ = trained.build(torch.device("cpu"))
-    with torch.no_grad():
-        made = torch.cat([model(batch)["sample"] for batch in create_dataset(trained.opt)])
-    return model.get_submodule("netG"), made
-
-
-def target(args: argparse.Namespace) -> Path:
-    """The path of the file to write, in an existing folder."""
+    subject = from_noise(args) if is_sagan(args) else translating(args)
     path: Path = args.out or Path(f"{args.name or args.weights.stem}{SUFFIXES[args.format]}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    return path
+    export(subject.net, path, args.format, subject.notes, dtype=args.dtype, calibration=subject.calibration)
+    exported = subject.reload(path) if args.format == "safetensors" else load_exported(path, args.format)
+    compare(exported, subject, path, args)
+    return 0
 
 
-def check(path: Path, args: argparse.Namespace, errors: list[Tensor], compared: str) -> None:
-    """Print how much a file differs from PyTorch. ValueError if that is more than rounding."""
+def translating(args: argparse.Namespace) -> Subject:
+    """A generator that translates images."""
+    translator, net = load_for_export(args)
+    stride = net.net.stride
+    assert isinstance(stride, int)
+    images, timed = random_images(translator.input_nc, stride=stride), torch.zeros(1, translator.input_nc, TIMED, TIMED)
+    expected, rate = [translator(image) for image in images], images_per_second(translator, timed)
+    portable = make_portable(net)
+    notes = describe(translator, portable, args, dtype=args.dtype)
+    calibration = calibration_images(args.calibrate, translator) if args.calibrate else ()
+
+    def reload(path: Path) -> Callable[[Tensor], Tensor]:
+        return without_dropout(Translator.load(path, evaluate=args.eval, device="cpu"))
+
+    return Subject(portable, notes, images, expected, timed, rate, reload, calibration)
+
+
+def from_noise(args: argparse.Namespace) -> Subject:
+    """A generator of sagan.
+
+    Raises:
+        ValueError: the flags are for generators that translate images.
+    """
+    for flag, value in (("direction", args.direction), ("calibrate", args.calibrate)):
+        if value:
+            raise ValueError(f"--{flag} {value}: a generator of sagan takes no images, but noise")
+    source = ["--weights", str(args.weights)] if args.weights else ["--name", args.name]
+    flags = ["--checkpoints_dir", str(args.checkpoints_dir), *(["--no_ema"] if args.no_ema else [])]
+    flags += ["--epoch", args.epoch] if args.epoch != "latest" else []
+    trained = find_trained([*source, *flags, *FEW])
+    net = load_sagan(trained)
+    noise = [batch["z"] for batch in create_dataset(trained.opt)]
+    expected, rate = [net(z) for z in noise], images_per_second(net, noise[0])
+    notes = describe_noise(trained, dtype=args.dtype)
+
+    def reload(path: Path) -> Callable[[Tensor], Tensor]:
+        return load_sagan(find_trained(["--weights", str(path)]))
+
+    return Subject(make_portable(net), notes, noise, expected, noise[0], rate, reload)
+
+
+def load_sagan(trained: Trained) -> NoiseGenerator:
+    """A generator of sagan on the CPU."""
+    model, _ = trained.build(torch.device("cpu"))
+    net = model.get_submodule("netG")
+    assert isinstance(net, NoiseGenerator)
+    return net
+
+
+def compare(exported: Callable[[Tensor], Tensor], subject: Subject, path: Path, args: argparse.Namespace) -> None:
+    """Print how much a file differs from PyTorch, and its speed. ValueError if that is more than rounding."""
+    errors = [(exported(x) - truth).abs() for x, truth in zip(subject.inputs, subject.expected, strict=True)]
     largest, mean = max(error.max().item() for error in errors), statistics.mean(e.mean().item() for e in errors)
+    sizes = ", ".join(f"{made.shape[0]}x{made.shape[3]}x{made.shape[2]}" for made in subject.expected)
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, {args.format} {args.dtype}")
-    print(f"difference from PyTorch in [-1, 1]: {largest:.2g} at most, {mean:.2g} on average ({compared})")
+    print(f"difference from PyTorch in [-1, 1]: {largest:.2g} at most, {mean:.2g} on average (sizes {sizes})")
     if args.dtype == "fp32" and not largest <= LARGEST_ERROR:
         raise ValueError(f"{path} differs from PyTorch by {largest:.2g}, which is more than rounding")
+    height, width = exported(subject.timed).shape[2:]
+    rate = images_per_second(exported, subject.timed)
+    print(f"images/s at {width}x{height}: PyTorch {subject.rate:.2f}, exported file {rate:.2f}")
 
 
-def images_per_second(run: Callable[[Tensor], Tensor], image: Tensor) -> float:
+def images_per_second(run: Callable[[Tensor], Tensor], batch: Tensor) -> float:
     """The median of three runs, after one that is not timed."""
     times = []
     for _ in range(4):
         start = time.perf_counter()
-        run(image)
+        run(batch)
         times.append(time.perf_counter() - start)
-    return 1 / statistics.median(times[1:])
+    return len(batch) / statistics.median(times[1:])
 
 
 def calibration_images(folder: Path, translator: Translator) -> Iterator[Tensor]:
@@ -147,7 +179,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     text = "torch_export takes sides above the stride (4 pixels, of U-Nets 128 or 256), onnx and torchscript from 5 on"
     add("--format", choices=tuple(SUFFIXES), default="onnx", help=f"{text} (default: onnx)")
     add("--out", type=Path, help="the file (default: NAME with the suffix of the format)")
-    text = "of weights and layers: fp16 and int8 for onnx, fp16 for safetensors (default: fp32)"
+    text = "of weights and layers: fp16 and int8 for onnx, fp16 for safetensors; no int8 for sagan (default: fp32)"
     add("--dtype", choices=DTYPES["onnx"], default="fp32", help=text)
     add("--calibrate", type=Path, metavar="FOLDER", help=f"images for --dtype int8, {CALIBRATED} at most")
     add("--verbose", action="store_true", help="print tracebacks of errors")

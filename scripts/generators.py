@@ -7,11 +7,16 @@ from typing import Any
 
 from torch import nn
 
-from inference.export import Padded
+from inference.hub import local_file
+from inference.portable import Portable
+from inference.trained import Trained, find_source
 from inference.translator import Translator
 from models.networks.any_size import AnySize
 from models.networks.infer import infer_generator
 from options import values
+
+# of sagan's generator
+NOISE_FLAGS = ("netG", "crop_size", "input_nc", "ngf", "z_dim", "attn_G", "resample", "class_names")
 
 
 def add_generator_flags(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
@@ -40,6 +45,17 @@ def check_generator(parser: argparse.ArgumentParser, args: argparse.Namespace) -
     """End with a parser error unless either --name or --weights is given."""
     if (args.name is None) == (args.weights is None):
         parser.error("name a trained generator: either a run by --name, or a file by --weights")
+
+
+def is_sagan(args: argparse.Namespace) -> bool:
+    """Whether the chosen generator is one of sagan, which makes images from noise.
+
+    Raises:
+        ValueError: see `find_source`.
+    """
+    source = local_file(args.weights or args.checkpoints_dir / args.name)
+    file = source if source.is_file() else None
+    return find_source(source.parent if file else source, args.epoch, file=file).flags.get("model") == "sagan"
 
 
 def load_translator(args: argparse.Namespace, **keywords: Any) -> Translator:
@@ -78,7 +94,7 @@ def without_dropout(translator: Translator) -> Translator:
     return translator
 
 
-def describe(translator: Translator, net: Padded, args: argparse.Namespace, *, dtype: str = "fp32") -> dict[str, Any]:
+def describe(translator: Translator, net: Portable, args: argparse.Namespace, *, dtype: str = "fp32") -> dict[str, Any]:
     """What a file of the generator says about itself, see `inference.export.read_notes`."""
     network = {"no_dropout": True} | infer_generator(net.net.state_dict())
     return {
@@ -93,7 +109,23 @@ def describe(translator: Translator, net: Padded, args: argparse.Namespace, *, d
         "domains": translator.domains,
         "classes": translator.classes,
         "slice_axis": translator.slice_axis,
-        "stride": net.stride,
+        "stride": net.net.stride,
         "norm_statistics": "running" if args.eval else "of the image, or of the batch",
+        "dtype": dtype,
+    }
+
+
+def describe_noise(trained: Trained, *, dtype: str) -> dict[str, Any]:
+    """What a file of a generator of sagan, with plain weights, says about itself: all that test.py needs, and more."""
+    opt, fmt = trained.opt, trained.formats.get("A")
+    return {
+        "source": opt.name,
+        "network": {flag: getattr(opt, flag) for flag in NOISE_FLAGS} | {"spectral_norm_G": False},
+        "z_dim": opt.z_dim,
+        "classes": opt.class_names,
+        "image_size": opt.crop_size,
+        "output_nc": opt.input_nc,
+        "image_range": [-1, 1],
+        "output_format": fmt and dataclasses.asdict(fmt),
         "dtype": dtype,
     }

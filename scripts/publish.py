@@ -14,8 +14,9 @@ from typing import Any
 from PIL import Image
 
 from data.image_folder import list_images
-from inference.export import export, import_extra, make_portable
+from inference.export import export, import_extra
 from inference.hub import WEIGHTS, hub_errors
+from inference.portable import make_portable
 from inference.translator import Translator, as_tensor
 from models.networks.infer import as_text
 from options.base_options import read_saved

@@ -11,8 +11,9 @@ from tqdm import tqdm
 
 from data.check import listing, skip_bad
 from data.image_folder import WRITABLE, list_images
+from data.nifti import NIFTI
 from data.reductions import files_left_out
-from data.scans import LAST, NIFTI, ScanWriter, file_of, is_scan_of, is_slice, scan_suffix, slices_of
+from data.scans import LAST, ScanWriter, file_of, is_scan_of, is_slice, scan_suffix, slices_of
 from inference.tiles import OVERLAP
 from inference.translator import Translator, as_tensor
 from inference.windows import open_windows, translate_windows

@@ -9,17 +9,23 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
+from torch import nn
 
 import test as testing
 import train as training
 from inference import Translator
-from inference.export import export, load_exported, make_portable, random_images, read_notes
-from models.networks import GENERATORS
+from inference.export import SUFFIXES, export, load_exported, random_images, read_notes
+from inference.portable import make_portable
+from inference.trained import find_trained
+from models.networks import GENERATORS, NOISE_GENERATORS
+from models.networks.attention import SelfAttention2d
+from models.networks.layers import spectral_normalize
+from models.weights import read_weights, write_safetensors
 from scripts import export as script
 from tests.conftest import draw_shapes
 from tests.test_tiles import generator, resnet, unet
 
-NOTES = {"input_nc": 3, "output_nc": 3, "domains": ["A", "B"]}
+NOTES = {"network": {}, "input_nc": 3, "output_nc": 3, "domains": ["A", "B"]}
 NOTES |= dict.fromkeys(("value_range", "output_range", "output_format"))
 
 
@@ -113,6 +119,15 @@ def test_safetensors_are_plain_weights(tmp_path):
     assert (tmp_path / "net.safetensors").stat().st_mode == (tmp_path / "any").stat().st_mode, "others may read it"
 
 
+@pytest.mark.parametrize("notes", ['the "output_format" is PNG', '["network"]', '{"output_format": "png"}'])
+def test_notes_of_other_programs_say_nothing(notes, file, tmp_path):
+    path = tmp_path / "other.safetensors"
+    write_safetensors(read_weights(file), path, notes=notes)
+    assert Translator.load(path, device="cpu").output_format is None
+    with pytest.raises(ValueError, match="says nothing about itself"):
+        read_notes(path)
+
+
 def test_a_network_with_dropout_is_compared_without_it(tmp_path):
     net = GENERATORS["resnet_6blocks"](3, 3, ngf=8, dropout=True)
     torch.save(net.state_dict(), tmp_path / "net.pth")
@@ -160,14 +175,78 @@ def pages(name):
     return {path.name: Image.open(path) for path in paths if path.suffix in (".png", ".tif")}
 
 
+@pytest.mark.parametrize("name", NOISE_GENERATORS)
+def test_images_from_noise_are_those_of_pytorch(name, tmp_path):
+    """With spectral norm, classes, their statistics and attention, for batches that the exporter did not see."""
+    torch.manual_seed(0)
+    net = NOISE_GENERATORS[name](3, image_size=32, z_dim=13, ngf=8, attention=["default"], n_classes=3)
+    spectral_normalize(net).eval()
+    for module in net.modules():
+        if isinstance(module, SelfAttention2d):
+            nn.init.constant_(module.gamma, 0.7)
+        elif isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(std=0.1)
+            module.running_var.uniform_(0.5, 2)
+            if module.weight is not None:  # of each class
+                nn.init.uniform_(module.weight, 0.5, 1.5)
+    noise = [torch.randn(batch, net.z_dim + net.n_classes) for batch in (1, 5)]
+    with torch.no_grad():
+        expected = [net(z) for z in noise]
+        assert all(images.std() > 0.05 for images in expected), "the test compares something"
+        portable = make_portable(net)
+        for format in ("torch_export", "torchscript", "onnx"):
+            path = tmp_path / f"net{SUFFIXES[format]}"
+            export(portable, path, format, NOTES)
+            run = load_exported(path, format)
+            for z, truth in zip(noise, expected, strict=True):
+                torch.testing.assert_close(run(z), truth, atol=1e-3, rtol=0)
+    model = onnx.load(path)
+    assert not any("original" in weight.name for weight in model.graph.initializer)
+    assert ([value.name for value in model.graph.input], model.graph.output[0].name) == (["noise"], "images")
+
+
+def test_a_generator_of_sagan_is_a_file_for_other_programs(run_of_sagan, tmp_path, capsys):
+    weights = torch.load(run_of_sagan / "latest_net_G.pth", weights_only=True)
+    weights["last.0.weight"] *= 50  # so that they differ from the averaged ones
+    torch.save(weights, run_of_sagan / "latest_net_G.pth")
+    for flags in (["--format", "onnx", "--dtype", "fp16"], ["--format", "torchscript"]):
+        assert script.main(["--name", "run", *flags]) == 0
+    shown = capsys.readouterr().out
+    assert "onnx fp16" in shown and "images/s at 32x32: PyTorch" in shown
+    noise = torch.randn(3, 8)
+    averaged, plain = (built(["--weights", str(run_of_sagan / f"latest_net_{net}.pth")]) for net in ("G_ema", "G"))
+    made = load_exported(Path("run.ts"), "torchscript")(noise)
+    torch.testing.assert_close(made, averaged(noise), atol=1e-3, rtol=0)
+    torch.testing.assert_close(load_exported(Path("run.onnx"), "onnx")(noise), made, atol=0.02, rtol=0)
+    assert (made - plain(noise)).abs().max() > 0.1, "the test tells averaged weights from others"
+    assert script.main(["--name", "run", "--no_ema", "--format", "safetensors", "--out", "plain.safetensors"]) == 0
+    assert script.main(["--weights", "plain.safetensors", "--format", "torchscript", "--out", "plain.ts"]) == 0
+    made = load_exported(Path("plain.ts"), "torchscript")(noise)
+    torch.testing.assert_close(made, plain(noise), atol=1e-3, rtol=0)
+    for notes in (read_notes(Path("run.onnx")), read_notes(Path("plain.ts"))):
+        assert (notes["z_dim"], notes["classes"], notes["image_size"], notes["output_nc"]) == (6, ["cat", "dog"], 32, 1)
+        assert notes["output_format"]["dtype"] == "uint16"
+    with pytest.raises(ValueError, match=r"run\.onnx: .* makes them from noise, by onnxruntime"):
+        Translator.load("run.onnx")
+    with pytest.raises(ValueError, match=r"run\.onnx is an ONNX file, for other programs: .* --format safetensors"):
+        testing.main(["--weights", "run.onnx"])
+
+
+def built(argv):
+    """The generator of sagan that test.py builds."""
+    model, _ = find_trained(argv).build(torch.device("cpu"))
+    return model.netG
+
+
 def test_a_generator_of_sagan_does_not_translate(run_of_sagan):
     assert script.main(["--name", "run", "--format", "safetensors", "--dtype", "fp16"]) == 0
-    with pytest.raises(ValueError, match="a run of sagan does not translate images into images"):
-        Translator.load("run.safetensors")
-    with pytest.raises(ValueError, match="does not translate images into images: leave out --model test"):
+    for file in ("run.safetensors", run_of_sagan):
+        with pytest.raises(ValueError, match=r"run.*: a generator of sagan .* makes them from noise, by test\.py"):
+            Translator.load(file)
+    with pytest.raises(ValueError, match=r"makes them from noise, by test\.py: leave out --model test"):
         testing.main(["--weights", "run.safetensors", "--model", "test"])
-    for flags in (["--format", "onnx"], ["--format", "safetensors", "--direction", "AtoB"]):
-        with pytest.raises(ValueError, match="exported with --format safetensors, and without --direction"):
+    for flags in (["--direction", "AtoB"], ["--dtype", "int8", "--calibrate", "images"]):
+        with pytest.raises(ValueError, match=rf"{flags[-2]} {flags[-1]}: a generator of sagan takes no images"):
             script.main(["--name", "run", *flags])
 
 

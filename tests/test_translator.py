@@ -222,7 +222,7 @@ def test_threads_share_a_translator(name, tmp_path):
 
 def test_runs_that_do_not_translate_images_are_refused(tmp_path):
     TrainOptions().parse(["--name", "run", "--model", "sagan", "--dataroot", str(tmp_path)]).save(tmp_path)
-    with pytest.raises(ValueError, match="a run of sagan does not translate images into images"):
+    with pytest.raises(ValueError, match="a generator of sagan does not translate images"):
         Translator.load(tmp_path)
 
 

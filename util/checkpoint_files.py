@@ -28,6 +28,7 @@ NO_WEIGHTS: dict[tuple[bytes, ...], str] = {
         "is no file of weights, but an image, a document or a message: name the file itself."
     ),
 }
+FOR_OTHERS = {".onnx": "an ONNX file", ".pt2": "a torch.export file"}
 BEST = "best"  # label of the checkpoint with the best figure so far
 OLD = "old"  # label of the last checkpoint of a run that a new run of the same name has replaced
 
@@ -81,7 +82,7 @@ def read_tensors(path: Path, *, objects: bool = False) -> dict[str, Any]:
         ValueError: the file is missing, damaged, or holds anything else.
     """
     try:
-        if reason := no_weights_by_content(path):
+        if reason := what_instead(path):
             raise ValueError(f"{path} {reason}")
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
@@ -108,10 +109,14 @@ def read_tensors(path: Path, *, objects: bool = False) -> dict[str, Any]:
     return content
 
 
-def no_weights_by_content(path: Path) -> str:
-    """What a file is that cannot hold weights, by its content, with the remedy; empty if it may hold some."""
+def what_instead(path: Path) -> str:
+    """What a file is that cannot hold weights, by content or suffix, with the remedy; empty if it may hold some."""
     with path.open("rb") as file:
         start = file.read(512)
+    if kind := FOR_OTHERS.get(path.suffix):
+        return (
+            f"is {kind}, for other programs: name the run, or the file that scripts.export --format safetensors writes."
+        )
     for beginnings, what in NO_WEIGHTS.items():
         if start.lstrip().lower().startswith(beginnings):
             return what

@@ -71,9 +71,10 @@ class SyncBatchNorm(nn.SyncBatchNorm):
 
 
 def no_autocast(x: Tensor) -> AbstractContextManager[Any]:
-    """A context that disables autocast for the device of `x`."""
+    """A context that disables autocast for the device of `x`, if it is enabled."""
     device = x.device.type  # the meta device has no autocast
-    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
+    enabled = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.autocast(device, enabled=False) if enabled else nullcontext()
 
 
 class ReflectionPad2d(nn.ReflectionPad2d):
