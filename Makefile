@@ -4,7 +4,7 @@ VENV ?= .venv
 VENV_OLDEST ?= .venv-oldest
 
 python := $(VENV)/bin/python
-oldest := networks models losses optimization weights init_from infer sagan continue distributed decoders cli
+oldest := networks models losses optimization weights init_from infer sagan cut continue distributed decoders cli
 # Building visdom 0.2.4, the last version for Python 3.11, needs pkg_resources, which newer setuptools lack. Old and
 # new pip disagree on how to limit setuptools in an isolated build, so the build uses the version installed here.
 setuptools := "setuptools>=77,<81"

@@ -115,7 +115,8 @@ def start(opt: Options, run_dir: Path, state: dict[str, Any] | None, locks: Exit
         distributed.shutdown()
         return 0
     evaluator = create_evaluator(opt, model)
-    if state:
+    if position.resumed:
+        assert state is not None
         threads.load_state_dict(state.get("threads", {}))
         if evaluator and state.get("best"):
             evaluator.load_state_dict(state["best"])
@@ -128,9 +129,10 @@ def start(opt: Options, run_dir: Path, state: dict[str, Any] | None, locks: Exit
         if distributed.is_main():
             run_dir.mkdir(parents=True, exist_ok=True)
             lock(run_dir, locks)
-            if not opt.continue_train or checkpoint_label(opt.epoch, opt.load_iter) not in ("latest", OLD):
+            label = checkpoint_label(opt.epoch, opt.load_iter)
+            if not (opt.continue_train and label == OLD) and not (position.resumed and label == "latest"):
                 keep_as_old(run_dir)
-            if not opt.continue_train:
+            if not position.resumed:
                 keep_best_as_old(run_dir)
         log.info("%s", model.summary(verbose=opt.verbose))
         if opt.compile:

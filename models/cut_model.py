@@ -178,6 +178,7 @@ class CUTModel(BaseModel):
         positions = draw_positions(features, self.num_patches)
         with torch.no_grad():
             keys = self.netF([feature.detach() for feature in features], positions)
+        torch.clear_autocast_cache()  # PyTorch up to 2.9 takes casts from under no_grad for later passes, too
         return fake, Patches(keys, flipped_positions(positions, features) if flipped else positions)
 
     def contrastive_loss(self, fake: Tensor, patches: Patches) -> Tensor:

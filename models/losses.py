@@ -270,12 +270,16 @@ def relativistic(winner: Tensor, loser: Tensor) -> Tensor:
 
 
 def gradient_penalty(net: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor) -> Tensor:
-    """Mean of (|gradient of the score| - 1)^2 at random points between real and fake images (B, C, H, W); a scalar.
+    """Mean of (|gradient of the score| - 1)^2 at random points between real and fake images (B, C, H, W).
+
+    A scalar, in float32 or wider.
 
     Reference: Gulrajani et al. 2017, Improved Training of Wasserstein GANs, arXiv:1704.00028.
     """
     mix = torch.rand(len(real), 1, 1, 1, device=real.device)
-    gradient = score_gradient(net, torch.lerp(fake, real, mix))
+    wide = torch.promote_types(real.dtype, torch.float32)
+    with no_autocast(real):
+        gradient = score_gradient(net, torch.lerp(fake.to(wide), real.to(wide), mix.to(wide)))
     return (gradient.flatten(1).norm(dim=1) - 1).square().mean()
 
 

@@ -23,6 +23,7 @@ from models.base_model import (
     average_losses,
 )
 from models.losses import ClassDiscriminator, Scorer, add_gan_flags, create_gan_loss
+from models.networks.layers import evaluating
 from options import values
 from util.errors import RemediedError
 from util.images import grid
@@ -129,9 +130,15 @@ class SAGANModel(BaseModel):
         return torch.cat([z, F.one_hot(classes % count, count).to(z.dtype)], 1) if count else z
 
     def draw_classes(self, real: Tensor | None) -> Tensor | None:
-        """Draw classes for fake images, (batch_size,), from those of real ones, (B,), so that shares are the same."""
+        """Classes of fake images, (batch_size,), drawn from those of real ones, (B,), so that shares are the same.
+
+        A relativistic loss compares image i of both, which then has the class of real image i. Scores of different
+        classes would say nothing on which of the two is real.
+        """
         if real is None:
             return None
+        if self.gan_loss.mode == "relativistic":
+            return real[torch.arange(self.batch_size, device=real.device) % len(real)]
         return real[torch.randint(len(real), (self.batch_size,), device=real.device)]
 
     def augmented_scores(self, images: Tensor) -> Tensor:
@@ -213,10 +220,8 @@ class SAGANModel(BaseModel):
     def preview(self, images: Images) -> Images:
         """Return a grid of samples from the fixed noise, the first sample, and a grid of real images."""
         net = self.sampler()
-        training = net.training
-        with self.optimization.autocast():
-            samples = net.eval()(self.fixed_noise)
-        net.train(training)
+        with evaluating(net), self.optimization.autocast():
+            samples = net(self.fixed_noise)
         figures = {"samples": grid(samples), "sample": samples[0], "real": grid(images["real"][:SAMPLES])}
         return {label: figure[None] for label, figure in figures.items()}
 

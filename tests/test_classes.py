@@ -10,7 +10,7 @@ from torch import nn
 import test as testing
 from data.classes import choose_classes, class_of, class_of_made, number_classes, sample_name
 from data.image_folder import DataError
-from models.losses import ClassDiscriminator, GANLoss
+from models.losses import GAN_MODES, ClassDiscriminator, GANLoss
 from models.networks import IMAGE_DISCRIMINATORS, NOISE_GENERATORS
 from models.networks.infer import infer_network
 from models.networks.layers import ConditionalBatchNorm2d
@@ -170,6 +170,19 @@ def test_metrics_are_measured_on_samples_of_the_classes_of_real_images():
         torch.testing.assert_close(
             model.measured(batch, cycle=False)["fake_B"], model.netG(torch.cat([noise, one_hot], 1))
         )
+
+
+@pytest.mark.parametrize("mode", GAN_MODES)
+def test_fake_images_have_the_classes_of_the_real_ones(mode):
+    """A relativistic loss, which compares them one by one, compares images of one class."""
+    flags = ["--model", "sagan", "--dataroot", ".", "--crop_size", "32", "--ngf", "8", "--ndf", "8", "--z_dim", "4"]
+    opt = TrainOptions().parse([*flags, "--class_of", "folder", "--batch_size", "6", "--gan_mode", mode])
+    model = build_training_model(opt.replaced(class_names=["a", "b", "c"]))
+    real = torch.tensor([2, 0, 0, 2])
+    drawn = model.draw_classes(real)
+    assert drawn.shape == (6,) and set(drawn.tolist()) <= {0, 2}
+    if mode == "relativistic":
+        assert drawn.tolist() == [2, 0, 0, 2, 2, 0]
 
 
 FLAGS = ["--model", "sagan", "--netG", "sagan", "--batch_size", "4", "--n_epochs_decay", "0", "--no_html"]

@@ -125,7 +125,11 @@ def test_a_run_gains_attention_by_resuming_as_another_model(tiny_data, tmp_path,
     before = torch.load(plain / "latest_net_G_A.pth", weights_only=True)
     places = ["--checkpoints_dir", str(tmp_path), "--name", "run", "--continue_train", "--model", "cycle_gan_attn"]
     assert training.main([*places, "--lr", "1e-9", "--override"]) == 0
-    assert "new blocks start with gamma 0" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "new blocks start with gamma 0" in shown and "the run so far stays as --epoch old" in shown
+    kept = torch.load(plain / "old_net_G_A.pth", weights_only=True)
+    assert all(torch.equal(before[key], kept[key]) for key in before)
+    assert (plain / "old_state.pth").is_file()
     after = torch.load(plain / "latest_net_G_A.pth", weights_only=True)
     assert {key for key in after if key not in before} == {key for key in after if key.startswith("attention.block3.")}
     assert all(torch.allclose(before[key], after[key], atol=1e-6) for key in before)

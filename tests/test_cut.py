@@ -82,6 +82,17 @@ def test_the_gradient_is_that_of_the_mean_of_both_contrastive_losses_and_of_gan(
         torch.testing.assert_close(made[name], model.get_parameter(name).grad, rtol=1e-5, atol=1e-9, msg=name)
 
 
+def test_the_heads_learn_from_both_contrastive_losses_in_bf16():
+    gradients = []
+    for precision in ("fp32", "bf16"):
+        torch.manual_seed(0)
+        model = training_model("--model", "cut", *ALL, "--init_gain", "1", "--lr", "1e-15", "--precision", precision)
+        model.step(random_batch())
+        gradients.append(torch.cat([weight.grad.flatten() for weight in model.netF.parameters()]))
+    assert nn.functional.cosine_similarity(*gradients, dim=0) > 0.98
+    torch.testing.assert_close(gradients[1].norm(), gradients[0].norm(), rtol=0.1, atol=0)
+
+
 def test_patches_that_match_cost_nothing_and_equal_ones_the_logarithm_of_their_number():
     vectors = torch.eye(8).unsqueeze(0)
     assert patch_nce([vectors], [vectors]).item() == pytest.approx(math.log(1 + 7 * math.exp(-1 / 0.07)), abs=1e-6)

@@ -77,6 +77,18 @@ def test_the_gradient_penalty_has_a_gradient():
     assert not torch.allclose(*gradients)
 
 
+def test_the_gradient_penalty_is_in_float32_under_autocast():
+    torch.manual_seed(0)
+    real, fake = torch.randn(2, 2, 3, 16, 16)
+    net = NLayerDiscriminator(3, ndf=8, n_layers=1, norm="none")
+    penalties = []
+    for enabled in (False, True):
+        torch.manual_seed(1)  # of the mixtures
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            penalties.append(gradient_penalty(net, real, fake))
+    assert torch.equal(*penalties)
+
+
 @pytest.mark.parametrize("name", ["patchgan", "sagan"])
 def test_zero_centered_penalties_by_their_formula(name):
     """Their values by single images and patches, and their gradients by finite differences."""

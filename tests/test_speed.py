@@ -11,6 +11,7 @@ from torch import nn
 from torch._dynamo.backends.common import aot_autograd
 from torch._functorch.compilers import nop
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils.parametrizations import spectral_norm
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -180,6 +181,15 @@ def test_narrow_convolution_equals_convolution(kernel):
     torch.testing.assert_close(made, expected, rtol=1e-10, atol=1e-12)
     gradients = [torch.autograd.grad(y.sin().sum(), [x, *layer.parameters()]) for y in (made, expected)]
     torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-12)
+
+
+def test_narrow_convolution_reads_its_weight_once():
+    """Spectral norm makes a power iteration each time."""
+    layer = spectral_norm(NarrowConv2d(4, 3, 7))
+    reads = []
+    layer.parametrizations.weight[0].register_forward_hook(lambda *_: reads.append(1))
+    layer(torch.randn(1, 4, 9, 9))
+    assert len(reads) == 1
 
 
 def test_instance_norm_of_channels_last_equals_instance_norm():

@@ -220,7 +220,8 @@ def resume(
         return start
     filled = load_networks(model, run_dir, label)
     if state is None or not filled:
-        log.info("only the weights are resumed: optimizers and schedules start over, in epoch %d", opt.epoch_count)
+        kept = f"; the run so far stays as --epoch {OLD}" if label == "latest" and replaced_checkpoint(run_dir) else ""
+        log.info("only the weights are resumed: all else starts over, in epoch %d%s", opt.epoch_count, kept)
         return start
     try:
         start = restore(model, optimization, state)

@@ -121,7 +121,7 @@ class NarrowConv2d(nn.Conv2d):
         if not input.is_cpu:
             return super().forward(input)
         assert self.bias is not None and self.stride == self.dilation == (1, 1) and self.padding == (0, 0)
-        outputs, columns, width = len(self.weight), self.kernel_size[1], input.shape[3]
+        outputs, columns, width = self.out_channels, self.kernel_size[1], input.shape[3]
         by_column = F.conv2d(input, self.weight.permute(0, 3, 1, 2).flatten(0, 1)[..., None])
         rows = by_column.unflatten(1, (outputs, columns)).transpose(2, 3).flatten(3)
         # A row of (columns * width) elements, cut after every width + 1, shifts each column by one more pixel.
