@@ -23,7 +23,9 @@ from models import create_model
 from models.networks.attention import attend
 from options.train_options import TrainOptions
 from training.compiling import compile_networks
-from training.evaluation import create_meter, evaluating
+from training.evaluation import with_averaged_weights
+from training.features import create_extractor
+from training.meter import Meter
 from training.optimization import create_optimization
 from training.setup import create_training
 from util.device import keep_freed_memory
@@ -93,14 +95,14 @@ def training(
 def measuring(*, model: str, size: int, batch: int = 8, flags: Sequence[str] = ()) -> Case:
     """What `--metrics kid` does with a batch of held-out images: translate them and compute features."""
     keep_freed_memory()
-    opt = TrainOptions().parse(["--model", model, "--metrics", "kid", *flags])
+    opt = TrainOptions().parse(["--model", model, *flags])
     net = create_model(opt)
     net.prepare_training(opt, create_optimization(opt, net.device))
-    meter = create_meter(opt, net.device)
+    meter = Meter(["kid"], create_extractor(opt.metrics_features, opt.metrics_weights, net.device))
     images = {side: torch.rand(batch, 3, size, size) * 2 - 1 for side in "AB"}
 
     def step() -> None:
-        with evaluating(net), net.optimization.autocast():
+        with with_averaged_weights(net), net.optimization.autocast():
             meter.measure(net.measured(images, cycle=False), [False] * batch)
 
     return Case(step, items=batch)

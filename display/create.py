@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
 from display.background import Background
-from display.display import Attention, Display, NoDisplay
+from display.display import Attention, Display
 from display.event_log import EventLog
 from display.events import Progress
 from display.sink import Sink
@@ -21,11 +21,6 @@ from util.images import PixelFormat
 
 if TYPE_CHECKING:
     from display.sinks.wandb import WandbSink
-
-__all__ = [
-    "Display", "NoDisplay", "Progress", "Sink", "SinkName", "check_packages", "create_display", "create_sink",
-    "create_wandb", "require_package",
-]  # fmt: skip
 
 log = logging.getLogger(__name__)
 

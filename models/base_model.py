@@ -14,6 +14,7 @@ from data.base_dataset import BaseDataset
 from models.feature_queue import FeatureQueue
 from models.image_pool import ImagePool
 from models.networks.attention import SelfAttention2d, attention_blocks
+from util import distributed
 from util.errors import RemediedError
 
 Images = dict[str, Tensor]
@@ -149,6 +150,12 @@ class BaseModel(nn.Module):
         Raises:
             ValueError: flags do not suit the model.
         """
+        # The number of batches in the last step depends on a process's own images, and each is a round of all_reduces.
+        if opt.accumulate > 1 and opt.norm == "syncbatch" and distributed.world_size() > 1:
+            raise ValueError(
+                f"--accumulate {opt.accumulate} and --norm syncbatch do not work together in several processes: "
+                "use --norm instance or batch, or --accumulate 1"
+            )
         self.optimization = optimization
         self.part_size = opt.batch_size if opt.accumulate > 1 else None
 

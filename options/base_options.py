@@ -246,6 +246,8 @@ class BaseOptions:
             if "metrics_features" in given:
                 parser.error("--metrics_features lite0 judges a run that learns from the same features: take lite2")
             flags["metrics_features"] = "lite2"
+        if given.get("label_dir") and "content" not in flags["metrics"]:
+            parser.error(f"--label_dir {flags['label_dir']} needs the metric that reads it: add content to --metrics")
         cut = flags["preprocess"] in ("resize_and_crop", "scale_width_and_crop")
         if cut and flags["crop_size"] > flags["load_size"]:
             parser.error(f"--crop_size {flags['crop_size']} is larger than --load_size {flags['load_size']}")
@@ -282,7 +284,7 @@ def add_data_flags(parser: ArgumentParser) -> None:
     add("--dataset_mode", type=values.class_name("data"), default="unaligned", help=modes)
     add("--direction", default="AtoB", choices=DIRECTIONS, help="which domain is translated to which")
     text = "how images are resized. resize: to a square of LOAD_SIZE; scale_width: to a width of LOAD_SIZE, keeping "
-    text += "the aspect ratio; crop: to a square of CROP_SIZE"
+    text += "the aspect ratio; crop: to a square of CROP_SIZE; none: sizes stay, in training rounded to multiples of 4"
     add("--preprocess", default="resize_and_crop", choices=PREPROCESS, help=text)
     text = "before that, crop a square of so many px from the center; max = the largest square; 0 = off"
     add("--center_crop", type=values.center_crop, default=0, help=text)
@@ -326,7 +328,8 @@ def add_network_flags(parser: ArgumentParser) -> None:
     add("--ngf", type=values.positive_int, default=64, help="channels of G's first layer")
     add("--ndf", type=values.positive_int, default=64, help="channels of D's first layer")
     add("--n_layers_D", type=values.positive_int, default=3, help="downsampling layers of --netD n_layers")
-    add("--norm", default="instance", choices=NORMS, help="normalization in G and D")
+    text = "normalization in G and D; syncbatch: batch over the images of all processes of torchrun"
+    add("--norm", default="instance", choices=NORMS, help=text)
     add("--no_dropout", action="store_true", help="no dropout in G")
     text = "how G doubles the resolution: deconv = transposed convolution; nearest = resize, then convolve, without "
     text += "checkerboard; blur = bilinear, and G and D blur before they halve it, as in CUT: slower, fewer patterns"

@@ -128,8 +128,8 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
     def _get_help_string(self, action: argparse.Action) -> str | None:
         if action.dest == "dataroot":  # the path of this clone is not interesting
             return action.help
-        if action.default is True:
-            return f"{action.help} (default: on)"
+        if action.default is True:  # "no dropout in G (default: on)" would read as dropout that is on
+            return f"{action.help} (default{'' if action.dest.startswith('no_') else ': on'})"
         if action.default is None or action.default is False or action.default == "":
             return action.help
         return super()._get_help_string(action)

@@ -212,7 +212,7 @@ def add_display_flags(parser: ArgumentParser) -> None:
         "--update_html_freq",
         type=values.non_negative_int,
         default=1000,
-        help="images between updates of the page; 0 = never",
+        help="images between updates of the page; 0 = at the end of each epoch only",
     )
     add("--no_html", action="store_true", help="no page at CHECKPOINTS_DIR/NAME/web/index.html")
     add(
@@ -237,7 +237,8 @@ def add_display_flags(parser: ArgumentParser) -> None:
     add("--display_server", default="http://localhost", help="address of the visdom server")
     add("--display_port", type=values.port, default=8097, help="port of the visdom server")
     add("--display_env", default="main", help="environment in visdom")
-    add("--use_tensorboard", action="store_true", help="write to CKPT/NAME/tensorboard (pip install tensorboard)")
+    text = "write to CHECKPOINTS_DIR/NAME/tensorboard (pip install tensorboard)"
+    add("--use_tensorboard", action="store_true", help=text)
 
 
 def add_evaluation_flags(parser: ArgumentParser) -> None:

@@ -11,6 +11,7 @@ from options.train_options import TrainOptions
 from tests.conftest import draw_shapes
 from tests.helpers import default_dtype, training_model
 from training.optimization import Optimization
+from util import distributed
 
 SAGAN = ["--model", "sagan", "--netG", "sagan", "--netD", "sagan", "--no-spectral_norm_G", "--no-spectral_norm_D"]
 PENALTIES = ["--lambda_r1", "1", "--lambda_r2", "1", "--penalty_every", "2", "--ema_halflife", "10"]
@@ -101,3 +102,13 @@ def test_images_of_several_sizes_cannot_be_accumulated(tmp_path):
     with pytest.raises(DataError, match=r"^--accumulate 2 needs images of one size") as error:
         create_dataset(TrainOptions().parse(flags))
     assert error.value.remedy == {"batch_size": 1, "accumulate": 1}
+
+
+def test_statistics_of_several_processes_cannot_be_accumulated(monkeypatch):
+    """An uneven last step has as many batches as a process has images, so processes would wait for each other."""
+    flags = ["--model", "cycle_gan", "--norm", "syncbatch"]
+    training_model(*flags, "--accumulate", "2")
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    training_model(*flags)
+    with pytest.raises(ValueError, match=r"^--accumulate 2 and --norm syncbatch .*: use --norm instance or batch, or"):
+        training_model(*flags, "--accumulate", "2")

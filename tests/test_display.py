@@ -21,9 +21,10 @@ import test as testing
 import train as training
 from display.attention_maps import AttentionMap
 from display.background import Background
-from display.create import Display, Progress, create_display, is_installed
+from display.create import create_display, is_installed
+from display.display import Display
 from display.event_log import EventLog, LogReader
-from display.events import End, Images, Losses, Metrics, Start, charts, from_json, to_json
+from display.events import End, Images, Losses, Metrics, Progress, Start, charts, from_json, to_json
 from display.pages.training import PageSink
 from display.sink import Sink
 from display.sinks.console import ConsoleSink

@@ -17,6 +17,7 @@ from tests.conftest import COMBINE
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+SAMPLING = {"--seeds", "--samples_only", "--classes"}  # flags of sagan alone
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -33,6 +34,8 @@ def test_commands_parse(page):
             continue
         if "--weights" in words:  # whose file names the model
             words = ["--model", "sagan" if "cats" in flags else "test", *words]
+        elif script == "test" and SAMPLING & set(words):  # the run names the model
+            words = ["--model", "sagan", *words]
         opt = (TrainOptions if script == "train" else TestOptions)().parse(words)
         assert opt.name
 

@@ -20,7 +20,7 @@ from tests.conftest import draw_shapes
 from tests.helpers import TINY as TINY_MODEL
 from tests.helpers import all_tensors, build_training_model
 from tests.test_cli import train
-from training.evaluation import Best, create_evaluator, evaluating
+from training.evaluation import Best, create_evaluator, with_averaged_weights
 from util.checkpoint_files import read_tensors
 
 QUICK = ["--metrics", "l1,cycle,content", "--metrics_freq", "4"]  # without features
@@ -147,7 +147,7 @@ def test_validation_images_come_before_test_images_and_averages_before_plain_wei
     evaluator = create_evaluator(opt, model)
     assert evaluator is not None and evaluator.describe() == "3 images of valA and valB"
     plain = model.netG_A
-    with evaluating(model):
+    with with_averaged_weights(model):
         assert model.netG_A is model.netG_A_ema and not model.netG_A.training
     assert model.netG_A is plain and plain.training and next(iter(dict(model.named_children()))) == "netG_A"
     gray = evaluator.evaluate(model, images=0)["l1"]
@@ -158,7 +158,7 @@ def test_validation_images_come_before_test_images_and_averages_before_plain_wei
 def test_samples_are_those_of_the_seeds_of_testing(tiny_data):
     model = build_training_model(TrainOptions().parse(["--model", "sagan", "--dataroot", str(tiny_data)]))
     batch = {"A": torch.zeros(2, 3, 64, 64), "index": (0, 7)}
-    with evaluating(model):
+    with with_averaged_weights(model):
         z = torch.randn(128, generator=torch.Generator().manual_seed(7))
         assert torch.allclose(model.measured(batch, cycle=False)["fake_B"][1], model.netG(z[None])[0], atol=1e-5)
 
@@ -199,6 +199,24 @@ def test_label_maps(labeled_data, tmp_path):
         create_evaluator(opt, model)
     with pytest.raises(ValueError, match="not cropped"):
         create_evaluator(TrainOptions().parse([*flags, *folders, "--preprocess", "crop"]), model)
+
+
+def test_testing_takes_the_label_maps_of_training(labeled_data, tmp_path, capsys):
+    folders = ["--label_dir", f"A={labeled_data}/labelsA,B={labeled_data}/labelsB"]
+    run_dir = train(tmp_path, "--dataroot", labeled_data, "--metrics", "content", *folders)
+    (in_training,) = measured(run_dir)
+    flags = ["--checkpoints_dir", str(tmp_path), "--name", "run", "--results_dir", str(tmp_path), "--metrics"]
+    assert testing.main([*flags, "content"]) == 0
+    saved = json.loads((tmp_path / "run" / "test_latest" / "metrics.json").read_text())
+    assert saved["figures"] == pytest.approx(in_training.values) and saved["figures"].keys() == {"iou_0", "iou_9"}
+    assert testing.main([*flags, "content", "--label_dir", ""]) == 0
+    with pytest.raises(ValueError, match=r"label_dir A=.*nowhere: there are no images in this folder"):
+        testing.main([*flags, "content", "--label_dir", f"A={tmp_path / 'nowhere'},B={labeled_data}/labelsB"])
+    with pytest.raises(SystemExit):
+        testing.main([*flags, "l1", "--label_dir", "A=nowhere,B=nowhere"])
+    assert "--label_dir A=nowhere,B=nowhere needs the metric that reads it: add content" in capsys.readouterr().err
+    shutil.rmtree(labeled_data / "labelsA")
+    assert testing.main([*flags, "l1"]) == 0  # which needs no label maps
 
 
 def only_train(data, folder):

@@ -94,6 +94,18 @@ def test_equal_folders_and_the_cache_of_real_features(folders, capsys, monkeypat
         figures(capsys, fakes, reals)
 
 
+def test_a_damaged_file_in_the_cache_is_computed_again(folders, capsys, caplog):
+    fakes, reals = folders
+    first = figures(capsys, fakes, reals)
+    newest = max(features.cache_file("").parent.iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    content = newest.read_bytes()
+    newest.write_bytes(content[: len(content) // 2])
+    assert main([str(fakes), str(reals)]) == 0
+    assert f"computed again: {newest} is not a readable checkpoint" in caplog.text and newest.read_bytes() == content
+    capsys.readouterr()
+    assert figures(capsys, fakes, reals) == first
+
+
 def test_pairs_inputs_and_labels(folders, tmp_path, capsys):
     fakes, reals = folders
     made = tmp_path / "made"

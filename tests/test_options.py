@@ -114,6 +114,12 @@ def test_help_shows_every_flag_with_a_text(monkeypatch, capsys, script, model):
     assert not [name for name in RENAMED if f"--{name} " in shown], "old names are accepted, not advertised"
 
 
+def test_help_of_what_is_off_by_default(capsys):
+    with pytest.raises(SystemExit):
+        TrainOptions().parse(["--model", "cycle_gan", "--help"])
+    assert re.search(r"--no_dropout +no dropout in G \(default\)\n", capsys.readouterr().out)
+
+
 def test_help_is_quick():
     """What is slow to import, but for torch itself, is not imported before it is needed."""
     code = (

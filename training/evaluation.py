@@ -4,7 +4,7 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,7 @@ from torch.utils.data import default_collate
 from data.base_dataset import BaseDataset
 from data.image_folder import common_folder, relative_name
 from models.base_model import BaseModel
+from models.networks.layers import evaluating
 from options import values
 from options.base_options import Options
 from training.features import cache_key, create_extractor, read_cache, write_cache
@@ -37,7 +38,7 @@ LOOKS = (
 )  # fmt: skip
 
 
-def create_meter(opt: Options, device: torch.device, dataset: BaseDataset | None = None) -> Meter:
+def create_meter(opt: Options, device: torch.device, dataset: BaseDataset) -> Meter:
     """The meter that --metrics asks for.
 
     Args:
@@ -52,7 +53,7 @@ def create_meter(opt: Options, device: torch.device, dataset: BaseDataset | None
         rules = [rule.swapped() for rule in rules]
     sets = any(metric in OF_SETS for metric in opt.metrics)
     extractor = create_extractor(opt.metrics_features, opt.metrics_weights, device) if sets else None
-    labels = create_labels(opt, dataset) if opt.label_dir and dataset is not None else None
+    labels = create_labels(opt, dataset) if opt.label_dir and "content" in opt.metrics else None
     return Meter(opt.metrics, extractor, rules, labels)
 
 
@@ -68,7 +69,10 @@ def create_labels(opt: Options, dataset: BaseDataset) -> Labels:
             "--label_dir: label maps are resized like their images, but not cropped: use images as a whole"
         )
     if not dataset.B_paths:
-        raise ValueError(f"--label_dir needs images of two domains: it is not for --dataset_mode {opt.dataset_mode}")
+        raise ValueError(
+            f"--label_dir needs images of two domains, which --dataset_mode {opt.dataset_mode} lacks: "
+            '--label_dir "" leaves it out'
+        )
     A, B = (Path(folder) for folder in values.label_dirs(opt.label_dir))
     folders = {"A": B, "B": A} if opt.direction == "BtoA" else {"A": A, "B": B}
     maps = LabelMaps(folders)
@@ -252,7 +256,7 @@ class Evaluator:
     def measure(self, model: BaseModel, measurement: Measurement, indices: Iterable[int]) -> None:
         """Run the model on samples of the dataset, with averaged weights if there are any."""
         cycle = "cycle" in self.meter.metrics
-        with evaluating(model), model.optimization.autocast():
+        with with_averaged_weights(model), model.optimization.autocast():
             for numbers, batch in self.batches(indices):
                 measurement.add(in_color(model.measured(batch, cycle=cycle), measurement.formats), numbers)
 
@@ -292,11 +296,11 @@ def create_measurement(opt: Options, dataset: BaseDataset, device: torch.device)
     """The measurement of --metrics on the images that test.py translates.
 
     Raises:
-        ValueError: a package is not installed, there are too few images, or no pairs for a metric that needs them.
+        ValueError: a package is not installed, a label map is missing, there are too few images, or no pairs for a
+            metric that needs them.
     """
-    measurement = Measurement(
-        create_meter(opt, device), dataset, looks(opt), count=int(min(opt.num_test, len(dataset)))
-    )
+    meter = create_meter(opt, device, dataset)
+    measurement = Measurement(meter, dataset, looks(opt), count=int(min(opt.num_test, len(dataset))))
     measurement.check()
     return measurement
 
@@ -352,24 +356,18 @@ def shapes(sample: Mapping[str, Any]) -> list[torch.Size]:
 
 
 @contextmanager
-def evaluating(model: BaseModel) -> Iterator[None]:
-    """Put all networks in eval mode, averaged ones in the place of plain ones, and record no gradients.
+def with_averaged_weights(model: BaseModel) -> Iterator[None]:
+    """Put averaged networks in the place of plain ones, all in eval mode, and record no gradients.
 
-    When the block ends, everything is as before. Compiled networks run uncompiled: compiling them for other batches
-    would take longer than the evaluation.
+    When the block ends, everything is as before.
     """
     networks = dict(model.named_children())
-    modes = {module: module.training for module in model.modules()}
-    for name, net in networks.items():
-        if name.endswith("_ema"):
-            setattr(model, name.removesuffix("_ema"), net)
-    model.eval()
-    try:
-        compiled = any(net._compiled_call_impl is not None for net in networks.values())
-        with torch.no_grad(), torch.compiler.set_stance("force_eager") if compiled else nullcontext():
-            yield
-    finally:
+    with evaluating(model), torch.no_grad():
         for name, net in networks.items():
-            setattr(model, name, net)
-        for module, training in modes.items():
-            module.training = training
+            if name.endswith("_ema"):
+                setattr(model, name.removesuffix("_ema"), net)
+        try:
+            yield
+        finally:
+            for name, net in networks.items():
+                setattr(model, name, net)

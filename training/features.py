@@ -122,11 +122,7 @@ def create_extractor(features: str, weights: str, device: torch.device) -> Extra
 
 
 def cached(key: str, compute: Callable[[], Tensor]) -> Tensor:
-    """The features of `key` from the cache, or else what `compute` returns, which goes there.
-
-    Raises:
-        ValueError: the file in the cache is damaged.
-    """
+    """The features of `key` from the cache, or else what `compute` returns, which goes there."""
     features = read_cache(key)
     if features is None:
         features = compute()
@@ -155,13 +151,15 @@ def cache_file(key: str) -> Path:
 
 
 def read_cache(key: str) -> Tensor | None:
-    """The cached features of `key`, (N, D); None if there are none.
-
-    Raises:
-        ValueError: the file is damaged.
-    """
+    """The cached features of `key`, (N, D); None if there are none, or if their file is damaged."""
     path = cache_file(key)
-    return read_tensors(path)["features"] if path.is_file() else None
+    if not path.is_file():
+        return None
+    try:
+        return read_tensors(path)["features"]
+    except ValueError as error:
+        log.warning("features of real images are computed again: %s", error)
+        return None
 
 
 def write_cache(key: str, features: Tensor) -> None:

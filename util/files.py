@@ -1,5 +1,6 @@
 """Files that are replaced in one step: a reader, or a killed process, never sees half of one."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -7,8 +8,11 @@ from pathlib import Path
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Yield a hidden path with the same suffix; it replaces `path` when the block ends, unless an error ends it."""
-    draft = path.with_name(f".{path.name}")
+    """Yield a hidden path with the same suffix; it replaces `path` when the block ends, unless an error ends it.
+
+    Each process has a path of its own, so several may write the same file: the last one wins.
+    """
+    draft = path.with_name(f".{os.getpid()}.{path.name}")
     try:
         yield draft
         draft.replace(path)
