@@ -203,7 +203,8 @@ class Training:
             formats=label_formats(formats, formats),
         )  # fmt: skip
         self.display = show() if self.shown else NoDisplay()
-        self.health = Health(self.model, opt.as_dict(), known_findings(run.run_dir) if self.shown else ())
+        flags = opt.as_dict() | {"num_threads": run.loader.num_workers}  # the default depends on the device
+        self.health = Health(self.model, flags, known_findings(run.run_dir) if self.shown else ())
 
     def until_done(self) -> int:
         """Train. Returns the exit status.

@@ -248,8 +248,8 @@ def add_evaluation_flags(parser: ArgumentParser) -> None:
     add("--metrics_freq", type=values.non_negative_int, default=5000, help=text)
     text = "held-out images to measure, of the folders valA and valB or, without them, testA and testB"
     add("--metrics_images", type=values.positive_int, default=500, help=text)
-    text = "figure of --metrics, such as kid, by which the best checkpoint is kept, for --epoch best; default: none is"
-    add("--best", default="", metavar="FIGURE", help=text)
+    text = "metric, such as kid, by which the best checkpoint is kept, for --epoch best; default: none is"
+    add("--best", default="", metavar="METRIC", help=text)
 
 
 def nothing_left(opt: Options, done: int) -> str:
