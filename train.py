@@ -115,8 +115,7 @@ def start(opt: Options, run_dir: Path, state: dict[str, Any] | None, locks: Exit
         distributed.shutdown()
         return 0
     evaluator = create_evaluator(opt, model)
-    if position.resumed:
-        assert state is not None
+    if state and position.resumed:
         threads.load_state_dict(state.get("threads", {}))
         if evaluator and state.get("best"):
             evaluator.load_state_dict(state["best"])
@@ -130,7 +129,8 @@ def start(opt: Options, run_dir: Path, state: dict[str, Any] | None, locks: Exit
             run_dir.mkdir(parents=True, exist_ok=True)
             lock(run_dir, locks)
             label = checkpoint_label(opt.epoch, opt.load_iter)
-            if not (opt.continue_train and label == OLD) and not (position.resumed and label == "latest"):
+            resumes_latest, from_old = position.resumed and label == "latest", opt.continue_train and label == OLD
+            if not (resumes_latest or from_old):
                 keep_as_old(run_dir)
             if not position.resumed:
                 keep_best_as_old(run_dir)

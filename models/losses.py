@@ -277,9 +277,7 @@ def gradient_penalty(net: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor
     Reference: Gulrajani et al. 2017, Improved Training of Wasserstein GANs, arXiv:1704.00028.
     """
     mix = torch.rand(len(real), 1, 1, 1, device=real.device)
-    wide = torch.promote_types(real.dtype, torch.float32)
-    with no_autocast(real):
-        gradient = score_gradient(net, torch.lerp(fake.to(wide), real.to(wide), mix.to(wide)))
+    gradient = score_gradient(net, torch.lerp(fake, real, mix))
     return (gradient.flatten(1).norm(dim=1) - 1).square().mean()
 
 
@@ -288,16 +286,17 @@ def squared_gradient(net: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
 
     The score of an image is the mean of its patches, so the number of patches does not change the scale.
     """
-    images = images.to(torch.promote_types(images.dtype, torch.float32))
-    with no_autocast(images):
-        gradient = score_gradient(lambda points: net(points).reshape(len(points), -1).mean(1), images)
+    gradient = score_gradient(lambda points: net(points).reshape(len(points), -1).mean(1), images)
     return gradient.square().sum() / len(images)
 
 
 def score_gradient(net: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-    """The gradient of the sum of all scores at images (B, C, H, W), of the same shape; it can be differentiated."""
-    points = images.detach().requires_grad_()
+    """The gradient of the sum of all scores at images (B, C, H, W), of the same shape; it can be differentiated.
+
+    It is in float32 or wider, under autocast too.
+    """
+    points = images.detach().to(torch.promote_types(images.dtype, torch.float32)).requires_grad_()
     # Neither compiled networks nor fused attention kernels have a second derivative.
-    with torch.compiler.set_stance("force_eager"), sdpa_kernel(SDPBackend.MATH):
+    with no_autocast(points), torch.compiler.set_stance("force_eager"), sdpa_kernel(SDPBackend.MATH):
         (gradient,) = torch.autograd.grad(net(points).sum(), points, create_graph=True)
     return gradient
