@@ -1,11 +1,15 @@
 """Measure what attention is worth: python -m benchmarks.ablation. Trains a recipe with and without it, for some seeds.
 
+CUT, without a cycle and attention, is a variant too.
+
 A finished run is kept and an interrupted one is resumed, so the command can be repeated until all are done.
 Figures are those of the test images at the end of each run.
 """
 
 import argparse
 import json
+import re
+import shlex
 import shutil
 import statistics
 import subprocess
@@ -28,7 +32,9 @@ VARIANTS = {
     "D": ["--attn_G", "none"],
     "G and D": [],
     "G and D, in G at up1": ["--attn_G", "up1"],
+    "CUT": ["--model", "cut"],
 }
+OF_CYCLES = r"--(lambda_A|lambda_B|lambda_identity|cycle_noise)[ =]\S+"  # flags of recipes that CUT does not have
 
 
 @dataclass
@@ -91,7 +97,7 @@ def train(args: argparse.Namespace, variant: str, seed: int) -> dict[str, float]
         if args.epochs:
             decay = args.epochs // 2
             length = ["--train_minutes", "0", "--n_epochs", f"{args.epochs - decay}", "--n_epochs_decay", f"{decay}"]
-        flags = [f"@{args.recipe}", *VARIANTS[variant], *length, "--seed", f"{seed}"]
+        flags = [*recipe_flags(args.recipe, variant), *VARIANTS[variant], *length, "--seed", f"{seed}"]
         if state.is_file():
             flags = ["--continue_train"]
         elif log.parent.is_dir():
@@ -104,6 +110,12 @@ def train(args: argparse.Namespace, variant: str, seed: int) -> dict[str, float]
     end = [event for event in events if isinstance(event, End)][-1]
     seconds = statistics.median(event.step_seconds for event in events if event.step_seconds)
     return {"images": end.images, "ms": 1000 * seconds, **json.loads(measured.read_text())["figures"]}
+
+
+def recipe_flags(recipe: Path, variant: str) -> list[str]:
+    """The flags of a recipe that a variant has."""
+    text = recipe.read_text()
+    return shlex.split(re.sub(OF_CYCLES, "", text) if variant == "CUT" else text, comments=True)
 
 
 def run(script: str, *flags: str) -> None:
@@ -123,7 +135,7 @@ def markdown(rows: list[Row]) -> str:
     """The table of all variants: means over the seeds, with standard deviations if there are several."""
     names = list(rows[0].figures)
     titles = {"images": "images", "ms": "ms an image"}
-    lines = [["attention", *(titles.get(name) or figure(name).title for name in names)], ["---"] * (len(names) + 1)]
+    lines = [["variant", *(titles.get(name) or figure(name).title for name in names)], ["---"] * (len(names) + 1)]
     for row in rows:
         cells = [row.variant]
         for name in names:

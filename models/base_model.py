@@ -42,7 +42,7 @@ class Optimization(Protocol):
         """A context for forward passes in the precision of the run."""
 
     def backward(self, name: str, *losses: Tensor, share: float = 1.0) -> None:
-        """Accumulate the gradients of losses (scalars) of a part of the batch for the weights of one optimizer only."""
+        """Accumulate the gradients of losses (scalars) of a micro-batch for the weights of one optimizer only."""
 
     def update(self, name: str) -> None:
         """Step the optimizer `name` with the accumulated gradients."""
@@ -52,12 +52,12 @@ class Optimization(Protocol):
 
 
 @dataclass(frozen=True)
-class Part:
-    """A part of a batch, for passes that fit into memory.
+class MicroBatch:
+    """Some images of a batch, for passes that fit into memory (gradient accumulation).
 
     Attributes:
         batch: as the data loader returns it.
-        share: of the part in the images of the whole batch.
+        share: of these images in the whole batch.
     """
 
     batch: dict
@@ -128,7 +128,7 @@ class BaseModel(nn.Module):
     needs_one_size = ""
 
     optimization: Optimization
-    part_size: int | None = None  # images of a part, if --accumulate splits batches
+    micro_batch_size: int | None = None  # if --accumulate splits batches
 
     def __init__(self) -> None:
         super().__init__()
@@ -157,20 +157,20 @@ class BaseModel(nn.Module):
                 "use --norm instance or batch, or --accumulate 1"
             )
         self.optimization = optimization
-        self.part_size = opt.batch_size if opt.accumulate > 1 else None
+        self.micro_batch_size = opt.batch_size if opt.accumulate > 1 else None
 
-    def parts(self, batch: dict) -> list[Part]:
-        """Split a batch of the data loader into the parts that --accumulate asks for; one part by default.
+    def micro_batches(self, batch: dict) -> list[MicroBatch]:
+        """Split a batch of the data loader into those that --accumulate asks for; one by default.
 
-        A step passes the share of a part to `optimization.backward`, so that the gradients are those of the batch.
+        A step passes the share of each to `optimization.backward`, so that the gradients are those of the batch.
         """
-        if self.part_size is None:
-            return [Part(batch, 1.0)]
-        total = len(next(iter(batch.values())))
-        parts = [slice(first, min(first + self.part_size, total)) for first in range(0, total, self.part_size)]
+        if self.micro_batch_size is None:
+            return [MicroBatch(batch, 1.0)]
+        total, size = len(next(iter(batch.values()))), self.micro_batch_size
+        slices = [slice(first, min(first + size, total)) for first in range(0, total, size)]
         return [
-            Part({name: values[part] for name, values in batch.items()}, (part.stop - part.start) / total)
-            for part in parts
+            MicroBatch({name: values[each] for name, values in batch.items()}, (each.stop - each.start) / total)
+            for each in slices
         ]
 
     def step(self, batch: dict) -> tuple[Losses, Images]:
@@ -310,11 +310,11 @@ class BaseModel(nn.Module):
 
 
 def average_losses(losses: Sequence[tuple[float, Losses]]) -> Losses:
-    """The losses of a batch from those of its parts, as (share, losses)."""
+    """The losses of a batch from those of its micro-batches, as (share, losses)."""
     (_, first), *others = losses
     if not others:
         return first
-    return {name: torch.stack([part[name].detach() * share for share, part in losses]).sum() for name in first}
+    return {name: torch.stack([each[name].detach() * share for share, each in losses]).sum() for name in first}
 
 
 def representative_sizes(sizes: Iterable[tuple[int, int]], stride: int) -> list[tuple[int, int]]:

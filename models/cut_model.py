@@ -126,24 +126,24 @@ class CUTModel(BaseModel):
         netD = with_queues("D", self.netD, self.queues)
         # The same in all processes: they have to make the same forward passes, for syncbatch.
         flipped = self.flip_equivariance and Random(f"{self.seed} {self.optimization.updates}").random() < 0.5
-        parts, losses_D, losses_G = self.parts(batch), [], []
-        for part in parts:
-            real_A, real_B = self.inputs(part.batch, "A", "B")
+        micro_batches, losses_D, losses_G = self.micro_batches(batch), [], []
+        for micro in micro_batches:
+            real_A, real_B = self.inputs(micro.batch, "A", "B")
             with self.optimization.autocast():
-                with torch.set_grad_enabled(len(parts) == 1):  # the graphs of several parts would fill the memory
+                with torch.set_grad_enabled(len(micro_batches) == 1):  # several graphs would fill the memory
                     fake_B, patches = self.translate(real_A, flipped=flipped)
                 terms = self.gan_loss.discriminator(
                     netD, real_B, self.pools["fake_B"].query(fake_B), step=self.optimization.updates,
                     progress=self.optimization.progress,
                 )  # fmt: skip
-            self.optimization.backward("D", self.gan_loss.total(terms), share=part.share)
-            losses_D.append((part.share, {f"D_{name}": loss.detach() for name, loss in terms.items()}))
+            self.optimization.backward("D", self.gan_loss.total(terms), share=micro.share)
+            losses_D.append((micro.share, {f"D_{name}": loss.detach() for name, loss in terms.items()}))
         self.optimization.update("D")
         weight = 0.5 if self.nce_idt else 1.0  # the mean of both contrastive losses
-        for part in parts:
+        for micro in micro_batches:
             with self.optimization.autocast():
-                if len(parts) > 1:
-                    real_A, real_B = self.inputs(part.batch, "A", "B")
+                if len(micro_batches) > 1:
+                    real_A, real_B = self.inputs(micro.batch, "A", "B")
                     fake_B, patches = self.translate(real_A, flipped=flipped)
                 losses = {
                     "G_GAN": self.gan_loss.generator(netD, real_B, fake_B),
@@ -153,16 +153,16 @@ class CUTModel(BaseModel):
                 if self.content_loss:
                     losses["content"] = self.content_loss(source, fake_B, domain="A") * self.lambda_content
             self.optimization.backward(
-                "G", *(loss * (weight if name == "NCE" else 1) for name, loss in losses.items()), share=part.share
+                "G", *(loss * (weight if name == "NCE" else 1) for name, loss in losses.items()), share=micro.share
             )
             images = {"real_A": source, "fake_B": fake_B.detach(), "real_B": real_B}
             if self.nce_idt:
                 with self.optimization.autocast():
                     idt_B, patches = self.translate(real_B, flipped=flipped)
                     losses["NCE_Y"] = self.contrastive_loss(idt_B, patches)
-                self.optimization.backward("G", losses["NCE_Y"] * weight, share=part.share)
+                self.optimization.backward("G", losses["NCE_Y"] * weight, share=micro.share)
                 images["idt_B"] = (idt_B.flip(3) if flipped else idt_B).detach()
-            losses_G.append((part.share, {name: loss.detach() for name, loss in losses.items()}))
+            losses_G.append((micro.share, {name: loss.detach() for name, loss in losses.items()}))
         self.optimization.update("G")
         self.optimization.end_step()
         return average_losses(losses_G) | average_losses(losses_D) | self.gammas(), images

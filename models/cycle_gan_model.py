@@ -140,13 +140,13 @@ class CycleGANModel(BaseModel):
         """Update the generators, then the discriminators on fake images from the pools; see BaseModel."""
         D_A, D_B = (with_queues(f"D_{side}", self.get_submodule(f"netD_{side}"), self.queues) for side in "AB")
         made: list[tuple[float, Tensor, Tensor, Cycle, Cycle]] = []
-        for part in self.parts(batch):
-            real_A, real_B = self.inputs(part.batch, "A", "B")
-            A = self.backward_cycle("A", real_A, real_B, self.netG_A, self.netG_B, D_A, self.lambda_A, part.share)
-            B = self.backward_cycle("B", real_B, real_A, self.netG_B, self.netG_A, D_B, self.lambda_B, part.share)
-            made.append((part.share, real_A, real_B, A, B))
+        for micro in self.micro_batches(batch):
+            real_A, real_B = self.inputs(micro.batch, "A", "B")
+            A = self.backward_cycle("A", real_A, real_B, self.netG_A, self.netG_B, D_A, self.lambda_A, micro.share)
+            B = self.backward_cycle("B", real_B, real_A, self.netG_B, self.netG_A, D_B, self.lambda_B, micro.share)
+            made.append((micro.share, real_A, real_B, A, B))
         self.optimization.update("G")
-        parts: list[tuple[float, Losses]] = []
+        logged: list[tuple[float, Losses]] = []
         for share, real_A, real_B, A, B in made:
             losses_D_A = self.backward_D("A", D_A, real_B, self.pools["fake_B"].query(A.fake), share)
             losses_D_B = self.backward_D("B", D_B, real_A, self.pools["fake_A"].query(B.fake), share)
@@ -156,7 +156,7 @@ class CycleGANModel(BaseModel):
                 "projected_A": A.loss_projected, "projected_B": B.loss_projected,
                 "content_A": A.loss_content, "content_B": B.loss_content, **losses_D_A, **losses_D_B,
             }  # fmt: skip
-            parts.append((share, without_none(losses)))
+            logged.append((share, without_none(losses)))
         self.optimization.update("D")
         self.optimization.end_step()
 
@@ -165,7 +165,7 @@ class CycleGANModel(BaseModel):
             "real_B": real_B, "fake_A": B.fake, "rec_B": B.rec,
             "idt_A": B.idt, "idt_B": A.idt,
         }  # fmt: skip
-        return average_losses(parts) | self.gammas(), without_none(images)
+        return average_losses(logged) | self.gammas(), without_none(images)
 
     def backward_cycle(
         self, side: str, real: Tensor, target: Tensor, net: nn.Module, back: nn.Module, netD: Scorer, weight: float,

@@ -75,30 +75,30 @@ class Pix2PixModel(BaseModel):
     def step(self, batch: dict) -> tuple[Losses, Images]:
         """Update the discriminator on fake images from the pool, then the generator; see BaseModel."""
         netD = with_queues("D", self.netD, self.queues)
-        parts, losses_D, losses_G = self.parts(batch), [], []
-        for part in parts:
+        micro_batches, losses_D, losses_G = self.micro_batches(batch), [], []
+        for micro in micro_batches:
             with self.optimization.autocast():
-                with torch.set_grad_enabled(len(parts) == 1):  # the graphs of several parts would fill the memory
-                    x = self.translate(part.batch)
+                with torch.set_grad_enabled(len(micro_batches) == 1):  # several graphs would fill the memory
+                    x = self.translate(micro.batch)
                 real_AB, fake_AB = self.pairs(x)
                 terms = self.gan_loss.discriminator(
                     netD, real_AB, self.pools["fake_AB"].query(fake_AB), step=self.optimization.updates,
                     progress=self.optimization.progress,
                 )  # fmt: skip
-            self.optimization.backward("D", self.gan_loss.total(terms), share=part.share)
-            losses_D.append((part.share, {f"D_{name}": loss for name, loss in terms.items()}))
+            self.optimization.backward("D", self.gan_loss.total(terms), share=micro.share)
+            losses_D.append((micro.share, {f"D_{name}": loss for name, loss in terms.items()}))
         self.optimization.update("D")
-        for part in parts:
+        for micro in micro_batches:
             with self.optimization.autocast():
-                if len(parts) > 1:
-                    x = self.translate(part.batch)
+                if len(micro_batches) > 1:
+                    x = self.translate(micro.batch)
                     real_AB, fake_AB = self.pairs(x)
                 losses = {
                     "G_GAN": self.gan_loss.generator(netD, real_AB, fake_AB),
                     "G_L1": F.l1_loss(x["fake_B"], x["real_B"]) * self.lambda_L1,
                 }
-            self.optimization.backward("G", *losses.values(), share=part.share)
-            losses_G.append((part.share, losses))
+            self.optimization.backward("G", *losses.values(), share=micro.share)
+            losses_G.append((micro.share, losses))
         self.optimization.update("G")
         self.optimization.end_step()
         return average_losses(losses_G) | average_losses(losses_D) | self.gammas(), x

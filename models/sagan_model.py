@@ -168,13 +168,13 @@ class SAGANModel(BaseModel):
 
     def step(self, batch: dict) -> tuple[Losses, Images]:
         """Update the discriminator d_steps times on the same real images, then the generator, always with new noise."""
-        parts: list[tuple[float, Tensor, Tensor | None]] = []
-        for part in self.parts(batch):
-            real, *found = self.real(part.batch)
-            parts.append((part.share, real, found[0] if found else None))
+        micro_batches: list[tuple[float, Tensor, Tensor | None]] = []
+        for micro in self.micro_batches(batch):
+            real, *found = self.real(micro.batch)
+            micro_batches.append((micro.share, real, found[0] if found else None))
         for _ in range(self.d_steps):
             losses_D = []
-            for share, real, classes in parts:
+            for share, real, classes in micro_batches:
                 with self.optimization.autocast():
                     with torch.no_grad():
                         wanted = self.draw_classes(classes)
@@ -188,7 +188,7 @@ class SAGANModel(BaseModel):
                 losses_D.append((share, self.gan_loss.logged(terms)))
             self.optimization.update("D")
         losses_G: list[tuple[float, Losses]] = []
-        for share, real, classes in parts:
+        for share, real, classes in micro_batches:
             with self.optimization.autocast():
                 wanted = self.draw_classes(classes)
                 fake = self.netG(self.noise(wanted))

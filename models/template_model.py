@@ -58,12 +58,12 @@ class TemplateModel(BaseModel):
     def step(self, batch: dict) -> tuple[Losses, Images]:
         """Run forward and backward passes and an update. The names of losses and images appear in logs and on pages."""
         losses = []
-        for part in self.parts(batch):
+        for micro in self.micro_batches(batch):
             with self.optimization.autocast():
-                x = self(part.batch)
+                x = self(micro.batch)
                 loss = F.l1_loss(x["fake_B"], x["real_B"]) * self.lambda_regression
-            self.optimization.backward("G", loss, share=part.share)
-            losses.append((part.share, {"regression": loss}))
+            self.optimization.backward("G", loss, share=micro.share)
+            losses.append((micro.share, {"regression": loss}))
         self.optimization.update("G")
         self.optimization.end_step()
         return average_losses(losses) | self.gammas(), x

@@ -8,14 +8,15 @@ from tests.helpers import TINY
 
 def test_a_table_of_variants_whose_runs_are_kept(tiny_data, tmp_path, capsys, monkeypatch):
     recipe = tmp_path / "tiny.txt"
-    recipe.write_text(" ".join(["--model", "cycle_gan_attn", "--dataroot", str(tiny_data), *TINY]))
+    flags = ["--model", "cycle_gan_attn", "--lambda_identity", "2", "--dataroot", str(tiny_data), *TINY]
+    recipe.write_text(" ".join(flags))
     argv = ["--recipe", str(recipe), "--folder", str(tmp_path / "runs"), "--epochs", "1", "--metrics", "l1,content"]
-    argv += ["--variants", "none", "G and D", "--seeds", "0", "1"]
+    argv += ["--variants", "none", "G and D", "CUT", "--seeds", "0", "1"]
     assert main(argv) == 0
     table = capsys.readouterr().out
-    names, _, none, both = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
+    names, _, none, both, cut = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
     assert names == [
-        "attention",
+        "variant",
         "images",
         "ms an image",
         "L1 (0..255)",
@@ -23,6 +24,7 @@ def test_a_table_of_variants_whose_runs_are_kept(tiny_data, tmp_path, capsys, mo
         "mutual information (bits)",
     ]
     assert none[:2] == ["none", "5 ± 0"] and both[:2] == ["G and D", "5 ± 0"]
+    assert cut[:2] == ["CUT", "5 ± 0"] and len(cut) == len(none)
     assert none[3] != both[3], "another network"
     mean, _, deviation = both[3].split()
     assert 0 < float(mean) < 255 and float(deviation) > 0, "two seeds"

@@ -59,8 +59,8 @@ def test_three_batches_of_two_equal_a_batch_of_six(flags):
         models = [
             model_of(*flags, *size) for size in (["--batch_size", "6"], ["--batch_size", "2", "--accumulate", "3"])
         ]
-        whole, parts = (trajectory(model, batches) for model in models)
-    for a, b in zip(parts, whole, strict=True):
+        whole, split = (trajectory(model, batches) for model in models)
+    for a, b in zip(split, whole, strict=True):
         assert a == pytest.approx(b, rel=1e-8)
     weights = [dict(model.named_parameters()) for model in models]
     torch.testing.assert_close(weights[1], weights[0], rtol=1e-6, atol=1e-8)
@@ -75,14 +75,14 @@ def test_three_batches_of_two_equal_a_batch_of_six(flags):
     torch.testing.assert_close(moments[1], moments[0], rtol=1e-6, atol=1e-12)
 
 
-def test_parts_hold_what_a_batch_holds():
+def test_micro_batches_hold_what_a_batch_holds():
     model = training_model("--model", "cycle_gan", "--batch_size", "2", "--accumulate", "3")
     batch = {"A": torch.arange(5.0), "A_paths": list("abcde")}
-    parts = model.parts(batch)
-    assert [part.batch["A_paths"] for part in parts] == [["a", "b"], ["c", "d"], ["e"]]
-    assert torch.equal(torch.cat([part.batch["A"] for part in parts]), batch["A"])
-    assert [part.share for part in parts] == [0.4, 0.4, 0.2]
-    assert [part.batch for part in training_model("--model", "cycle_gan").parts(batch)] == [batch]
+    micro_batches = model.micro_batches(batch)
+    assert [micro.batch["A_paths"] for micro in micro_batches] == [["a", "b"], ["c", "d"], ["e"]]
+    assert torch.equal(torch.cat([micro.batch["A"] for micro in micro_batches]), batch["A"])
+    assert [micro.share for micro in micro_batches] == [0.4, 0.4, 0.2]
+    assert [micro.batch for micro in training_model("--model", "cycle_gan").micro_batches(batch)] == [batch]
 
 
 def test_a_step_loads_all_its_batches(tiny_data):
