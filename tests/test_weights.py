@@ -103,9 +103,9 @@ def test_nothing_in_a_file_is_executed(kind, tmp_path):
     else:
         weights = small().state_dict() if kind == "inside" else {}
         torch.save(weights | {"model.1.weight": Malicious(proof)}, path)
-    with pytest.raises(
-        ValueError, match=r"evil.pth is not a readable checkpoint of plain tensors, so nothing in it was"
-    ):
+    # What PyTorch says of such a file differs from version to version.
+    refused = "is not a readable checkpoint of plain tensors, so nothing in it was|holds Python objects .*not loaded"
+    with pytest.raises(ValueError, match=f"evil.pth ({refused})"):
         load_weights(small(), path)
     assert not proof.exists()
     with path.open("rb") as file:
