@@ -23,6 +23,7 @@ from models.contrastive import draw_positions, flipped_positions, patch_nce
 from models.feature_queue import create_queues, with_queues
 from models.image_pool import ImagePool
 from models.losses import add_gan_flags, create_gan_loss
+from models.projected_loss import ProjectedLoss, add_projected_flag
 from options import values
 from util.paths import BUNDLED
 
@@ -53,6 +54,7 @@ class CUTModel(BaseModel):
     def modify_commandline_options(parser: ArgumentParser, is_train: bool) -> ArgumentParser:
         """Add the flags of the contrastive loss; by default as in the paper, and the bundled chart images."""
         parser.set_defaults(no_dropout=True, resample="blur", init_type="xavier", dataroot=str(BUNDLED / "chart"))
+        add_projected_flag(parser)
         if is_train:
             add_gan_flags(parser)
             add_content_flag(parser)
@@ -103,14 +105,19 @@ class CUTModel(BaseModel):
         self.add_discriminators(opt)
         heads, self.layers = networks.define_F(opt, self.netG)
         self.netF = heads.to(self.device)
-        self.gan_loss = create_gan_loss(opt)
+        self.gan_loss, self.projected = create_gan_loss(opt), None
+        discriminators = [self.netD]
+        if opt.lambda_projected:
+            self.netP = networks.define_projected_D(opt, opt.output_nc, "lambda_projected").to(self.device)
+            discriminators.append(self.netP)
+            self.projected = ProjectedLoss(self.netP, weight=opt.lambda_projected)
         random_pairs = opt.dataset_mode == "unaligned" and not opt.serial_batches
         mixes = opt.pool_size > 0 or random_pairs
         self.needs_one_size = self.gan_loss.runs_need_one_size(mixes=mixes, batch_head=opt.batch_head)
         self.pools = {"fake_B": ImagePool(opt.pool_size)}
         self.queues = create_queues(opt.batch_head, "D")
         optimization.add("G", [self.netG, self.netF], lr=opt.lr_G)
-        optimization.add("D", [self.netD], lr=opt.lr_D)
+        optimization.add("D", discriminators, lr=opt.lr_D)
         optimization.add_averages(self, "netG")
 
     def forward(self, batch: dict) -> Images:
@@ -132,12 +139,17 @@ class CUTModel(BaseModel):
             with self.optimization.autocast():
                 with torch.set_grad_enabled(len(micro_batches) == 1):  # several graphs would fill the memory
                     fake_B, patches = self.translate(real_A, flipped=flipped)
+                queried = self.pools["fake_B"].query(fake_B)
                 terms = self.gan_loss.discriminator(
-                    netD, real_B, self.pools["fake_B"].query(fake_B), step=self.optimization.updates,
-                    progress=self.optimization.progress,
-                )  # fmt: skip
-            self.optimization.backward("D", self.gan_loss.total(terms), share=micro.share)
-            losses_D.append((micro.share, {f"D_{name}": loss.detach() for name, loss in terms.items()}))
+                    netD, real_B, queried, step=self.optimization.updates, progress=self.optimization.progress
+                )
+                losses = {f"D_{name}": loss for name, loss in terms.items()}
+                total = [self.gan_loss.total(terms)]
+                if self.projected:
+                    losses["projected_D"] = self.projected.discriminator(real_B, queried)
+                    total.append(losses["projected_D"])
+            self.optimization.backward("D", *total, share=micro.share)
+            losses_D.append((micro.share, {name: loss.detach() for name, loss in losses.items()}))
         self.optimization.update("D")
         weight = 0.5 if self.nce_idt else 1.0  # the mean of both contrastive losses
         for micro in micro_batches:
@@ -150,6 +162,8 @@ class CUTModel(BaseModel):
                     "NCE": self.contrastive_loss(fake_B, patches),
                 }
                 source = real_A.flip(3) if flipped else real_A
+                if self.projected:
+                    losses["projected"] = self.projected.generator(real_B, fake_B)
                 if self.content_loss:
                     losses["content"] = self.content_loss(source, fake_B, domain="A") * self.lambda_content
             self.optimization.backward(

@@ -20,12 +20,11 @@ from models.base_model import (
 from models.content import add_content_flag, create_content_loss
 from models.feature_queue import create_queues, with_queues
 from models.image_pool import ImagePool
-from models.losses import GANLoss, Scorer, add_gan_flags, create_gan_loss
+from models.losses import Scorer, add_gan_flags, create_gan_loss
 from models.networks.layers import run_together
+from models.projected_loss import ProjectedLoss, add_projected_flag
 from options import values
 from util.paths import BUNDLED
-
-HINGE = GANLoss("hinge")  # of projected discriminators
 
 
 class Cycle(NamedTuple):
@@ -56,14 +55,12 @@ class CycleGANModel(BaseModel):
     @staticmethod
     def modify_commandline_options(parser: ArgumentParser, is_train: bool) -> ArgumentParser:
         """Add the weights of the cycle and identity losses; by default no dropout and the bundled chart images."""
-        text = "weight of the loss of G on a second discriminator for each domain, as --netD projected; 0 = none"
-        group = parser.add_argument_group("cycle_gan")
-        group.add_argument("--lambda_projected", type=values.non_negative_float, default=0.0, help=text)
+        add_projected_flag(parser)
         parser.set_defaults(no_dropout=True, dataroot=str(BUNDLED / "chart"))
         if is_train:
             add_gan_flags(parser)
             add_content_flag(parser)
-            add = group.add_argument
+            add = parser.add_argument_group("cycle_gan").add_argument
             weight = values.non_negative_float
             add("--lambda_A", type=weight, default=10.0, help="weight of the cycle loss A -> B -> A")
             add("--lambda_B", type=weight, default=10.0, help="weight of the cycle loss B -> A -> B")
@@ -104,14 +101,15 @@ class CycleGANModel(BaseModel):
         self.identity_decay, self.cycle_noise = opt.identity_decay, opt.cycle_noise
         self.content_loss, self.lambda_content = create_content_loss(opt), opt.lambda_content
         self.add_discriminators(opt)
-        self.gan_loss, self.lambda_projected = create_gan_loss(opt), opt.lambda_projected
-        self.projected: dict[str, nn.Module] = {}  # by side; in a dict, they are not registered twice
+        self.gan_loss = create_gan_loss(opt)
+        self.projected: dict[str, ProjectedLoss] = {}  # by side
         discriminators = [self.netD_A, self.netD_B]
         if opt.lambda_projected:
             self.netP_A = networks.define_projected_D(opt, opt.output_nc, "lambda_projected").to(self.device)
             self.netP_B = networks.define_projected_D(opt, opt.input_nc, "lambda_projected").to(self.device)
-            self.projected = {"A": self.netP_A, "B": self.netP_B}
-            discriminators += self.projected.values()
+            discriminators += [self.netP_A, self.netP_B]
+            self.projected["A"] = ProjectedLoss(self.netP_A, weight=opt.lambda_projected)
+            self.projected["B"] = ProjectedLoss(self.netP_B, weight=opt.lambda_projected)
         random_pairs = opt.dataset_mode == "unaligned" and not opt.serial_batches
         mixes = opt.pool_size > 0 or random_pairs
         self.needs_one_size = self.gan_loss.runs_need_one_size(mixes=mixes, batch_head=opt.batch_head)
@@ -194,7 +192,7 @@ class CycleGANModel(BaseModel):
             loss_idt = None if idt is None else F.l1_loss(idt, real) * weight * identity
             loss_cycle, loss_projected = F.l1_loss(rec, real) * weight, None
             if self.projected:
-                loss_projected = HINGE.generator(self.projected[side], target, fake) * self.lambda_projected
+                loss_projected = self.projected[side].generator(target, fake)
             loss_content = None
             if self.content_loss:
                 loss_content = self.content_loss(real, fake, domain=side) * self.lambda_content
@@ -218,7 +216,7 @@ class CycleGANModel(BaseModel):
         losses = self.gan_loss.logged(terms, suffix=f"_{side}")
         if self.projected:
             with self.optimization.autocast():
-                loss = HINGE.total(HINGE.discriminator(self.projected[side], real, fake))
+                loss = self.projected[side].discriminator(real, fake)
             self.optimization.backward("D", loss, share=share)
             losses[f"projected_D_{side}"] = loss.detach()
         return losses

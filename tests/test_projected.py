@@ -42,9 +42,16 @@ def test_scores_by_their_formula():
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize(("flags", "name"), [(PROJECTED, "netD_A"), (["--lambda_projected", "0.5"], "netP_A")])
+@pytest.mark.parametrize(
+    ("flags", "name"),
+    [
+        (["--model", "cycle_gan", *PROJECTED], "netD_A"),
+        (["--model", "cycle_gan", "--lambda_projected", "0.5"], "netP_A"),
+        (["--model", "cut", "--lambda_projected", "0.5"], "netP"),
+    ],
+)
 def test_only_the_heads_learn(flags, name, precision):
-    model = training_model("--model", "cycle_gan", *flags, "--precision", precision, "--pool_size", "0")
+    model = training_model(*flags, "--precision", precision, "--pool_size", "0")
     net = model.get_submodule(name)
     assert not any("stem" in key for key in net.state_dict()), "checkpoints do not hold the pretrained network"
     before = copy.deepcopy(net.state_dict())
@@ -59,15 +66,16 @@ def test_only_the_heads_learn(flags, name, precision):
         assert {"projected_A", "projected_B", "projected_D_A", "projected_D_B"} <= losses.keys()
 
 
-def test_the_losses_of_a_second_discriminator():
-    model = training_model("--model", "cycle_gan", "--lambda_projected", "0.5", "--lr", "1e-9", "--pool_size", "0")
+@pytest.mark.parametrize(("name", "side"), [("cycle_gan", "_A"), ("cut", "")])
+def test_the_losses_of_a_second_discriminator(name, side):
+    model = training_model("--model", name, "--lambda_projected", "0.5", "--lr", "1e-9", "--pool_size", "0")
     batch = random_batch()
     losses, images = model.step(batch)
-    net = model.netP_A.eval()
+    net = model.get_submodule(f"netP{side}").eval()
     real, fake = net(batch["B"]), net(images["fake_B"])
-    assert losses["projected_A"].item() == pytest.approx(-0.5 * fake.mean().item(), rel=0.05, abs=1e-3)
+    assert losses[f"projected{side}"].item() == pytest.approx(-0.5 * fake.mean().item(), rel=0.05, abs=1e-3)
     expected = F.relu(1 - real).mean() + F.relu(1 + fake).mean()
-    assert losses["projected_D_A"].item() == pytest.approx(expected.item(), rel=0.05)
+    assert losses[f"projected_D{side}"].item() == pytest.approx(expected.item(), rel=0.05)
 
 
 def test_weights_are_inferred_and_wrong_uses_refused():
