@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.networks.efficientnet import efficientnet_lite
+from models.networks.layers import no_autocast
 
 SMALLEST = 128  # px: smaller images are upsampled, since the features know objects of a certain size
 
@@ -62,7 +63,9 @@ class ProjectedDiscriminator(nn.Module):
             x = F.interpolate(x, size, mode="bilinear")
         scores: list[Tensor] = []
         coarser: Tensor | None = None
-        for number, features in reversed(list(enumerate(self._features[0](x)))):
+        with no_autocast(x):  # the gain would be less than what it takes to convert the weights, in each pass
+            maps = self._features[0](x.to(torch.promote_types(dtype, torch.float32)))
+        for number, features in reversed(list(enumerate(maps))):
             mixed = F.conv2d(features, self.get_buffer(f"across_channels{number}"))
             if coarser is not None:
                 mixed = mixed + F.interpolate(coarser, mixed.shape[2:], mode="bilinear")
