@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from models.networks.efficientnet import efficientnet_lite
 from models.networks.layers import no_autocast
 
-SMALLEST = 128  # px: smaller images are upsampled, since the features know objects of a certain size
+SMALLEST = 64  # px: smaller images are upsampled, since the features know objects of a certain size
 
 
 class ProjectedDiscriminator(nn.Module):
@@ -26,7 +26,7 @@ class ProjectedDiscriminator(nn.Module):
         attention: has to be empty.
 
     Shapes:
-        (B, 3, H, W) -> scores (B, 4, h, w) before the sigmoid; h and w are about a 32nd of the sides, of at least 128
+        (B, 3, H, W) -> scores (B, 4, h, w) before the sigmoid; h and w are about a 32nd of the sides, of at least 64
         pixels, to which smaller images are upsampled.
 
     Raises:
