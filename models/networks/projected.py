@@ -63,7 +63,7 @@ class ProjectedDiscriminator(nn.Module):
             x = F.interpolate(x, size, mode="bilinear")
         scores: list[Tensor] = []
         coarser: Tensor | None = None
-        with no_autocast(x):  # the gain would be less than what it takes to convert the weights, in each pass
+        with no_autocast(x):  # on CPUs, autocast takes longer to convert the frozen weights in each pass than it saves
             maps = self._features[0](x.to(torch.promote_types(dtype, torch.float32)))
         for number, features in reversed(list(enumerate(maps))):
             mixed = F.conv2d(features, self.get_buffer(f"across_channels{number}"))
