@@ -1,8 +1,9 @@
 """The losses of a projected discriminator beside the one of the model."""
 
 from argparse import ArgumentParser
+from collections.abc import Callable
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.losses import GANLoss
 from options import values
@@ -10,7 +11,7 @@ from options import values
 
 def add_projected_flag(parser: ArgumentParser) -> None:
     """Declare --lambda_projected."""
-    text = "weight of the loss of G on a second discriminator of each domain, --netD projected, such as 0.2; 0 = none"
+    text = "weight of the loss of G on a second discriminator, --netD projected, such as 0.2; 0 = none"
     add = parser.add_argument_group("adversarial loss").add_argument
     add("--lambda_projected", type=values.non_negative_float, default=0.0, help=text)
 
@@ -19,7 +20,7 @@ class ProjectedLoss:
     """The hinge losses of a generator and a second, projected discriminator.
 
     Args:
-        net: the discriminator, see `models.networks.projected`.
+        net: the discriminator, images (B, 3, H, W) -> scores, see `models.networks.projected`.
         weight: of the loss of the generator.
 
     Reference: Sauer et al. 2021, Projected GANs Converge Faster, arXiv:2111.01007.
@@ -27,7 +28,7 @@ class ProjectedLoss:
 
     hinge = GANLoss("hinge")
 
-    def __init__(self, net: nn.Module, *, weight: float):
+    def __init__(self, net: Callable[[Tensor], Tensor], *, weight: float):
         self.net, self.weight = net, weight
 
     def generator(self, real: Tensor, fake: Tensor) -> Tensor:

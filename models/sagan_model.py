@@ -24,6 +24,7 @@ from models.base_model import (
 )
 from models.losses import ClassDiscriminator, Scorer, add_gan_flags, create_gan_loss
 from models.networks.layers import evaluating
+from models.projected_loss import ProjectedLoss, add_projected_flag
 from options import values
 from util.errors import RemediedError
 from util.images import grid
@@ -57,6 +58,7 @@ class SAGANModel(BaseModel):
             center_crop="max", netG="sagan", netD="sagan", attn_G="default", attn_D="default", spectral_norm_G=True,
             spectral_norm_D=True, init_type="orthogonal", init_gain=1.0,
         )  # fmt: skip
+        add_projected_flag(parser)
         add = parser.add_argument_group("sagan").add_argument
         add("--z_dim", type=values.positive_int, default=128, help="length of the noise vectors")
         text = "D also sees how much the images of a batch differ, which keeps G's images diverse"
@@ -108,8 +110,14 @@ class SAGANModel(BaseModel):
         self.gan_loss = create_gan_loss(opt)
         with networks.from_flags(opt, "diffaugment"):
             self.augment = DiffAugment(networks.stages(opt.diffaugment))
+        discriminators: list[nn.Module] = [self.netD]
+        self.projected = None
+        if opt.lambda_projected:
+            self.netP = networks.define_projected_D(opt, opt.input_nc, "lambda_projected").to(self.device)
+            discriminators.append(self.netP)
+            self.projected = ProjectedLoss(lambda x: self.netP(self.augment(x)), weight=opt.lambda_projected)
         optimization.add("G", [self.netG], lr=opt.lr_G)
-        optimization.add("D", [self.netD], lr=opt.lr_D)
+        optimization.add("D", discriminators, lr=opt.lr_D)
         optimization.add_averages(self, "netG")
         generator = torch.Generator().manual_seed(opt.seed)
         fixed_noise = torch.randn(SAMPLES, self.netG.z_dim, generator=generator).to(self.device)
@@ -184,17 +192,23 @@ class SAGANModel(BaseModel):
                         self.scorer(classes, wanted), real, fake[: len(real)], step=self.optimization.updates,
                         progress=self.optimization.progress,
                     )  # fmt: skip
-                self.optimization.backward("D", self.gan_loss.total(terms), share=share)
-                losses_D.append((share, self.gan_loss.logged(terms)))
+                    logged, total = self.gan_loss.logged(terms), [self.gan_loss.total(terms)]
+                    if self.projected:
+                        total.append(self.projected.discriminator(real, fake))
+                        logged["projected_D"] = total[1].detach()
+                self.optimization.backward("D", *total, share=share)
+                losses_D.append((share, logged))
             self.optimization.update("D")
         losses_G: list[tuple[float, Losses]] = []
         for share, real, classes in micro_batches:
             with self.optimization.autocast():
                 wanted = self.draw_classes(classes)
                 fake = self.netG(self.noise(wanted))
-                loss_G = self.gan_loss.generator(self.scorer(classes, wanted), real, fake)
-            self.optimization.backward("G", loss_G, share=share)
-            losses_G.append((share, {"G": loss_G}))
+                terms = {"G": self.gan_loss.generator(self.scorer(classes, wanted), real, fake)}
+                if self.projected:
+                    terms["projected"] = self.projected.generator(real, fake)
+            self.optimization.backward("G", *terms.values(), share=share)
+            losses_G.append((share, {name: term.detach() for name, term in terms.items()}))
         self.optimization.update("G")
         self.optimization.end_step()
         losses = average_losses(losses_G) | average_losses(losses_D) | self.gammas()

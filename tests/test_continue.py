@@ -84,7 +84,7 @@ def test_a_killed_run_resumes_without_a_gap_or_a_double_line(tiny_data, tmp_path
         "--lr_policy plateau --ema_halflife 1",
         "--lr_policy cosine --batch_size 2 --num_threads 2",
         "--model cycle_gan_attn --pool_size 1 --precision bf16 --resample blur",
-        "--model sagan --netG sagan --ema_decay 0.9 --minibatch_std --batch_size 2",
+        "--model sagan --netG sagan --ema_decay 0.9 --minibatch_std --batch_size 2 --lambda_projected 1",
         "--gan_mode relativistic --lambda_r1 1 --lambda_r2 1 --lambda_zero_gp 1 --penalty_every 2",
         "--model pix2pix --netG resnet_6blocks --pool_size 1 --lr_policy cosine --batch_head 2",
         "--model fastcut --nce_idt --num_patches 16 --pool_size 1 --direction BtoA",

@@ -14,6 +14,7 @@ from options.train_options import TrainOptions
 from tests.helpers import random_batch, training_model
 
 PROJECTED = ["--netD", "projected", "--gan_mode", "hinge"]
+SAGAN = ["--model", "sagan", "--netG", "sagan", "--netD", "sagan", "--batch_size", "2"]
 
 
 def test_scores_by_their_formula():
@@ -45,13 +46,14 @@ def test_scores_by_their_formula():
 @pytest.mark.parametrize(
     ("flags", "name"),
     [
-        (["--model", "cycle_gan", *PROJECTED], "netD_A"),
-        (["--model", "cycle_gan", "--lambda_projected", "0.5"], "netP_A"),
+        (["--model", "cycle_gan", *PROJECTED, "--pool_size", "0"], "netD_A"),
+        (["--model", "cycle_gan", "--lambda_projected", "0.5", "--pool_size", "0"], "netP_A"),
         (["--model", "cut", "--lambda_projected", "0.5"], "netP"),
+        ([*SAGAN, "--lambda_projected", "0.5"], "netP"),
     ],
 )
 def test_only_the_heads_learn(flags, name, precision):
-    model = training_model(*flags, "--precision", precision, "--pool_size", "0")
+    model = training_model(*flags, "--precision", precision)
     net = model.get_submodule(name)
     assert not any("stem" in key for key in net.state_dict()), "checkpoints do not hold the pretrained network"
     before = copy.deepcopy(net.state_dict())
@@ -76,6 +78,19 @@ def test_the_losses_of_a_second_discriminator(name, side):
     assert losses[f"projected{side}"].item() == pytest.approx(-0.5 * fake.mean().item(), rel=0.05, abs=1e-3)
     expected = F.relu(1 - real).mean() + F.relu(1 + fake).mean()
     assert losses[f"projected_D{side}"].item() == pytest.approx(expected.item(), rel=0.05)
+
+
+def test_sagan_augments_images_for_both_discriminators():
+    model = training_model(*SAGAN, "--lambda_projected", "0.5", "--diffaugment", "color")
+    passes = []
+    model.get_submodule("netP").register_forward_hook(lambda _, inputs, scores: passes.append((inputs[0], scores)))
+    losses, images = model.step(random_batch(2))
+    (real, on_real), (_, on_fake), (fake, on_fake_G) = passes
+    for seen, image in ((real, images["real"]), (fake, images["fake"])):
+        assert seen.shape == image.shape and not torch.allclose(seen, image)
+    assert losses["projected"].item() == pytest.approx(-0.5 * on_fake_G.mean().item())
+    expected = F.relu(1 - on_real).mean() + F.relu(1 + on_fake).mean()
+    assert losses["projected_D"].item() == pytest.approx(expected.item())
 
 
 def test_weights_are_inferred_and_wrong_uses_refused():
