@@ -284,10 +284,10 @@ def add_discriminators(trained: Trained, model: BaseModel, sizes: set[tuple[int,
 
     They do not change the results, so when they cannot be used, a log message says why.
     """
-    generators = set(dict(model.named_children()))
-    model.add_discriminators(trained.opt)
-    discriminators = {name: net for name, net in model.named_children() if name not in generators}
+    generators, discriminators = set(dict(model.named_children())), {}
     try:
+        model.add_discriminators(trained.opt)
+        discriminators = {name: net for name, net in model.named_children() if name not in generators}
         if any(attention_blocks(net) for net in discriminators.values()):
             for name, net in discriminators.items():
                 sources = model.sources(name, reverse=trained.reverse)

@@ -91,7 +91,7 @@ class Positions:
             if self.square > 1:
                 query = F.pad(query, (0, 1), value=1.0)
             out = attend(query, key.to(query.dtype), value.to(query.dtype))
-            return x + block.gamma * out.transpose(1, 2).unflatten(2, x.shape[2:])
+            return x + block.gamma.to(out.dtype) * out.transpose(1, 2).unflatten(2, x.shape[2:])
 
         return attended
 

@@ -81,9 +81,9 @@ class Translator:
             source: the folder of the run, such as checkpoints/NAME; a file of a generator, whose flags are inferred;
                 an ONNX file of scripts.export, which onnxruntime runs; or a file on the Hugging Face Hub, see
                 `inference.hub.local_file`.
-            direction: AtoB or BtoA; None takes the direction of training.
-            epoch: latest, best or the number of an epoch.
-            ema: prefer averaged weights.
+            direction: AtoB or BtoA; None takes the direction of training, or of a file.
+            epoch: of a run: latest, best or the number of an epoch.
+            ema: of a run: prefer averaged weights.
             evaluate: use running statistics in batch norm and no dropout, as test.py --eval does.
             device: of the generator; None takes a GPU if there is one.
             tile: run in tiles of so many pixels a side, with the same result, in bounded memory; None runs images
@@ -111,7 +111,11 @@ class Translator:
         if direction not in (None, "AtoB", "BtoA"):
             raise ValueError(f"direction {direction!r}: choose AtoB or BtoA")
         if source.is_file():
+            if epoch != "latest" or not ema:
+                raise ValueError(f"epoch and ema choose among the weights of a run, but {source} is one file")
             found = find_source(source.parent, "latest", file=source)
+            if direction not in (None, own := "to".join(found.domains())):
+                raise ValueError(f"direction {direction}: {source} is one generator, of {own}")
         else:
             found = find_source(source, str(epoch))
         if device is None:

@@ -177,7 +177,7 @@ class BaseModel(nn.Module):
         """Run a training step on a batch of the data loader.
 
         Returns:
-            The losses (scalars) and the images (B, C, H, W) in [-1, 1] to show, by label.
+            The losses (scalars) and the images (B, C, H, W) in [-1, 1] to show, by label, all detached.
         """
         raise TypeError(f"{type(self).__name__} cannot be trained")
 
@@ -270,7 +270,7 @@ class BaseModel(nn.Module):
             advice = (
                 "use --preprocess resize_and_crop; --crop_size: multiples of 4 for ResNets, of 128 or 256 for U-Nets"
             )
-            if name.startswith("netD"):
+            if name.startswith(("netD", "netP")):
                 advice = "use larger ones, or fewer layers: --netD n_layers --n_layers_D 1"
             for width, height in representative_sizes(sizes, getattr(net, "stride", 1)):
                 if (example := self.example_input(name, (width, height))) is None:

@@ -35,7 +35,7 @@ class ColorizationModel(Pix2PixModel):
         L = images["real_A"]
         return {
             "real_A": L,
-            "fake_B_rgb": join_lab(L, images["fake_B"].detach()),
+            "fake_B_rgb": join_lab(L, images["fake_B"]),
             "real_B_rgb": join_lab(L, images["real_B"]),
         }
 

@@ -86,7 +86,7 @@ class Pix2PixModel(BaseModel):
                     progress=self.optimization.progress,
                 )  # fmt: skip
             self.optimization.backward("D", self.gan_loss.total(terms), share=micro.share)
-            losses_D.append((micro.share, {f"D_{name}": loss for name, loss in terms.items()}))
+            losses_D.append((micro.share, {f"D_{name}": loss.detach() for name, loss in terms.items()}))
         self.optimization.update("D")
         for micro in micro_batches:
             with self.optimization.autocast():
@@ -98,10 +98,11 @@ class Pix2PixModel(BaseModel):
                     "G_L1": F.l1_loss(x["fake_B"], x["real_B"]) * self.lambda_L1,
                 }
             self.optimization.backward("G", *losses.values(), share=micro.share)
-            losses_G.append((micro.share, losses))
+            losses_G.append((micro.share, {name: loss.detach() for name, loss in losses.items()}))
         self.optimization.update("G")
         self.optimization.end_step()
-        return average_losses(losses_G) | average_losses(losses_D) | self.gammas(), x
+        images = {label: image.detach() for label, image in x.items()}
+        return average_losses(losses_G) | average_losses(losses_D) | self.gammas(), images
 
     def pairs(self, images: Images) -> tuple[Tensor, Tensor]:
         """The pairs that the discriminator sees, concatenated by channel: of A with the true B, and with the fake."""

@@ -63,10 +63,10 @@ class TemplateModel(BaseModel):
                 x = self(micro.batch)
                 loss = F.l1_loss(x["fake_B"], x["real_B"]) * self.lambda_regression
             self.optimization.backward("G", loss, share=micro.share)
-            losses.append((micro.share, {"regression": loss}))
+            losses.append((micro.share, {"regression": loss.detach()}))
         self.optimization.update("G")
         self.optimization.end_step()
-        return average_losses(losses) | self.gammas(), x
+        return average_losses(losses) | self.gammas(), {label: image.detach() for label, image in x.items()}
 
     def attention_views(self) -> dict[str, AttentionView]:
         """Show the generator over its input."""

@@ -291,6 +291,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.name and args.weights:
         parser.error("--name and --weights exclude each other")
+    for flag in ("direction", "epoch", "no_ema"):
+        if not args.name and getattr(args, flag) != parser.get_default(flag):
+            parser.error(f"--{flag} chooses among the generators of a run: give --name")
     return args
 
 

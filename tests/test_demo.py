@@ -175,6 +175,13 @@ def test_the_command_ends_by_ctrl_c(files):
     assert process.returncode == 130 and errors == ""
 
 
+@pytest.mark.parametrize("flags", ["--direction AtoB", "--epoch 3", "--no_ema"])
+def test_flags_of_runs_need_a_run(flags, capsys):
+    with pytest.raises(SystemExit):
+        demo.main(flags.split())
+    assert f"{flags.split()[0]} chooses among the generators of a run: give --name" in capsys.readouterr().err
+
+
 def test_a_taken_port_is_an_error(server, files):
     with pytest.raises(OSError, match=rf"--port {server.server_port}: .* choose another --port"):
         demo.main(["--weights", str(files[1]), "--port", str(server.server_port), "--device", "cpu"])

@@ -178,6 +178,15 @@ def labeled_data(tmp_path):
     return tmp_path / "data"
 
 
+def test_figures_are_computed_in_float32(tiny_data):
+    opt = TrainOptions().parse(
+        [*TINY_MODEL, "--dataroot", str(tiny_data), "--metrics", "ssim", "--precision", "bf16", "--load_size", "32"]
+    )
+    model = build_training_model(opt)
+    model.measured = lambda batch, cycle: {"fake_B": batch["B"], "real_B": batch["B"]}
+    assert create_evaluator(opt, model).evaluate(model, images=0) == {"ssim": pytest.approx(1, abs=1e-5)}
+
+
 def test_label_maps(labeled_data, tmp_path):
     flags = [*TINY_MODEL, "--dataroot", str(labeled_data), "--metrics", "content", "--no_flip"]
     folders = ["--label_dir", f"A={labeled_data}/labelsA,B={labeled_data}/labelsB"]
@@ -197,6 +206,10 @@ def test_label_maps(labeled_data, tmp_path):
     (labeled_data / "labelsA" / "2.png").unlink()
     with pytest.raises(ValueError, match="labelsA has no label map named 2"):
         create_evaluator(opt, model)
+    Image.new("RGB", (32, 32)).save(labeled_data / "labelsA" / "2.png")
+    with pytest.raises(ValueError, match=r"2\.png is RGB, but a label map has one channel of 8 bits") as caught:
+        evaluator.evaluate(model, images=0)
+    assert "skip_bad_images" not in str(caught.value)
     with pytest.raises(ValueError, match="not cropped"):
         create_evaluator(TrainOptions().parse([*flags, *folders, "--preprocess", "crop"]), model)
 

@@ -164,9 +164,9 @@ def test_attention_has_a_fused_kernel_for_its_widths(widths, dtype):
     use("fp32")
     positions = 4096 if DEVICE.type == "cuda" else 64
     generator = torch.Generator().manual_seed(0)
-    query, key = (torch.randn(2, positions, widths[0], generator=generator) / widths[0] ** 0.5 for _ in "qk")
-    value = torch.randn(2, positions, widths[1], generator=generator)
-    inputs = [x.to(DEVICE, dtype).requires_grad_() for x in (query, key, value)]
+    sizes = widths[0], widths[0], widths[1]
+    maps = [torch.randn(2, channels, positions, generator=generator) / widths[0] ** 0.25 for channels in sizes]
+    inputs = [x.to(DEVICE, dtype).transpose(1, 2).requires_grad_() for x in maps]  # as convolutions leave them
     exact = [x.detach().float().requires_grad_() for x in inputs]
     backends = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
     with sdpa_kernel(backends if DEVICE.type == "cuda" else [*backends, SDPBackend.MATH]):
@@ -181,7 +181,8 @@ def test_attention_has_a_fused_kernel_for_its_widths(widths, dtype):
 @on_cuda
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_memory_of_attention_grows_with_the_positions(dtype):
-    inputs = [torch.randn(1, 2**15, size, device=DEVICE, dtype=dtype, requires_grad=True) for size in (32, 32, 256)]
+    maps = [torch.randn(1, channels, 2**15, device=DEVICE, dtype=dtype) for channels in (32, 32, 256)]
+    inputs = [x.transpose(1, 2).requires_grad_() for x in maps]  # as convolutions leave them
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     attention.attend(*inputs).sum().backward()

@@ -99,4 +99,6 @@ def test_differences_are_listed_as_arguments():
     assert "attn_G=block2; the network has attn_G=none" in differing_flags(resnet(attention=["block2"]), resnet())
     patchgan = DISCRIMINATORS["basic"](3, ndf=8).state_dict()
     assert differing_flags(patchgan, resnet()).startswith("The file looks like netD=basic")
+    with_head = DISCRIMINATORS["basic"](3, ndf=8, batch_head=True).state_dict()
+    assert differing_flags(patchgan, with_head) == "The file looks like no batch_head; the network has batch_head=3"
     assert "does not fit any generator" in differing_flags({"x": torch.zeros(1)}, resnet())

@@ -123,6 +123,17 @@ def test_several_steps_of_a_discriminator_update_the_scale_in_between():
     assert steps == {"G": 1, "D": 3}
 
 
+def test_gradients_are_unscaled_by_their_own_scale():
+    averages = []
+    for enabled in (True, False):
+        torch.manual_seed(0)
+        model = training_model("--model", "sagan", "--netG", "sagan", "--netD", "sagan", "--d_steps", "2")
+        model.optimization.scaler = torch.amp.GradScaler("cpu", growth_interval=1, enabled=enabled)
+        model.step(random_batch(2))
+        averages.append([state["exp_avg_sq"] for state in model.optimization.optimizers["D"].state.values()])
+    torch.testing.assert_close(*averages)
+
+
 def test_learning_rates_follow_the_progress_of_a_run_whose_time_is_limited():
     flags = ["--model", "cycle_gan", "--n_epochs", "1", "--n_epochs_decay", "3", "--train_minutes", "1"]
     optimization = training_model(*flags).optimization

@@ -133,6 +133,23 @@ def test_fused_attention_equals_attention(dtype, tolerance, widths):
         assert (other.double() - expected).abs().max() < tolerance * scale
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_fused_kernels_get_the_channels_of_a_position_side_by_side(dtype, monkeypatch):
+    """On GPUs they refuse other strides, and PyTorch then builds the map. The meta device takes the same branch."""
+    strides = []
+    fused = attention.F.scaled_dot_product_attention
+    spy = lambda *qkv, **keywords: strides.extend(x.stride(-1) for x in qkv) or fused(*qkv, **keywords)  # noqa: E731
+    monkeypatch.setattr(attention.F, "scaled_dot_product_attention", spy)
+    attention.SelfAttention2d(256).to("meta", dtype)(torch.empty(2, 256, 8, 8, device="meta", dtype=dtype))
+    assert strides == [1, 1, 1]
+
+
+def test_a_block_keeps_the_dtype_of_autocast():
+    x = torch.randn(1, 16, 4, 4).bfloat16()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert attention.SelfAttention2d(16)(x).dtype == torch.bfloat16
+
+
 def test_fused_attention_can_be_differentiated_twice_with_the_math_kernel():
     with sdpa_kernel(SDPBackend.MATH):
         assert torch.autograd.gradgradcheck(attention.attend_fused, [x[:1, :3] for x in attention_inputs()])

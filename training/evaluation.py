@@ -228,6 +228,7 @@ class Evaluator:
         """
         measurement = Measurement(self.meter, self.dataset, self.looks, count=self.count)
         measurement.needs_real = bool(distributed.all_reduce_max(measurement.needs_real))  # caches may differ
+        distributed.broadcast(model)  # running statistics of batch norm differ, and those of rank 0 are saved
         own = measurement.indices[distributed.rank() :: distributed.world_size()]
         self.measure(model, measurement, own)
         parts = distributed.gather(measurement.part())
@@ -256,9 +257,11 @@ class Evaluator:
     def measure(self, model: BaseModel, measurement: Measurement, indices: Iterable[int]) -> None:
         """Run the model on samples of the dataset, with averaged weights if there are any."""
         cycle = "cycle" in self.meter.metrics
-        with with_averaged_weights(model), model.optimization.autocast():
+        with with_averaged_weights(model):
             for numbers, batch in self.batches(indices):
-                measurement.add(in_color(model.measured(batch, cycle=cycle), measurement.formats), numbers)
+                with model.optimization.autocast():
+                    images = model.measured(batch, cycle=cycle)
+                measurement.add(in_color(images, measurement.formats), numbers)
 
     def batches(self, indices: Iterable[int]) -> Iterator[tuple[list[int], dict[str, Any]]]:
         """Batches of samples of one size, with their numbers."""

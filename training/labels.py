@@ -115,10 +115,10 @@ class LabelMaps:
         for name in names:
             file = self.file(domain, name)
             with reading(file), Image.open(file) as image:
-                if image.mode not in ("L", "P", "1"):
-                    raise RemediedError(f"{file} is {image.mode}, but a label map has one channel of 8 bits.")
-                resized = image.convert("L") if image.mode == "1" else image
-                pixels = resized.resize(size[::-1], Image.Resampling.NEAREST).tobytes()
+                mode, gray = image.mode, image.convert("L") if image.mode == "1" else image
+                pixels = gray.resize(size[::-1], Image.Resampling.NEAREST).tobytes()
+            if mode not in ("L", "P", "1"):
+                raise RemediedError(f"{file} is {mode}, but a label map has one channel of 8 bits.")
             maps.append(torch.frombuffer(bytearray(pixels), dtype=torch.uint8).view(size))
         return torch.stack(maps)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from models.content import gray_levels
 from training.features import Extractor
 from training.labels import Labels
 from training.metrics import (
@@ -21,7 +22,7 @@ from training.metrics import (
     ssim,
 )
 from util.errors import RemediedError
-from util.rules import CHANNELS, Rule
+from util.rules import Rule
 
 OF_SETS = ("kid", "fid", "precision_recall")  # compare features of two sets of images
 OF_PAIRS = {"l1": mean_absolute_error, "psnr": psnr, "ssim": ssim}  # compare an image with its truth
@@ -219,7 +220,4 @@ def channels(images: Tensor) -> dict[str, Tensor]:
     Raises:
         ValueError: the images have neither 1 nor 3 channels.
     """
-    if images.shape[1] not in (1, 3):
-        raise ValueError(f"content: rules are for gray or color images, and these have {images.shape[1]} channels")
-    values = images.add(1).mul(127.5).round().clamp(0, 255)
-    return dict(zip(CHANNELS, values.expand(-1, 3, -1, -1).unbind(1), strict=True))
+    return {name: values.round().clamp(0, 255) for name, values in gray_levels(images).items()}

@@ -151,6 +151,8 @@ class Optimization:
         """
         share *= self.share
         if name not in self.step_losses:
+            if name in self.stepped:  # GradScaler allows one step of an optimizer per update of the scale
+                self._update_scale()
             self.optimizers[name].zero_grad()
         loss = sum(losses[1:], start=losses[0])
         scaled = self.scaler.scale(loss)
@@ -159,8 +161,6 @@ class Optimization:
 
     def update(self, name: str) -> None:
         """Step the optimizer `name` with the gradients since its last step, summed over all processes."""
-        if name in self.stepped:  # GradScaler allows one step of an optimizer per update of the scale
-            self._update_scale()
         optimizer, loss = self.optimizers[name], self.step_losses.pop(name)
         gradients = [parameter.grad for parameter in self.parameters(name) if parameter.grad is not None]
         distributed.all_reduce([loss, *gradients])

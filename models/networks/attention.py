@@ -55,7 +55,8 @@ class SelfAttention2d(nn.Module):
         query = tokens(self.query_conv(x))
         key, value = (tokens(self.pool(conv(x))) for conv in (self.key_conv, self.value_conv))
         out = attend(query, key, value)
-        return x + self.gamma * self.out_conv(out.transpose(1, 2).unflatten(2, x.shape[2:]))
+        out = self.out_conv(out.transpose(1, 2).unflatten(2, x.shape[2:]))
+        return x + self.gamma.to(out.dtype) * out  # under autocast, a float32 gamma would make the rest float32
 
     def weights(self, x: Tensor, positions: Sequence[int] | None = None) -> Tensor:
         """The attention weights for an input (B, C, H, W), in float32 or wider.
@@ -109,8 +110,10 @@ def attend_fused(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Compute `attend` by F.scaled_dot_product_attention, which uses a fused kernel if there is one."""
     channels = value.shape[-1]
     width, value_width = fused_widths(query.shape[-1], channels, value.dtype)
-    # padding with zeros changes no product
-    query, key, value = widened(query, width), widened(key, width), widened(value, value_width).contiguous()
+    # Padding with zeros changes no product. Fused kernels need the channels of a position side by side.
+    query, key, value = (
+        widened(x, channels).contiguous() for x, channels in ((query, width), (key, width), (value, value_width))
+    )
     out = F.scaled_dot_product_attention(query[:, None], key[:, None], value[:, None], scale=1.0).squeeze(1)
     return out[..., :channels]
 

@@ -105,11 +105,16 @@ def differing_flags(found: Mapping[str, Tensor], expected: Mapping[str, Tensor])
         return f"The file does not fit any generator or discriminator: it is {foreign(found)}"
     if ("netG" in there, "netD" in there) != ("netG" in here, "netD" in here):
         return f"The file looks like {as_text(there)}"
-    other = {flag for flag in there.keys() & here if there[flag] != here[flag]}
-    other -= {flag for flag in ("attn_G", "attn_D") if there.get(flag) == "none"}  # networks may gain attention
+    ignored = {flag for flag in ("attn_G", "attn_D") if there.get(flag) == "none"}  # networks may gain attention
+    if not {"no_dropout"} <= there.keys() & here:  # not always to be seen
+        ignored.add("no_dropout")
+    other = [flag for flag in (there | here) if flag not in ignored and there.get(flag) != here.get(flag)]
     if not other:
         return f"Both look like {as_text(there)}"
-    file, flags = (as_text({flag: side[flag] for flag in there if flag in other}) for side in (there, here))
+    file, flags = (
+        ", ".join(as_text({flag: side[flag]}) if flag in side else f"no {flag}" for flag in other)
+        for side in (there, here)
+    )
     return f"The file looks like {file}; the network has {flags}"
 
 
