@@ -16,7 +16,7 @@ from util.command import run_command
 from util.images import save_image
 
 GAP = 2  # px between images
-LABELS = ["real_A", "fake_B", "real_B", "fake_A"]
+LABELS = ["real_A", "fake_B", "fake_B_rgb", "real_B", "real_B_rgb", "fake_A"]
 
 
 def main(argv: list[str] | None = None) -> int:
