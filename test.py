@@ -128,6 +128,7 @@ def save_results(
     notes = {"run": opt.name, "model": opt.model, "weights": ", ".join(path.name for path in files.values())}
     title = f"{opt.name}: {model.results_title.format(A=a, B=b)}"
     formats = label_formats(loader.dataset.formats, made)
+    earlier = {path: path.stat().st_mtime_ns for path in (folder / "images").glob("*.*")}
     page = ResultsPage(folder, title, names=(a, b), notes=notes, size=opt.display_winsize, formats=formats)
     total = len(loader.dataset)
     count = int(min(opt.num_test, total))
@@ -149,6 +150,8 @@ def save_results(
     page.save()
     limited = f", limited by --num_test {count}" if count < total else ""
     log.info("%d of %d images made%s. Open %s", count, total, limited, folder / "index.html")
+    if left := sum(path.stat().st_mtime_ns == time for path, time in earlier.items()):
+        log.warning("%s still has %d files of an earlier test, which the page does not show", folder / "images", left)
     if skipped := loader.dataset.skipped:
         log.warning("%d images were skipped:\n%s", len(skipped), listing(skipped))
     return SKIPPED if skipped else 0

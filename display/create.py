@@ -143,12 +143,21 @@ def create_sink(name: SinkName, opt: Options, run_dir: Path, *, images_freq: int
 
 
 def create_wandb(opt: Options, folder: Path, *, images_freq: int = 0, resumed: bool = False) -> "WandbSink":
-    """Create a sink for a new run at Weights & Biases; `resumed` appends to the last run of this `folder` instead."""
-    from display.sinks.wandb import WandbSink  # optional, and slow to import
+    """Create a sink for a new run at Weights & Biases; `resumed` appends to the last run of this `folder` instead.
+
+    Raises:
+        ValueError: it refuses, such as without an API key.
+    """
+    import wandb  # optional, and slow to import
+
+    from display.sinks.wandb import WandbSink
 
     file = folder / "wandb_id.txt"
     run_id = file.read_text(encoding="ascii") if resumed and file.exists() else None
     config = opt.as_dict()
-    sink = WandbSink(folder, opt.wandb_project_name, opt.name, config, run_id=run_id, images_freq=images_freq)
+    try:
+        sink = WandbSink(folder, opt.wandb_project_name, opt.name, config, run_id=run_id, images_freq=images_freq)
+    except wandb.errors.UsageError as error:  # such as no API key
+        raise ValueError(f"--use_wandb: {error} Or set WANDB_MODE=offline, or leave it out.") from error
     file.write_text(sink.run.id, encoding="ascii")
     return sink

@@ -173,7 +173,7 @@ class BaseOptions:
         parser.add_argument("-h", "--help", action="help", help=text)
         given, unknown = parser.read(argv)
         if unknown:
-            parser.refuse(unknown)
+            parser.refuse(unknown, self.models_with)
         for flag in given.keys() & parser.withdrawn.keys():
             parser.error(f"--{flag} is not an option of {parser.withdrawn[flag]}: leave it out")
         defaults = parser.defaults()
@@ -184,6 +184,11 @@ class BaseOptions:
         declared = self._parser(chosen, {}).defaults() if saved else defaults
         name = "train" if self.is_train else "test"
         return Options(flags, given=given, inherited=saved, defaults=declared, name=name)
+
+    def models_with(self, flag: str) -> list[str]:
+        """The names of the models that have a flag and can be trained."""
+        models = [model for model in choices("models") if model != "test"]
+        return [model for model in models if flag in self._parser(["--model", model], {}).defaults()]
 
     def peek(self, argv: Sequence[str] | None = None) -> dict[str, Any]:
         """The flags from the command line or their defaults, unchecked: enough to find the saved options of a run.

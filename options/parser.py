@@ -6,7 +6,7 @@ import functools
 import logging
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 log = logging.getLogger(__name__)
@@ -83,11 +83,17 @@ class Parser(argparse.ArgumentParser):
         announce(old, f"--{new}")
         return f"--{new}{equals}{value}"
 
-    def refuse(self, unknown: Sequence[str]) -> NoReturn:
-        """Exit with an error about words that belong to no flag, and a hint if a flag is similar."""
+    def refuse(self, unknown: Sequence[str], owners: Callable[[str], Sequence[str]]) -> NoReturn:
+        """Exit with an error about words that belong to no flag, and a hint if a flag is similar.
+
+        Args:
+            owners: finds the models that have a flag.
+        """
         flag = next((word.split("=")[0] for word in unknown if word.startswith("-")), None)
         if flag is None:
             self.error(f"{unknown[0]!r} belongs to no option")
+        if models := owners(flag.removeprefix("--")):
+            self.error(f"no option {flag} of this --model: it is one of {', '.join(models)}")
         known = {name: f"--{name}" for name in self.defaults()}
         known |= {old: f"--{new}" for old, new in RENAMED.items() if new in known}
         similar = difflib.get_close_matches(flag.removeprefix("--"), known, 1)

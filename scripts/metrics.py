@@ -3,6 +3,7 @@
 import argparse
 import itertools
 import math
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -41,6 +42,9 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     device = select_device(args.device)
     fakes, reals = named_images(args.fakes, args.label), named_images(args.reals)
+    kinds = {match[1] for name in fakes if (match := re.search("_((real|fake|rec|idt)_[AB](_rgb)?)$", name))}
+    if not args.label and len(kinds) > 1:
+        raise ValueError(f"{args.fakes} has images of several kinds, {', '.join(sorted(kinds))}: choose one by --label")
     folders = {"fake_B": fakes}
     for label, folder, wanted in (("real_B", args.reals, args.paired), ("real_A", args.inputs, args.inputs)):
         if wanted:

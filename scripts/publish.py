@@ -126,6 +126,8 @@ def described_training(args: argparse.Namespace) -> Iterator[str]:
         yield f"Data: `{Path(opt.dataroot).name}`. Flags of `train.py`: `{as_text(flags)}`."
     else:
         yield "The data and the flags of the training were not recorded."
+    if args.results and not args.results.is_dir():
+        raise ValueError(f"--results {args.results}: there is no such folder")
     if args.results and (path := args.results / "metrics.json").is_file():
         measured = json.loads(path.read_text())
         yield f"Test: {in_words(measured['figures'])}; {measured['measured_on']}."

@@ -139,6 +139,9 @@ def test_one_direction_takes_the_right_generator(tiny_data, tmp_path, capsys):
     assert "latest_net_G_A.pth" in shown["AtoB"]
     assert "latest_net_G_B.pth" in shown["BtoA"]
     assert "2 of 5 images made, limited by --num_test 2" in shown["BtoA"]
+    assert "files of an earlier test" not in shown["BtoA"]
+    assert testing.main([*places, "--model", "test", "--num_test", "1"]) == 0
+    assert "images still has 2 files of an earlier test, which the page does not show" in capsys.readouterr().out
     assert testing.main([*places, "--model", "test", "--model_suffix", "_A"]) == 0
 
 

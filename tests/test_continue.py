@@ -259,6 +259,15 @@ def test_averages_of_an_earlier_run_are_not_taken_for_this_one(tiny_data, tmp_pa
     assert "latest_net_G_A_ema.pth" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("before", "after"), [("0", "1"), ("1", "0")])
+def test_a_run_keeps_its_networks(tiny_data, tmp_path, before, after):
+    train(tmp_path, "--dataroot", tiny_data, "--max_dataset_size", "1", "--lambda_projected", before)
+    other = ["--continue_train", "--n_epochs", "2", "--lambda_projected", after, "--override"]
+    with pytest.raises(ValueError, match=r"the run has the networks D_A.*: --lambda_projected, for one, adds") as error:
+        training.main(["--checkpoints_dir", str(tmp_path), "--name", "run", *other])
+    assert error.value.remedy == {"init_from": "run"}
+
+
 def test_a_state_of_another_model_is_refused(tiny_data, tmp_path):
     run_dir = train(tmp_path, "--dataroot", tiny_data)
     torch.save({"epoch": 1}, run_dir / "latest_state.pth")

@@ -426,6 +426,15 @@ def test_a_missing_package_is_refused_before_anything_is_written(tiny_data, tmp_
     assert list(tmp_path.iterdir()) == []
 
 
+def test_wandb_without_a_key_is_an_error(tiny_data, tmp_path, monkeypatch):
+    for variable in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    flags = [*TINY, "--dataroot", str(tiny_data), "--checkpoints_dir", str(tmp_path), "--name", "run", "--use_wandb"]
+    with pytest.raises(ValueError, match=r"--use_wandb: No API key configured.* Or set WANDB_MODE=offline"):
+        training.main([*flags, "--no_html"])
+
+
 def test_test_py_refuses_a_missing_package_before_anything_is_written(tmp_path, block):
     run_dir = tmp_path / "checkpoints" / "run"
     run_dir.mkdir(parents=True)

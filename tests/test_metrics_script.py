@@ -186,6 +186,11 @@ def test_mistakes_are_named(folders, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="empty has no images"):
         main([str(tmp_path / "empty"), reals])
+    (tmp_path / "results").mkdir()
+    for kind in ("real_A", "fake_B"):
+        draw_shapes("one").save(tmp_path / "results" / f"1_{kind}.png")
+    with pytest.raises(ValueError, match=r"results has images of several kinds, fake_B, real_A: choose one by --label"):
+        main([str(tmp_path / "results"), reals])
     (tmp_path / "one").mkdir()
     draw_shapes("one").save(tmp_path / "one" / "1.png")
     with pytest.raises(ValueError, match="kid needs at least 2 images of each kind, not 1 made and 8 real"):

@@ -45,6 +45,7 @@ def test_left_out_dataroot_is_bundled():
     ("argv", "message"),
     [
         ("--lamda_A 5", "no option --lamda_A; did you mean --lambda_A?"),
+        ("--model cut --lambda_A 5", "--lambda_A of this --model: it is one of cycle_gan, cycle_gan_attn"),
         ("--lamda_A=5", "no option --lamda_A; did you mean --lambda_A?"),
         ("--n_epoch 5", "no option --n_epoch; did you mean --n_epochs?"),  # no abbreviations
         ("--loadsize 128", "no option --loadsize; did you mean --load_size?"),

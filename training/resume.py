@@ -218,6 +218,8 @@ def resume(
         if opt.init_from:
             start_from(opt, model, run_dir)
         return start
+    if state is not None:
+        check_networks(model, state, opt.name)
     filled = load_networks(model, run_dir, label)
     if state is None or not filled:
         kept = f"; the run so far stays as --epoch {OLD}" if label == "latest" and replaced_checkpoint(run_dir) else ""
@@ -241,6 +243,19 @@ def resume(
     place = f", {start.epoch_images} of the {epoch_size} of this epoch" if start.epoch_images else ""
     log.info("resuming %s in epoch %d after %d images%s", opt.name, start.epoch, start.total_images, place)
     return start
+
+
+def check_networks(model: BaseModel, state: dict[str, Any], name: str) -> None:
+    """Raise ValueError if the state of a checkpoint of the run `name` is one of other networks than the model has."""
+    saved = {Path(file).stem.partition("_net_")[2].removesuffix("_ema") for file in state.get("files", ())}
+    wanted = {child.removeprefix("net").removesuffix("_ema") for child, _ in model.named_children()}
+    if saved and saved != wanted:
+        raise RemediedError(
+            f"the run has the networks {', '.join(sorted(saved))}, and with these flags {', '.join(sorted(wanted))}: "
+            "--lambda_projected, for one, adds some. Resume with the flags of the run, or start another one from its "
+            "weights.",
+            remedy={"init_from": name},
+        )
 
 
 def start_from(opt: Options, model: BaseModel, run_dir: Path) -> None:
