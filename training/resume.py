@@ -252,8 +252,8 @@ def check_networks(model: BaseModel, state: dict[str, Any], name: str) -> None:
     if saved and saved != wanted:
         raise RemediedError(
             f"the run has the networks {', '.join(sorted(saved))}, and with these flags {', '.join(sorted(wanted))}: "
-            "--lambda_projected, for one, adds some. Resume with the flags of the run, or start another one, by another "
-            "--name, from its weights.",
+            "--lambda_projected, for one, adds some. Resume with the flags of the run, or start another one, under "
+            "another --name, from its weights.",
             remedy={"init_from": name},
         )
 
