@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     device = select_device(args.device)
     fakes, reals = named_images(args.fakes, args.label), named_images(args.reals)
-    kinds = {match[1] for name in fakes if (match := re.search("_((real|fake|rec|idt)_[AB](_rgb)?)$", name))}
+    kinds = {match[1] for name in fakes if (match := re.search("_((real|fake|rec|idt)(_[AB])?(_rgb)?)$", name))}
     if not args.label and len(kinds) > 1:
         raise ValueError(f"{args.fakes} has images of several kinds, {', '.join(sorted(kinds))}: choose one by --label")
     folders = {"fake_B": fakes}

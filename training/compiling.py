@@ -61,9 +61,8 @@ def waits_for_others(net: nn.Module) -> bool:
 def try_out(model: BaseModel, name: str, example: Tensor) -> None:
     """Run the network `name` forward and backward as training does. Its buffers and the random state are restored."""
     net, x = model.get_submodule(name), example.to(model.device)
-    x.requires_grad_(
-        name.startswith(("netD", "netP"))
-    )  # as the fakes do that train the generators: the same code serves both
+    # As the fakes do that train the generators. The same code serves both.
+    x.requires_grad_(name.startswith(("netD", "netP")))
     buffers = [buffer.clone() for buffer in net.buffers()]
     with torch.random.fork_rng([x.device] if x.is_cuda else []):
         with model.optimization.autocast():
