@@ -29,8 +29,6 @@ from util.signals import SIGNALS
 
 log = logging.getLogger(__name__)
 
-WORKERS = 4  # of a loader, unless --num_threads says otherwise
-
 
 class EpochSampler(DistributedSampler[Any]):
     """Yields (epoch, index) pairs, so that a dataset can make every sample a function of both.
@@ -147,12 +145,11 @@ def create_dataset(opt: Any) -> EpochLoader:
         check_same_size(dataset, opt.batch_size, step_size)
     device = select_device(opt.device, opt.gpu_ids)
     pin_memory = tuning(device).pin_memory
-    workers = opt.num_threads
-    if workers is None:
+    workers = min(opt.num_threads, math.ceil(len(dataset) / step_size))
+    if not opt.given("num_threads") and "num_threads" not in opt.changed():  # nor in a run that is resumed
         # on the CPU, workers take cores from training; a pair at 64 px loads in 1 ms, in a worker in 2 ms
         cores = max(cpu_count() // distributed.local_world_size(), 1)
-        workers = min(WORKERS, cores) if device.type != "cpu" else 0
-    workers = min(workers, math.ceil(len(dataset) / step_size))
+        workers = min(workers, cores) if device.type != "cpu" else 0
     if workers:
         import_module("data.decoders")  # before they start, so a warning about torchcodec is logged once
     # testing runs on one rank

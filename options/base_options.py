@@ -315,8 +315,8 @@ def add_data_flags(parser: ArgumentParser) -> None:
     text += "status 3"
     add("--skip_bad_images", action="store_true", help=text)
     add("--batch_size", type=values.positive_int, default=1, help="images per step, in each process")
-    text = "data loader workers; default: 4, but no more than cores, and none on a CPU"
-    add("--num_threads", type=values.non_negative_int, help=text)
+    text = "data loader workers; unless given, no more than cores, and none on a CPU"
+    add("--num_threads", type=values.non_negative_int, default=4, help=text)
 
 
 def add_network_flags(parser: ArgumentParser) -> None:

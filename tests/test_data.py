@@ -89,6 +89,12 @@ def test_bundled_test_images_are_pairs(folder, count):
 # ---- samples are functions of (seed, epoch, index)
 
 
+def test_a_resumed_run_keeps_its_workers(tiny_data):
+    for flags, workers in ((["--num_threads", "1"], 1), ([], 0)):
+        opt = opt_train(tiny_data, "--gpu_ids", "-1", *flags)
+        assert create_dataset(TrainOptions().parse(["--continue_train"], opt.as_dict())).num_workers == workers
+
+
 @more_workers_than_cores
 def test_workers_do_not_change_a_run(tiny_data):
     runs = []

@@ -62,7 +62,7 @@ def test_testing_takes_over_what_describes_the_run():
     opt = TestOptions().parse(["--name", "run"], saved)
     for flag in [*DESCRIBE, "model", "dataset_mode"]:
         assert getattr(opt, flag) == saved[flag] and not opt.given(flag)
-    expected = {"load_size": 64, "batch_size": 1, "seed": 0, "phase": "test", "num_threads": None, "no_flip": True}
+    expected = {"load_size": 64, "batch_size": 1, "seed": 0, "phase": "test", "num_threads": 4, "no_flip": True}
     assert {flag: getattr(opt, flag) for flag in expected} == expected
     assert opt.max_dataset_size == math.inf and opt.serial_batches
     assert "flag_of_an_older_version" not in opt.as_dict() and "ema_decay" not in opt.as_dict()
