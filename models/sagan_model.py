@@ -192,11 +192,12 @@ class SAGANModel(BaseModel):
                         self.scorer(classes, wanted), real, fake[: len(real)], step=self.optimization.updates,
                         progress=self.optimization.progress,
                     )  # fmt: skip
-                    logged, total = self.gan_loss.logged(terms), [self.gan_loss.total(terms)]
+                    losses, logged = [self.gan_loss.total(terms)], self.gan_loss.logged(terms)
                     if self.projected:
-                        total.append(self.projected.discriminator(real, fake))
-                        logged["projected_D"] = total[1].detach()
-                self.optimization.backward("D", *total, share=share)
+                        loss = self.projected.discriminator(real, fake)
+                        losses.append(loss)
+                        logged["projected_D"] = loss.detach()
+                self.optimization.backward("D", *losses, share=share)
                 losses_D.append((share, logged))
             self.optimization.update("D")
         losses_G: list[tuple[float, Losses]] = []
@@ -211,8 +212,7 @@ class SAGANModel(BaseModel):
             losses_G.append((share, {name: term.detach() for name, term in terms.items()}))
         self.optimization.update("G")
         self.optimization.end_step()
-        losses = average_losses(losses_G) | average_losses(losses_D) | self.gammas()
-        return losses, {"fake": fake, "real": real}
+        return average_losses(losses_G) | average_losses(losses_D) | self.gammas(), {"fake": fake, "real": real}
 
     def example_input(self, name: str, size: tuple[int, int], *, batch_size: int = 1) -> Tensor | None:
         """See BaseModel; the generator takes noise, (batch_size, z_dim + n_classes)."""

@@ -106,8 +106,7 @@ def differing_flags(found: Mapping[str, Tensor], expected: Mapping[str, Tensor])
     if ("netG" in there, "netD" in there) != ("netG" in here, "netD" in here):
         return f"The file looks like {as_text(there)}"
     ignored = {flag for flag in ("attn_G", "attn_D") if there.get(flag) == "none"}  # networks may gain attention
-    if not {"no_dropout"} <= there.keys() & here:  # not always to be seen
-        ignored.add("no_dropout")
+    ignored |= {"no_dropout"} - (there.keys() & here)  # weights do not always show it
     other = [flag for flag in (there | here) if flag not in ignored and there.get(flag) != here.get(flag)]
     if not other:
         return f"Both look like {as_text(there)}"
