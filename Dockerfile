@@ -4,7 +4,8 @@
 #     python train.py --dataroot mydata --name mine
 #
 # For NVIDIA GPUs, to run with --gpus all --ipc host:
-# docker build --build-arg BASE=pytorch/pytorch:2.6.0-cuda12.4-cudnn9-runtime -t attention-cyclegan .
+# docker build --build-arg BASE=pytorch/pytorch:2.8.0-cuda12.8-cudnn9-devel -t attention-cyclegan .
+# (-runtime is smaller, without the compiler that --compile needs)
 ARG BASE=python:3.11-slim
 FROM ${BASE}
 WORKDIR /app

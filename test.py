@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
@@ -29,7 +29,6 @@ from inference.tiles import Tiled
 from inference.trained import Trained, find_trained
 from models.base_model import BaseModel
 from models.networks.attention import attention_blocks
-from models.networks.layers import BATCH_NORMS
 from models.weights import find_weights, load_weights
 from options import values
 from options.base_options import Options
@@ -95,7 +94,7 @@ def main(argv: list[str] | None = None) -> int:
         folder = Path(opt.results_dir) / opt.name / f"samples_{trained.label}"
         with writing("--results_dir", folder):
             return save_samples(model, loader, folder, threads, made["A"], precision=precision)
-    if opt.batch_size > 1 and not opt.eval and any(isinstance(layer, BATCH_NORMS) for layer in model.modules()):
+    if opt.batch_size > 1 and not opt.eval and any(isinstance(layer, nn.BatchNorm2d) for layer in model.modules()):
         log.warning(
             "batch norm computes statistics over the images of a batch, so results depend on --batch_size %d: "
             "--eval takes those of training, and --batch_size 1 those of each image",

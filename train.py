@@ -311,6 +311,7 @@ class Training:
 
     def measure(self, evaluator: Evaluator, at: Progress) -> None:
         """Compute and show the figures of --metrics, and keep the checkpoint if it is the best one."""
+        self.guard.settle()
         values = evaluator.evaluate(self.model, images=at.images)
         self.display.show_metrics(at, values, note=evaluator.describe(), best=self.opt.best, is_best=evaluator.is_best)
         if self.shown:

@@ -33,7 +33,7 @@ class Result:
     figure: Figure
 
     def cells(self) -> list[str]:
-        """Of the table: name, aim, reached, and what stands behind it."""
+        """Of the table: name, aim, reached, and details."""
         return [self.name, self.aim, self.figure.text, "yes" if self.figure.reached else "no", self.figure.details]
 
 
@@ -129,7 +129,7 @@ def machine() -> dict[str, Any]:
 
 def table(results: list[Result], report: dict[str, Any]) -> str:
     """The report in Markdown."""
-    lines = ["| case | aim | measured | reached | behind it |", "|---|---|---|---|---|"]
+    lines = ["| case | aim | measured | reached | details |", "|---|---|---|---|---|"]
     lines += ["| " + " | ".join(result.cells()) + " |" for result in results]
     facts = [f"{name}: {value}" for name, value in report["machine"].items()]
     facts += [f"best {name} convolution: {rate / 1e9:.0f} GFLOP/s" for name, rate in report["peaks"].items()]

@@ -45,7 +45,7 @@ def sample_name(seed: int, name: str = "") -> str:
 
 
 def class_of_made(path: Path, root: Path, rule: str, names: Sequence[str]) -> str:
-    """The class of a made image: that of a sample by its `sample_name`, or else `class_of`.
+    """The class of a generated image: that of a sample by its `sample_name`, or else `class_of`.
 
     Args:
         path, root, rule: see `class_of`.

@@ -34,7 +34,7 @@ class NoiseDataset(BaseDataset):
         """Add the flags for seeds and truncation."""
         if not is_train:
             add = parser.add_argument_group("noise").add_argument
-            text = f"one image each, as 0-63 or 3,8,20-29; default: the first --num_test, or {DEFAULT_COUNT}"
+            text = f"seeds, as 0-63 or 3,8,20-29; default: from 0, enough for --num_test images, or {DEFAULT_COUNT}"
             add("--seeds", type=values.seeds, help=text)
             text = "limit |z| to this value: smaller is more typical and less varied; 0 = no limit"
             add("--truncation", type=values.non_negative_float, default=0.0, help=text)

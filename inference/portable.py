@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from models.networks import layers, resample
 from models.networks.any_size import AnySize
 from models.networks.attention import SelfAttention2d, attend_plain, tokens
-from models.networks.layers import BATCH_NORMS, remove_spectral_norm
+from models.networks.layers import remove_spectral_norm
 from models.networks.sagan import NoiseGenerator
 
 # Layers that run on every size and device alike, and contain nothing that a tracer would take as constant.
@@ -154,7 +154,7 @@ def make_portable(net: AnySize | NoiseGenerator) -> Portable:
     inner = net.net if isinstance(net, AnySize) else net
     remove_spectral_norm(inner)
     for module in list(inner.modules()):
-        if isinstance(module, BATCH_NORMS):
+        if isinstance(module, nn.BatchNorm2d):
             if module.training:
                 module.__class__ = _BatchStatistics
         elif type(module) in PORTABLE:

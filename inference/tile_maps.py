@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.networks.attention import SelfAttention2d, attend, tokens
-from models.networks.layers import BATCH_NORMS
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +34,7 @@ class Statistics:
 
     def add(self, x: Tensor, box: Box) -> None:
         """Take a window (B, C, rows, columns)."""
-        dims = (0, 2, 3) if isinstance(self.module, BATCH_NORMS) else (2, 3)
+        dims = (0, 2, 3) if isinstance(self.module, nn.BatchNorm2d) else (2, 3)
         variance, mean = (part.cpu().double() for part in torch.var_mean(x.float(), dims, correction=0, keepdim=True))
         new = math.prod(x.shape[dim] for dim in dims)
         total, delta = self.count + new, mean - self.mean

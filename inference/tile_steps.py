@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from inference.tile_maps import Box, Observer, Positions, Range, Statistics
 from models.networks.any_size import AnySize
 from models.networks.attention import SelfAttention2d
-from models.networks.layers import BATCH_NORMS, NarrowConv2d
+from models.networks.layers import NarrowConv2d
 from models.networks.resample import Downsample, ResizeConv2d, Upsample
 
 
@@ -106,7 +106,7 @@ class _Tracer(fx.Tracer):
 
 POINTWISE = (nn.ReLU, nn.LeakyReLU, nn.Tanh)
 LAYERS = (
-    nn.Conv2d, nn.ConvTranspose2d, nn.ReflectionPad2d, nn.InstanceNorm2d, *BATCH_NORMS, nn.Dropout, *POINTWISE,
+    nn.Conv2d, nn.ConvTranspose2d, nn.ReflectionPad2d, nn.InstanceNorm2d, nn.BatchNorm2d, nn.Dropout, *POINTWISE,
     Downsample, Upsample, SelfAttention2d,
 )  # fmt: skip
 
@@ -193,9 +193,9 @@ def layer_steps(module: nn.Module, before: int, following: int) -> list[Step]:
         ]
     if isinstance(module, SelfAttention2d) and isinstance(module.pool, nn.Identity):
         return [Step(same, inputs, observer=Positions, module=module)]
-    if isinstance(module, BATCH_NORMS) and not module.training:
+    if isinstance(module, nn.BatchNorm2d) and not module.training:
         return [Step(module, inputs)]
-    if isinstance(module, (nn.InstanceNorm2d, *BATCH_NORMS)):
+    if isinstance(module, (nn.InstanceNorm2d, nn.BatchNorm2d)):
         return [Step(same, inputs, observer=Statistics, module=module)]
     if isinstance(module, nn.Dropout):
         raise ValueError("dropout draws other values in each tile: turn it off by --eval (evaluate=True)")

@@ -17,7 +17,7 @@ from models.base_model import BaseModel
 from models.networks import build_generator
 from models.networks.any_size import AnySize
 from models.networks.infer import GENERATOR_FLAGS, as_text, infer_generator, infer_network
-from models.networks.layers import BATCH_NORMS, spectral_normalize
+from models.networks.layers import spectral_normalize
 from models.test_model import generator_labels
 from models.weights import find_weights, load_weights, parse_notes, read_weights, safetensors_notes
 from options import values
@@ -275,6 +275,6 @@ def prepare(net: nn.Module, device: torch.device, *, evaluate: bool) -> nn.Modul
     ready = AnySize(net) if hasattr(net, "stride") else net
     ready.to(device).requires_grad_(False).eval()
     for module in ready.modules():
-        if isinstance(module, (nn.Dropout, *BATCH_NORMS)):
+        if isinstance(module, (nn.Dropout, nn.BatchNorm2d)):
             module.train(not evaluate)
     return ready.to(memory_format=tuning(device, training=False).memory_format)

@@ -226,9 +226,7 @@ class BaseModel(nn.Module):
             ValueError: the batch lacks one of them.
         """
         if missing := [name for name in names if name not in batch]:
-            raise ValueError(
-                f"{type(self).__name__} needs {', '.join(missing)} in each sample: choose another --dataset_mode"
-            )
+            raise ValueError(f"this model needs {', '.join(missing)} in each sample: choose another --dataset_mode")
         return [batch[name].to(self.device, non_blocking=True) for name in names]
 
     def summary(self, *, verbose: bool = False) -> str:
@@ -297,7 +295,7 @@ class BaseModel(nn.Module):
             ValueError: the model has one direction only.
         """
         if reverse:
-            raise ValueError(f"{type(self).__name__} translates in one direction only: omit --direction")
+            raise ValueError("this model translates in one direction only, that of its training: omit --direction")
         return [name.removeprefix("net")]
 
     def attention_views(self) -> dict[str, AttentionView]:

@@ -26,7 +26,7 @@ MARGINS: Mapping[type, Callable[..., Any]] = OPERATORS | {
 def add_content_flag(parser: ArgumentParser) -> None:
     """Add --lambda_content, the weight of a ContentLoss of the rules --content."""
     text = "weight of a loss that keeps the classes of pixels of --content in their place; 0 = off"
-    group = parser.add_argument_group("loss of content")
+    group = parser.add_argument_group("content loss")
     group.add_argument("--lambda_content", type=values.non_negative_float, default=0.0, help=text)
 
 
@@ -56,7 +56,7 @@ class ContentLoss:
 
     def __init__(self, rules: Sequence[Rule]):
         if not rules:
-            raise ValueError("the loss of content needs rules, such as content='sea: A(B > R + 35); B(B > R - 20)'")
+            raise ValueError("the content loss needs rules, such as content='sea: A(B > R + 35); B(B > R - 20)'")
         for rule in rules:
             if missing := {"A", "B"} - rule.conditions.keys():
                 raise ValueError(f"content: the rule of {rule.name} has no condition for domain {min(missing)}")

@@ -50,7 +50,7 @@ def add_gan_flags(parser: ArgumentParser) -> None:
     add("--lambda_r2", type=weight, default=0.0, help=text.format("fake images (R2)"))
     text = "gradient penalty of D on mixtures of real and fake images, as in UVCGAN2: this times |gradient|^2; 0 = off"
     add("--lambda_zero_gp", type=weight, default=0.0, help=text)
-    text = "compute --lambda_r1, --lambda_r2 and --lambda_zero_gp every so many steps, with so many times the weight"
+    text = "compute --lambda_r1, --lambda_r2 and --lambda_zero_gp every N steps only, with N times the weight"
     add("--penalty_every", type=values.positive_int, default=1, help=text)
 
 

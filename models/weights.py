@@ -19,6 +19,7 @@ from util.errors import RemediedError
 log = logging.getLogger(__name__)
 
 WRAPPERS = ("module", "_orig_mod")  # DataParallel and torch.compile put these into names
+STATE_KEYS = {"options", "model", "random"}  # of what training saves beside the weights
 PLAIN = re.compile(r"model\.(\d+|model\.\d+)\.")  # how names in ResNets, PatchGANs and U-Nets begin
 
 
@@ -66,6 +67,8 @@ def read_weights(path: Path, *, network: str = "", objects: bool = False) -> dic
         ValueError: the file is missing or damaged, or does not have one network of named tensors.
     """
     content: Mapping[str, Any] = split(read_tensors(path, objects=objects))
+    if content.keys() >= STATE_KEYS:
+        raise ValueError(f"{path} is the state of a run, and its weights lie beside it: take one of the *_net_*.pth")
     names: set[str] = set()  # of what is around the weights
     while not is_network(content):
         inner = {key: value for key, value in content.items() if isinstance(value, Mapping) and has_network(value)}

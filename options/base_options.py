@@ -269,11 +269,11 @@ def add_run_flags(parser: ArgumentParser) -> None:
     text = "checkpoint to load, for testing and with --continue_train: latest, the number of an epoch, best (see "
     text += "--best), or old, the last checkpoint of a run that a new one of the same name has replaced"
     add("--epoch", type=values.plain_name, default="latest", help=text)
-    text = "load the checkpoint that --save_by_iter kept after so many images; 0 = use --epoch"
+    text = "load the checkpoint that --save_by_iter kept after this many images; 0 = use --epoch"
     add("--load_iter", type=values.non_negative_int, default=0, help=text)
     add("--seed", type=values.seed, default=0, help="random seed of weights, order, augmentation and dropout")
     add("--device", default="auto", choices=DEVICES, help="auto = a GPU if there is one")
-    add("--gpu_ids", type=values.gpu_ids, default="0", help="CUDA GPUs, as 0,1: one for each process; -1 = CPU")
+    add("--gpu_ids", type=values.gpu_ids, default="0", help="CUDA GPUs, such as 0,1: one per process; -1 = CPU")
     add("--display_winsize", type=values.positive_int, default=256, help="width of images on pages, in px")
     add("--verbose", action="store_true", help="print the layers of the networks, and tracebacks of errors")
     add("--use_wandb", action="store_true", help="log to Weights & Biases (pip install wandb)")
@@ -283,7 +283,8 @@ def add_run_flags(parser: ArgumentParser) -> None:
 def add_data_flags(parser: ArgumentParser) -> None:
     """Which images, and how they are read."""
     add = parser.add_argument_group("data").add_argument
-    text = "folder of images; with two domains, of trainA, trainB, testA, testB; default: bundled images"
+    text = "folder of images; with two domains, of trainA, trainB, testA, testB; default: bundled images, if the "
+    text += "model has some"
     add("--dataroot", help=text)
     modes = f"data/DATASET_MODE_dataset.py: {', '.join(choices('data'))}"
     add("--dataset_mode", type=values.class_name("data"), default="unaligned", help=modes)
@@ -291,7 +292,7 @@ def add_data_flags(parser: ArgumentParser) -> None:
     text = "how images are resized. resize: to a square of LOAD_SIZE; scale_width: to a width of LOAD_SIZE, keeping "
     text += "the aspect ratio; crop: to a square of CROP_SIZE; none: sizes stay, in training rounded to multiples of 4"
     add("--preprocess", default="resize_and_crop", choices=PREPROCESS, help=text)
-    text = "before that, crop a square of so many px from the center; max = the largest square; 0 = off"
+    text = "before that, crop a square of this size in px from the center; max = the largest square; 0 = off"
     add("--center_crop", type=values.center_crop, default=0, help=text)
     add("--load_size", type=values.positive_int, default=286, help="size before the crop, in px")
     add("--crop_size", type=values.positive_int, default=256, help="size of the crop, in px")
@@ -310,12 +311,12 @@ def add_data_flags(parser: ArgumentParser) -> None:
         add(f"--label_{domain}", nargs="*", metavar="CLASS", help=which)
     text = "axis of NIfTI volumes along which slices are images: 0 = the first"
     add("--slice_axis", type=int, default=2, choices=(0, 1, 2), help=text)
-    add("--max_dataset_size", type=values.count, default=math.inf, help="use the first so many images; inf = all")
-    text = "leave out unusable images; all images are read once at the start to find them; test.py then ends with "
+    add("--max_dataset_size", type=values.count, default=math.inf, help="the first N images alone; inf = all")
+    text = "skip unreadable images; every image is read once at the start to find them; test.py then ends with "
     text += "status 3"
     add("--skip_bad_images", action="store_true", help=text)
     add("--batch_size", type=values.positive_int, default=1, help="images per step, in each process")
-    text = "data loader workers; unless given, no more than cores, and none on a CPU"
+    text = "data loader workers; unless given, at most one per core, and none on a CPU"
     add("--num_threads", type=values.non_negative_int, default=4, help=text)
 
 
@@ -337,7 +338,7 @@ def add_network_flags(parser: ArgumentParser) -> None:
     add("--norm", default="instance", choices=NORMS, help=text)
     add("--no_dropout", action="store_true", help="no dropout in G")
     text = "how G doubles the resolution: deconv = transposed convolution; nearest = resize, then convolve, without "
-    text += "checkerboard; blur = bilinear, and G and D blur before they halve it, as in CUT: slower, fewer patterns"
+    text += "checkerboard artifacts; blur = bilinear, and G and D blur before they halve it, as in CUT: slower"
     add("--resample", default="deconv", choices=RESAMPLINGS, help=text)
     stages = "stages of {} followed by self-attention: {}. Separated by commas, or none"
     noise = "sagan's: l1 ..., sagan_resnet's and biggan's: block1 ..."
@@ -345,7 +346,7 @@ def add_network_flags(parser: ArgumentParser) -> None:
     add("--attn_G", default="none", help=stages.format("G", resnet))
     patchgan = f"layer1, layer2 ..., bottleneck (stride 8); {noise}"
     add("--attn_D", default="none", help=stages.format("D", patchgan))
-    text = "end PatchGANs with a head that sees how much images differ, also from so many earlier ones; 0 = off"
+    text = "end PatchGANs with a head that sees how much images differ, also from this many earlier ones; 0 = off"
     add("--batch_head", type=values.non_negative_int, default=0, help=f"{text}; UVCGAN2 has 3")
     switch = argparse.BooleanOptionalAction
     add("--spectral_norm_G", action=switch, default=False, help="spectral normalization in G")
@@ -363,7 +364,7 @@ def add_metric_flags(parser: ArgumentParser) -> None:
     add("--metrics_features", default="lite0", choices=FEATURES, help=text)
     text = "Inception weights for these metrics instead, as published: the file of torch-fidelity"
     add("--metrics_weights", default="", help=text)
-    text = "classes of pixels that content compares, such as 'sea: A(B - G > 15, B > 150); B(B > R - 20)'; default: "
+    text = "classes of pixels that content compares, such as 'sea: A(B > R + 35); B(B > R - 20)'; default: "
     text += "edges and gray values"
     add("--content", nargs="+", type=values.rule, default=[], metavar="RULE", help=text)
     text = "folders of label maps, by the names of the images: content finds their classes in translations by color "

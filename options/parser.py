@@ -19,6 +19,11 @@ RENAMED = {
     "ntest": "num_test", "identity": "lambda_identity", "display_single_pane_ncols": "display_ncols",
     "no_lsgan": "gan_mode=vanilla", "upsample": "resample",
 }  # fmt: skip
+# Flags of CUT's own repository that have no flag of the same meaning here.
+ELSEWHERE = {
+    "CUT_mode": "--model cut or --model fastcut", "normG": "--norm", "normD": "--norm", "no_antialias": "--resample",
+    "no_antialias_up": "--resample",
+}  # fmt: skip
 _MISSING = object()
 
 
@@ -91,11 +96,12 @@ class Parser(argparse.ArgumentParser):
         """
         flag = next((word.split("=")[0] for word in unknown if word.startswith("-")), None)
         if flag is None:
-            self.error(f"{unknown[0]!r} belongs to no option")
+            switch = "; a switch takes no value, see --help" if unknown[0] in ("True", "False") else ""
+            self.error(f"{unknown[0]!r} belongs to no option{switch}")
         if models := owners(flag.removeprefix("--")):
-            self.error(f"no option {flag} of this --model: it is one of {', '.join(models)}")
+            self.error(f"{flag} is no option of this --model, but of {', '.join(models)}")
         known = {name: f"--{name}" for name in self.defaults()}
-        known |= {old: f"--{new}" for old, new in RENAMED.items() if new in known}
+        known |= {old: f"--{new}" for old, new in RENAMED.items() if new in known} | ELSEWHERE
         similar = difflib.get_close_matches(flag.removeprefix("--"), known, 1)
         self.error(f"no option {flag}; " + (f"did you mean {known[similar[0]]}?" if similar else "--help lists them"))
 

@@ -33,7 +33,7 @@ Flags of data and network default to those of the run."""
         parser.set_defaults(no_flip=True, serial_batches=True, load_size=parser.get_default("crop_size"))
         add = parser.add_argument_group("testing").add_argument
         add("--phase", type=values.plain_name, default="test", help="which images: folders PHASEA and PHASEB")
-        add("--num_test", type=values.count, default=math.inf, help="translate the first so many images; inf = all")
+        add("--num_test", type=values.count, default=math.inf, help="the first N images alone; inf = all")
         add("--results_dir", default="./results/", help="the page is RESULTS_DIR/NAME/PHASE_EPOCH/index.html")
         add(
             "--aspect_ratio",
@@ -42,7 +42,7 @@ Flags of data and network default to those of the run."""
             help="stretch results: their width if above 1, else their height",
         )
         text = "of the networks. bf16: about twice as fast on processors with instructions for it; auto: bf16 there, "
-        text += "else fp32; fp16: the same on NVIDIA GPUs"
+        text += "else fp32; fp16: for NVIDIA GPUs without bf16"
         add("--precision", default="fp32", choices=("auto", *PRECISIONS), help=text)
         text = "CPU threads; 0 = OMP_NUM_THREADS, or measured on the first images; results differ by rounding"
         add("--cpu_threads", type=values.non_negative_int, default=0, help=text)

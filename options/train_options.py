@@ -124,11 +124,11 @@ def add_training_flags(parser: ArgumentParser) -> None:
     text = "length of the whole run in minutes, if its epochs do not end first; learning rates fall with the time. 0 = "
     text += "no limit"
     add("--train_minutes", type=values.non_negative_float, default=0.0, help=text)
-    text = "save a checkpoint and stop after so many minutes, to be resumed; 0 = no limit"
+    text = "save a checkpoint and stop after this many minutes, to be resumed by --continue_train; 0 = no limit"
     add("--max_minutes", type=values.non_negative_float, default=0.0, help=text)
     nan = "after a non-finite loss: stop, or resume the last checkpoint with half the learning rate, 3 times at most"
     add("--on_nan", default="stop", choices=("stop", "rollback"), help=nan)
-    text = "take so many batches per step: gradients are those of one batch as large, memory that of --batch_size"
+    text = "gradient accumulation: batches per step, in the memory of one"
     add("--accumulate", type=values.positive_int, default=1, help=text)
     add(
         "--pool_size",
@@ -142,8 +142,8 @@ def add_training_flags(parser: ArgumentParser) -> None:
         default=0.0,
         help="decay of the averaged weights of G in each step, such as 0.999; 0 = no average",
     )
-    text = "average the weights of G by this half-life in images instead, whatever the batch size, at most a twentieth "
-    text += "of the images seen; 0 = use --ema_decay"
+    text = "half-life of the averaged weights of G in images instead, whatever the batch size, at most a twentieth of "
+    text += "the images seen; 0 = use --ema_decay"
     add("--ema_halflife", type=values.non_negative_int, default=0, help=text)
 
 
@@ -151,7 +151,7 @@ def add_speed_flags(parser: ArgumentParser) -> None:
     """Precision, compilation, memory and threads."""
     add = parser.add_argument_group("speed").add_argument
     text = "of the forward pass. bf16: about twice as fast on processors with instructions for it, results differ in "
-    text += "the third digit; auto: bf16 there, else fp32; fp16: the same on older NVIDIA GPUs; weights, losses and "
+    text += "the third digit; auto: bf16 there, else fp32; fp16: for NVIDIA GPUs without bf16; weights, losses and "
     text += "statistics stay fp32"
     add("--precision", default="fp32", choices=("auto", *PRECISIONS), help=text)
     text = "compile the networks: takes a minute or more, then steps are up to 10%% faster; results differ by rounding"
@@ -162,11 +162,11 @@ def add_speed_flags(parser: ArgumentParser) -> None:
     add("--cuda_graphs", action="store_true", help=text)
     text = "TF32 matrix products on NVIDIA GPUs: faster, with 10 bits of mantissa, as in PyTorch's convolutions"
     add("--tf32", action="store_true", help=text)
-    add("--no_tf32", action="store_true", help="no TF32 on NVIDIA GPUs, in convolutions neither: slower, all 24 bits")
+    add("--no_tf32", action="store_true", help="no TF32 on NVIDIA GPUs, not even in convolutions: slower, full float32")
     text = "deterministic kernels only: repeated and resumed runs are bit-identical on GPUs too, but slower"
     add("--deterministic", action="store_true", help=text)
-    text = "CPU threads of a step; 0 = OMP_NUM_THREADS, or measured at the start and again when steps slow down. "
-    text += "Results differ by rounding: choose a number for runs that repeat bit-identically"
+    text = "CPU threads of a step; 0 = OMP_NUM_THREADS, or measured at the start and when steps slow down, not with "
+    text += "--compile or torchrun. Results differ by rounding: choose a number for runs that repeat bit-identically"
     add("--cpu_threads", type=values.non_negative_int, default=0, help=text)
 
 
@@ -219,13 +219,13 @@ def add_display_flags(parser: ArgumentParser) -> None:
         "--display_freq",
         type=values.non_negative_int,
         default=400,
-        help="images between updates in visdom and the like",
+        help="images between updates in visdom, TensorBoard and Weights & Biases",
     )
     add(
         "--health_freq",
         type=values.non_negative_int,
         default=200,
-        help="images between looks at the health of the run, see docs/health.md; 0 = never",
+        help="images between health checks, see docs/health.md; 0 = never",
     )
     add("--display_id", type=values.whole_number, default=1, help="window id in visdom; 0 or less = no visdom")
     add(
@@ -246,9 +246,9 @@ def add_evaluation_flags(parser: ArgumentParser) -> None:
     add = parser.add_argument_group("metrics in training").add_argument
     text = "images between two evaluations of --metrics, and one at the end; 0 = at the end only"
     add("--metrics_freq", type=values.non_negative_int, default=5000, help=text)
-    text = "held-out images to measure, of the folders valA and valB or, without them, testA and testB"
+    text = "held-out images to measure: of valA and valB, or val for pairs in one file; without these, of test"
     add("--metrics_images", type=values.positive_int, default=500, help=text)
-    text = "metric, such as kid, by which the best checkpoint is kept, for --epoch best; default: none is"
+    text = "keep the checkpoint with the best value of this metric, such as kid, for --epoch best; default: off"
     add("--best", default="", metavar="METRIC", help=text)
 
 

@@ -40,7 +40,7 @@ EXAMPLES = (
     "", "--name mine", "--weights weights/chart_AtoB.safetensors weights/chart_BtoA.safetensors --port 8080"
 )  # fmt: skip
 PAGE = Path(__file__).parent.parent / "display" / "pages" / "demo.html"
-BUNDLED = sorted((Path(__file__).parent.parent / "weights").glob("*.safetensors"))
+BUNDLED = sorted((Path(__file__).parent.parent / "weights").glob("*to*.safetensors"))  # of translations
 MAX_BYTES = 2**25  # of an uploaded file
 MAX_PIXELS = 2**21  # of an uploaded image
 WAITING = 4  # uploads at one time, the one that runs included

@@ -1,4 +1,4 @@
-"""Compare a folder of made images with real ones: python -m scripts.metrics FAKES REALS --metrics kid,fid."""
+"""Compare a folder of generated images with real ones: python -m scripts.metrics FAKES REALS --metrics kid,fid."""
 
 import argparse
 import itertools
@@ -38,7 +38,7 @@ BAR = 20  # characters of the bar of the highest KID
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Print the figures of a folder of made images. Returns the exit status."""
+    """Print the figures of a folder of generated images. Returns the exit status."""
     args = parse(argv)
     device = select_device(args.device)
     fakes, reals = named_images(args.fakes, args.label), named_images(args.reals)
@@ -115,7 +115,7 @@ def classes_of(
 def class_table(
     names: Sequence[str], fakes: Tensor, reals: Tensor, of_fakes: Tensor, of_reals: Tensor
 ) -> Iterator[str]:
-    """Lines of text: the figures of each class that made images have, and the class accuracy.
+    """Lines of text: the figures of each class that generated images have, and the class accuracy.
 
     Args:
         names: of all classes.
@@ -146,7 +146,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = script_parser("python -m scripts.metrics", __doc__, *EXAMPLES)
     add = parser.add_argument
-    add("fakes", type=Path, metavar="FAKES", help="folder of made images, with its subfolders")
+    add("fakes", type=Path, metavar="FAKES", help="folder of generated images, with its subfolders")
     add("reals", type=Path, metavar="REALS", help="folder of real images")
     text = f"some of {','.join(METRICS)} (default: kid; with --paired l1,psnr,ssim too; with --content, --inputs or "
     add("--metrics", type=values.metrics, default=[], help=f"{text}--label_dir content too)")
@@ -161,7 +161,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     text += "REALS, from which a small segmenter learns"
     add("--label_dir", type=values.label_dirs, metavar="A=FOLDER,B=FOLDER", help=text)
     text = "class of each image, as in training: folder or a regular expression; samples of test.py have it in their "
-    text += "names. KID of each class with enough images, and how often the class of a made image is right"
+    text += "names. KID of each class with enough images, and how often the class of a generated image is right"
     add("--class_of", type=values.class_rule, default="", metavar="folder|REGEX", help=text)
     text = "EfficientNet-Lite0 or Lite2 for kid, fid and precision_recall (default: lite0)"
     add("--metrics_features", choices=FEATURES, default="lite0", help=text)

@@ -82,9 +82,7 @@ def test_a_resumed_run_keeps_the_rules_of_its_loss():
 
 
 def test_rules_are_needed_for_both_domains():
-    with pytest.raises(
-        ValueError, match=r"--lambda_content 1.0: the loss of content needs rules, such as content='sea"
-    ):
+    with pytest.raises(ValueError, match=r"--lambda_content 1.0: the content loss needs rules, such as content='sea"):
         training_model("--model", "cycle_gan", "--lambda_content", "1")
     with pytest.raises(ValueError, match="content: the rule of sea has no condition for domain B"):
         training_model("--model", "cycle_gan", "--lambda_content", "1", "--content", "sea: A(B > R)")

@@ -19,6 +19,7 @@ from models.weights import is_network, load_weights, read_weights
 from scripts import convert, translate
 from tests.helpers import training_model
 from training.init_from import init_from
+from training.resume import Position, save_run
 
 
 def test_others_may_read_what_is_converted(tmp_path):
@@ -80,6 +81,15 @@ def test_what_is_no_network_is_refused(tmp_path):
         read_weights(tmp_path / "x.safetensors")
     with pytest.raises(SystemExit):
         convert.main([str(tmp_path / "x.pth"), str(tmp_path / "x.onnx")])
+    with pytest.raises(ValueError, match="is a folder: name one of the files in it"):
+        read_weights(tmp_path)
+
+
+def test_the_state_of_a_run_is_not_taken_for_weights(tmp_path):
+    model = training_model("--model", "cycle_gan")
+    save_run(model, model.optimization, Position(1), {}, tmp_path, "latest", epoch_size=1, threads={})
+    with pytest.raises(ValueError, match=r"latest_state.pth is the state of a run, and its weights lie beside it"):
+        read_weights(tmp_path / "latest_state.pth")
 
 
 # ---- files of strangers

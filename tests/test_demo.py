@@ -46,6 +46,11 @@ def server(files):
         thread.join()
 
 
+def test_without_flags_the_bundled_translations_are_tried():
+    translators = demo.load_translators(demo.parse(["--device", "cpu"]))
+    assert translators.keys() == {"chart_AtoB", "chart_BtoA", "emoji_AtoB", "emoji_BtoA"}
+
+
 def ask(server, method, path, body=None, headers=None):
     """The status and the content of an answer."""
     connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=PATIENCE)

@@ -45,7 +45,7 @@ def test_left_out_dataroot_is_bundled():
     ("argv", "message"),
     [
         ("--lamda_A 5", "no option --lamda_A; did you mean --lambda_A?"),
-        ("--model cut --lambda_A 5", "--lambda_A of this --model: it is one of cycle_gan, cycle_gan_attn"),
+        ("--model cut --lambda_A 5", "--lambda_A is no option of this --model, but of cycle_gan, cycle_gan_attn"),
         ("--lamda_A=5", "no option --lamda_A; did you mean --lambda_A?"),
         ("--n_epoch 5", "no option --n_epoch; did you mean --n_epochs?"),  # no abbreviations
         ("--loadsize 128", "no option --loadsize; did you mean --load_size?"),
@@ -54,6 +54,8 @@ def test_left_out_dataroot_is_bundled():
         ("--loadSize x", "argument --load_size: 'x' is not a whole number from 1"),
         ("--xyzzy 1", "no option --xyzzy; --help lists them"),
         ("maps", "'maps' belongs to no option"),
+        ("--CUT_mode FastCUT", "no option --CUT_mode; did you mean --model cut or --model fastcut?"),
+        ("--model cut --nce_idt False", "'False' belongs to no option; a switch takes no value, see --help"),
         ("--model cyclegan", "argument --model: there is no 'cyclegan': did you mean cycle_gan? choose from"),
         ("--dataset_mode single_", "there is no 'single_': did you mean single? choose from aligned,"),
         ("--lr_policy cosin", "argument --lr_policy: invalid choice: 'cosin'"),

@@ -7,8 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from models.base_model import BaseModel
+from models.networks.layers import SyncBatchNorm
 from util import distributed
 
+VARIANTS = 64  # most that PyTorch compiles of all networks together: they share one function. Its default is 8.
 PAYS_AFTER = 500  # steps: a tenth of them takes about as long as compiling
 
 log = logging.getLogger(__name__)
@@ -37,6 +39,7 @@ def compile_networks(
     if len(sizes) > 1:
         return f"--compile: images have {len(sizes)} sizes, each of which would be compiled for{without}"
     log.info("compiling the networks, which takes a minute or more")
+    torch._dynamo.config.cache_size_limit = VARIANTS
     (size,) = sizes
     examples = {name: model.example_input(name, size, batch_size=batch_size) for name, _ in model.named_children()}
     inputs = {name: example for name, example in examples.items() if example is not None and not name.endswith("_ema")}
@@ -55,7 +58,7 @@ def compile_networks(
 
 def waits_for_others(net: nn.Module) -> bool:
     """Whether a forward pass of `net` exchanges statistics with other processes, which wait if this one fails."""
-    return distributed.world_size() > 1 and any(isinstance(module, nn.SyncBatchNorm) for module in net.modules())
+    return distributed.world_size() > 1 and any(isinstance(module, SyncBatchNorm) for module in net.modules())
 
 
 def try_out(model: BaseModel, name: str, example: Tensor) -> None:

@@ -1,5 +1,6 @@
 """The dry run of train.py --dry_run: check everything that a run needs, measure a step, write nothing."""
 
+import gc
 import logging
 import math
 import os
@@ -172,6 +173,10 @@ def measure(opt: Options, loader: EpochLoader, resume: Resume) -> tuple[BaseMode
     opt = with_classes(opt, loader.dataset)
     torch.manual_seed(opt.seed)
     device = select_device(opt.device, opt.gpu_ids)
+    if device.type == "cuda":  # forget an earlier try with larger batches
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
     if opt.cpu_threads:
         torch.set_num_threads(opt.cpu_threads)
     model, optimization, _ = create_training(opt, device, sizes=len(loader.dataset.distinct_sizes))

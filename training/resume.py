@@ -66,10 +66,10 @@ def resume_command(opt: Options) -> str:
 
 
 def random_state() -> dict:
-    """The states of torch's RNGs."""
+    """The states of torch's RNGs, of the CPU and of the GPU in use."""
     state: dict = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_initialized():
-        state["cuda"] = torch.cuda.get_rng_state_all()
+        state["cuda"] = torch.cuda.get_rng_state()
     return state
 
 
@@ -134,8 +134,8 @@ def restore(model: BaseModel, optimization: Optimization, state: dict[str, Any])
     own = [*saved, new][min(distributed.rank(), len(saved))]
     load_training_state(model, optimization, state["model"] | {"pools": own["pools"]}, epoch=start.epoch)
     torch.set_rng_state(own["random"]["cpu"])
-    if "cuda" in own["random"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(own["random"]["cuda"][: torch.cuda.device_count()])
+    if "cuda" in own["random"] and model.device.type == "cuda":
+        torch.cuda.set_rng_state(own["random"]["cuda"], model.device)
     if len(saved) != distributed.world_size():
         log.warning(
             "saved by %d processes, resumed by %d: not bit-identical to the run so far",

@@ -91,6 +91,8 @@ def read_tensors(path: Path, *, objects: bool = False) -> dict[str, Any]:
             content = without_objects(torch.load(path, map_location="cpu", weights_only=True))
     except FileNotFoundError as error:
         raise ValueError(f"{path}: there is no such file") from error
+    except IsADirectoryError as error:
+        raise ValueError(f"{path} is a folder: name one of the files in it") from error
     except ValueError:
         raise
     except Exception as error:  # torch raises anything from EOFError to UnpicklingError for a damaged file

@@ -15,6 +15,9 @@ from torch.torch_version import TorchVersion
 # hangs or a machine that is gone. It has to be longer than rank 0 takes to write a checkpoint to a slow disk.
 TIMEOUT = timedelta(minutes=10)
 
+# Errors of this process, not of others. The second is of a kernel, and new in PyTorch 2.8.
+OWN_ERRORS = (torch.OutOfMemoryError, getattr(torch, "AcceleratorError", torch.OutOfMemoryError))
+
 T = TypeVar("T")
 N = TypeVar("N", int, float)
 
@@ -144,6 +147,8 @@ def _from_torchrun(variable: str, otherwise: int) -> int:
 def _connected() -> Iterator[None]:
     try:
         yield
+    except OWN_ERRORS:
+        raise
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         raise ConnectionError(f"another process has ended or does not answer ({reason})") from error

@@ -121,12 +121,12 @@ def attend_fused(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 def fused_widths(width: int, value_width: int, dtype: torch.dtype) -> tuple[int, int]:
     """The channels that queries and keys, and values, need for the fastest kernel on a GPU.
 
-    In half precision that is flash attention, for which all are equally wide. float32 and wider values have the
-    memory-efficient kernel, whose queries and keys may be narrower: as wide as the values, which have 8 times as many
-    channels in SAGAN, the first product would take 8 times as long.
+    In bf16 that is flash attention, for which all are equally wide. Other values have the memory-efficient kernel, also
+    in fp16, which is for GPUs before Ampere, without flash attention. Its queries and keys may be narrower: as wide as
+    the values, which have 8 times as many channels in SAGAN, the first product would take 8 times as long.
     """
     width, value_width = (-(-channels // ALIGNMENT) * ALIGNMENT for channels in (width, value_width))
-    flash = dtype in (torch.float16, torch.bfloat16) and value_width <= FLASH_WIDTH
+    flash = dtype == torch.bfloat16 and value_width <= FLASH_WIDTH
     return (value_width if flash else width), value_width
 
 

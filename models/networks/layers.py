@@ -40,23 +40,23 @@ def normalize_instances(x: Tensor, eps: float) -> Tensor:
     return ((wide - mean) * torch.rsqrt(variance + eps)).to(x.dtype)
 
 
-class SyncBatchNorm(nn.SyncBatchNorm):
-    """Batch normalization over the images of all processes, on GPUs and CPUs.
+class SyncBatchNorm(nn.BatchNorm2d):
+    """Batch normalization over the images of all processes; statistics are in float32 or wider.
 
-    nn.SyncBatchNorm supports GPUs only. On CPUs this class computes the statistics itself, with all_reduce, in float32
-    or wider.
+    nn.SyncBatchNorm is for GPUs alone, waits for them in each forward pass, and has no second derivative, which
+    gradient penalties need.
 
     Reference: Ioffe and Szegedy 2015, Batch Normalization, arXiv:1502.03167.
     """
 
     def forward(self, input: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W), of the same dtype."""
-        if not input.is_cpu or not self.training or not dist.is_initialized():
+        if input.is_meta or not self.training or not dist.is_initialized():
             return super().forward(input)
         assert self.num_batches_tracked is not None and self.momentum is not None
         assert self.running_mean is not None and self.running_var is not None
         x, dims = input.to(torch.promote_types(input.dtype, torch.float32)), (0, 2, 3)
-        count_here = x.new_tensor([x.numel() / x.shape[1]])
+        count_here = x.new_full((1,), x.numel() / x.shape[1])
         sums = all_reduce(torch.cat([x.sum(dims), count_here]))
         count = sums[-1].detach()
         mean = sums[:-1] / count
@@ -148,7 +148,6 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
     "syncbatch": SyncBatchNorm,
     "none": lambda channels: nn.Identity(),
 }
-BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 WEIGHTED = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
 
 
@@ -240,7 +239,7 @@ class ModulatedBatchNorm2d(nn.BatchNorm2d):
 
 
 # Layers whose result for an image depends on the other images, or on how often they run.
-DEPENDENT = (*BATCH_NORMS, SpectralNorm, MinibatchStd)
+DEPENDENT = (nn.BatchNorm2d, SpectralNorm, MinibatchStd)
 
 
 def run_together(net: Callable[[Tensor], Tensor], *images: Tensor) -> tuple[Tensor, ...]:
@@ -297,7 +296,7 @@ def init_weights(net: nn.Module, init_type: str = "normal", init_gain: float = 0
             fills[init_type](module.weight)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-        elif isinstance(module, BATCH_NORMS) and module.weight is not None:
+        elif isinstance(module, nn.BatchNorm2d) and module.weight is not None:
             nn.init.normal_(module.weight, 1.0, 0.02)
             nn.init.zeros_(module.bias)
     return net
