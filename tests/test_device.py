@@ -34,6 +34,17 @@ def test_the_cpu_leaves_the_gpus_alone(current, device, gpu_ids):
     assert not current
 
 
+def test_gpus_that_stay_idle_are_no_secret(current, caplog):
+    assert select_device("auto", "1,0") == torch.device("cuda", 1)
+    assert "gpu_ids=1,0: a process computes on one GPU, so for all of them start torchrun --nproc_per_" in caplog.text
+
+
+def test_gpus_that_are_asked_for_in_vain_are_no_secret(monkeypatch, caplog):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert select_device("auto", "1") == CPU
+    assert "gpu_ids=1: PyTorch finds no NVIDIA GPU, so the CPU computes" in caplog.text
+
+
 def test_a_gpu_that_is_not_there_is_refused(current):
     with pytest.raises(ValueError, match="gpu_ids=2: this machine has GPUs 0 to 1"):
         select_device("auto", "2")

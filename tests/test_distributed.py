@@ -368,6 +368,17 @@ def test_every_process_has_a_gpu(gpu_ids, device, message, monkeypatch):
         assert select_device("auto", gpu_ids) == torch.device(device)
 
 
+def test_a_dry_run_in_two_processes_takes_syncbatch(nine_images, tmp_path):
+    flags = places(tmp_path, "--dataroot", nine_images, "--norm", "syncbatch", "--batch_size", "2", "--dry_run")
+    assert "\nready\n" in together(ROOT / "train.py", *flags)
+
+
+@pytest.mark.parametrize("own", distributed.OWN_ERRORS)
+def test_an_error_of_this_process_is_not_blamed_on_others(own):
+    with pytest.raises(own, match="of this GPU"), distributed._connected():
+        raise own("of this GPU")
+
+
 SHUTDOWN = """
 import torch
 import torch.distributed as dist
@@ -379,17 +390,6 @@ for _ in range(100):
     dist.all_reduce(torch.ones(1000))  # the last to refer to the tensor may be a thread of gloo
     distributed.shutdown()
 """
-
-
-def test_a_dry_run_in_two_processes_takes_syncbatch(nine_images, tmp_path):
-    flags = places(tmp_path, "--dataroot", nine_images, "--norm", "syncbatch", "--batch_size", "2", "--dry_run")
-    assert "\nready\n" in together(ROOT / "train.py", *flags)
-
-
-@pytest.mark.parametrize("own", distributed.OWN_ERRORS)
-def test_an_error_of_this_process_is_not_blamed_on_others(own):
-    with pytest.raises(own, match="of this GPU"), distributed._connected():
-        raise own("of this GPU")
 
 
 def test_shutdown_does_not_wait_for_a_thread_that_waits_for_it():

@@ -35,6 +35,9 @@ def select_device(device: str = "auto", gpu_ids: str = "0") -> torch.device:
         numbers = [int(first), *map(int, others)] if gpu_ids != "0" else list(range(processes))
         if len(numbers) < processes:
             raise ValueError(f"gpu_ids={gpu_ids}: {processes} processes need a GPU each: name all, or leave it out")
+        if len(numbers) > processes:
+            start = f"torchrun --nproc_per_node={len(numbers)}"
+            log.warning("gpu_ids=%s: a process computes on one GPU, so for all of them start %s", gpu_ids, start)
         index = numbers[distributed.local_rank()]
         if index >= torch.cuda.device_count():
             raise ValueError(
@@ -45,6 +48,8 @@ def select_device(device: str = "auto", gpu_ids: str = "0") -> torch.device:
     if device in ("auto", "mps") and torch.backends.mps.is_available():
         return torch.device("mps")
     if device == "auto":
+        if gpu_ids != "0":
+            log.warning("gpu_ids=%s: PyTorch finds no NVIDIA GPU, so the CPU computes", gpu_ids)
         return torch.device("cpu")
     raise RemediedError(f"device={device}: PyTorch finds none on this machine.", remedy={"device": "cpu"})
 
