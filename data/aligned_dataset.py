@@ -110,7 +110,8 @@ def named_pairs(first: Path, second: Path, slice_axis: int) -> list[tuple[Path, 
             f"No image of {first} has the name of one of {second}: pairs need equal names. If there are no pairs, use "
             "--model cycle_gan."
         )
-    if alone := [path for names in named for name, path in names.items() if name not in common]:
+    both = set(common)
+    if alone := [path for names in named for name, path in names.items() if name not in both]:
         log.warning("%d images without a partner are left out, such as %s", len(alone), alone[0])
     return [(named[0][name], named[1][name]) for name in common]
 

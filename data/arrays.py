@@ -73,6 +73,12 @@ def is_plain(pages: list["TiffPage"]) -> bool:
     return first and page.dtype in (np.bool_, np.uint8) and extra == len(transparency) <= 1 and all(transparency)
 
 
+def known_formats() -> list[str]:
+    """The formats that Pillow may open: FORMATS, with HEIF if its library is installed."""
+    register_heif()
+    return [name for name in FORMATS if name in Image.OPEN or name != "HEIF"]
+
+
 def open_image(path: Path, *, verify: bool = False) -> ImageFile:
     """Open the image in a file with Pillow, without decoding it. `verify` first compares the checksums of a PNG.
 
@@ -81,8 +87,7 @@ def open_image(path: Path, *, verify: bool = False) -> ImageFile:
         OSError: it is not an image.
         SyntaxError: a checksum is wrong. Pillow would decode such a file to other pixels.
     """
-    register_heif()
-    file = Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN or name != "HEIF"])
+    file = Image.open(path, formats=known_formats())
     try:
         check_size(file.width, file.height, len(file.getbands()))
         # Pillow fills a truncated JPEG with gray; a bit encodes at most one block of 64 pixels

@@ -24,6 +24,8 @@ def frames_of(path: Path) -> int:
 def read_dicom(path: Path, frame: int | None = None) -> np.ndarray:
     """The image in a file, or a frame, as (H, W, C): of one channel in its own unit, such as Hounsfield units.
 
+    White is the larger value, also in files whose smaller ones are white (MONOCHROME1), such as many X-rays.
+
     Raises:
         ValueError: the file has several frames, and none is named.
     """
@@ -35,13 +37,21 @@ def read_dicom(path: Path, frame: int | None = None) -> np.ndarray:
         scan = pydicom.dcmread(path)
         if int(scan.get("NumberOfFrames") or 1) > 1:
             raise ValueError(f"it has {scan.NumberOfFrames} frames, which are {path / '0000'} and so on")
-        values = apply_modality_lut(scan.pixel_array, scan)
+        values = apply_modality_lut(white_largest(scan.pixel_array, scan), scan)
     else:
         scan = pydicom.dcmread(path, stop_before_pixels=True)
-        values = apply_modality_lut(pixel_array(path, index=frame), frame_scale(scan, frame))
+        stored = white_largest(pixel_array(path, index=frame), scan)
+        values = apply_modality_lut(stored, frame_scale(scan, frame))
     if values.dtype.kind == "f" and np.array_equal(values, whole := values.round().astype(np.int32)):
         values = whole
     return np.atleast_3d(values)
+
+
+def white_largest(stored: np.ndarray, scan: Any) -> np.ndarray:
+    """The stored values of a file, mirrored within their range if the smaller ones are white."""
+    if scan.get("PhotometricInterpretation") != "MONOCHROME1":
+        return stored
+    return ~stored if scan.PixelRepresentation else (1 << scan.BitsStored) - 1 - stored
 
 
 def frame_scale(scan: Any, index: int) -> Any:
@@ -74,19 +84,24 @@ def write_dicom(array: np.ndarray, path: Path, source: Path) -> None:
     if array.shape[-1] != 1:
         raise ValueError(f"{path}: a DICOM file of one channel cannot hold {array.shape[-1]}")
     scan = pydicom.dcmread(source)
+    outdated = ["SmallestImagePixelValue", "LargestImagePixelValue", "ModalityLUTSequence", "PixelPaddingValue"]
     stored, slope, intercept = in_16_bits(array, path)
     scan.RescaleSlope, scan.RescaleIntercept = f"{slope:.10g}", f"{intercept:.10g}"
     for groups in (*scan.get("SharedFunctionalGroupsSequence", ()), *scan.get("PerFrameFunctionalGroupsSequence", ())):
         for scale in groups.get("PixelValueTransformationSequence", ()):
             scale.RescaleSlope, scale.RescaleIntercept = scan.RescaleSlope, scan.RescaleIntercept
     scan.Rows, scan.Columns, scan.SamplesPerPixel = *array.shape[-3:-1], 1
+    if scan.get("PhotometricInterpretation") == "MONOCHROME1":
+        outdated += ("WindowCenter", "WindowWidth", "VOILUTSequence")
     scan.PhotometricInterpretation = "MONOCHROME2"
+    if "PresentationLUTShape" in scan:
+        scan.PresentationLUTShape = "IDENTITY"
     scan.BitsAllocated, scan.BitsStored, scan.HighBit = 16, 16, 15
     scan.PixelRepresentation = int(stored.dtype == np.int16)
     scan.ImageType = ["DERIVED", "SECONDARY"]
-    for outdated in ("SmallestImagePixelValue", "LargestImagePixelValue", "ModalityLUTSequence", "PixelPaddingValue"):
-        if outdated in scan:
-            delattr(scan, outdated)
+    for name in outdated:
+        if name in scan:
+            delattr(scan, name)
     scan.SeriesInstanceUID = generate_uid(entropy_srcs=[str(scan.get("SeriesInstanceUID")), str(path.parent)])
     scan.SOPInstanceUID = scan.file_meta.MediaStorageSOPInstanceUID = generate_uid()
     scan.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian

@@ -22,10 +22,13 @@ def is_georeferenced(path: Path) -> bool:
     """Whether a file is a GeoTIFF: with a georeference or a value for pixels without data."""
     if not path.name.lower().endswith(GEOTIFF):
         return False
-    from tifffile import TiffFile
+    from tifffile import TiffFile, TiffFileError
 
-    with TiffFile(path) as tiff:
-        return any(tag in tiff.pages.first.tags for tag in (GEO_KEYS, GEO_SCALE, GEO_TRANSFORM, GDAL_NODATA))
+    try:
+        with TiffFile(path) as tiff:
+            return any(tag in tiff.pages.first.tags for tag in (GEO_KEYS, GEO_SCALE, GEO_TRANSFORM, GDAL_NODATA))
+    except TiffFileError:  # of another format, or damaged: reading it says so
+        return False
 
 
 def nodata_value(tag: object) -> float | None:

@@ -83,10 +83,16 @@ def described_suffix(path: Path) -> str:
 
 
 def list_files(folder: Path) -> list[Path]:
-    """All visible files below `folder`; see `list_images`."""
+    """All visible files below `folder`; see `list_images`. DataError if a folder cannot be read."""
+
+    def fail(error: OSError) -> None:
+        raise DataError(f"{error.filename}: {error.strerror}. Its images would be left out.") from error
+
+    if not folder.is_dir():
+        return []
     paths = []
-    above = {Path(folder): {_identity(folder)}} if folder.is_dir() else {}  # each folder -> itself and its parents
-    for parent, folders, names in os.walk(folder, followlinks=True):
+    above = {Path(folder): {_identity(folder)}}  # each folder -> itself and its parents
+    for parent, folders, names in os.walk(folder, onerror=fail, followlinks=True):
         visited = above.pop(Path(parent))
         children = {name: _identity(Path(parent, name)) for name in folders if not name.startswith(".")}
         folders[:] = [name for name, child in children.items() if child not in visited]
@@ -177,7 +183,7 @@ def common_folder(paths: Sequence[Path]) -> Path:
 
 def relative_name(path: str | Path, root: Path) -> str:
     """The name of a file below `root`, without suffix."""
-    return str(Path(path).relative_to(root).with_suffix(""))
+    return Path(path).relative_to(root).with_suffix("").as_posix()
 
 
 def nearest_folder(path: Path) -> Path:

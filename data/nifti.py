@@ -4,6 +4,7 @@ nibabel is imported in the functions that use it: it is optional and slow to imp
 """
 
 import functools
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ import numpy as np
 from util.images import MAX_CHANNELS
 
 NIFTI = (".nii", ".nii.gz")  # suffixes
+
+_unpacking = threading.Lock()
 
 
 def volume(path: Path) -> Any:
@@ -49,7 +52,8 @@ def slice_shape(path: Path, axis: int) -> tuple[int, int, int]:
 
 def read_slice(path: Path, axis: int, index: int) -> np.ndarray:
     """A slice of a volume as (H, W, C): the first of its axes in the volume to the right, the second upwards."""
-    values = _values(path, path.stat().st_mtime_ns)
+    with _unpacking:  # threads that ask for the same volume wait for the first
+        values = _values(path, path.stat().st_mtime_ns)
     return np.atleast_3d(np.moveaxis(values, axis, 0)[index]).swapaxes(0, 1)[::-1]
 
 

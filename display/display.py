@@ -73,7 +73,8 @@ class Display:
         if at.crossed(self.losses_freq):
             numbers = torch.stack([loss.detach().float() for loss in losses.values()]).tolist()
             values = dict(zip(losses, numbers, strict=True)) | dict(learning_rates())
-            values["images_per_second"] = (at.images - self.measured.images) / (at.seconds - self.measured.seconds)
+            seconds = max(at.seconds - self.measured.seconds, 1e-9)  # the clock of Windows may stand still
+            values["images_per_second"] = (at.images - self.measured.images) / seconds
             values["peak_memory_mb"] = peak_memory() / 2**20
             self.measured = at
             self._show(Losses.at(at, values=values))

@@ -18,7 +18,7 @@ from data.scans import is_scan_of, scan_suffix
 from inference.tile_maps import Box
 from inference.tiles import Tiled
 from inference.translator import Translator, as_tensor
-from util.files import atomic
+from util.files import atomic, check_kept
 from util.images import PixelFormat, is_viewable, write_array
 
 CACHE = 2**26  # bytes of decoded strips or tiles of a compressed file
@@ -287,7 +287,7 @@ def translate_windows(translator: Translator, image: WindowedFile, target: Path,
 
     Raises:
         ValueError: files of this suffix do not support the depth or the channels of the result; or its depth does not
-            support what marks pixels without data.
+            support what marks pixels without data; or the result would replace the file.
     """
     net, fmt = translator.net, translator.result_format(image.format)
     assert isinstance(net, Tiled)
@@ -295,6 +295,7 @@ def translate_windows(translator: Translator, image: WindowedFile, target: Path,
         if is_chosen:
             raise ValueError(f"{target}: {target.suffix} cannot hold {net.output_nc} channels of {fmt.dtype}: use .tif")
         target = target.with_suffix(".tif")
+        check_kept(image.path, target)
     target.parent.mkdir(parents=True, exist_ok=True)
     with atomic(target) as draft:
         if isinstance(image, Scene) and is_scan_of(image.path, target):

@@ -4,6 +4,7 @@ import argparse
 import difflib
 import functools
 import logging
+import os
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -71,8 +72,9 @@ class Parser(argparse.ArgumentParser):
 
     def convert_arg_line_to_args(self, arg_line: str) -> list[str]:
         """The words of a line of a response file."""
+        line = arg_line.replace("\\", "\\\\") if os.sep == "\\" else arg_line  # in paths of Windows it is no escape
         try:
-            words = shlex.split(arg_line, comments=True)
+            words = shlex.split(line, comments=True)
         except ValueError as error:
             self.error(f"in an @FILE, line {arg_line!r}: {error}")
         if any(word.startswith("@") for word in words):

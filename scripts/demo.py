@@ -19,28 +19,30 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor, nn
 
-from data.arrays import FORMATS
+from data.arrays import known_formats
 from data.image_file import load_rgb
 from data.image_folder import DataError
 from display.attention_maps import overlay
 from inference.translator import Translator, as_tensor
-from models.networks.any_size import fitting_size, visible_cells
+from models.networks.any_size import AnySize, fitting_size, visible_cells
 from models.networks.attention import SelfAttention2d, attention_blocks, block_inputs
 from options import values
+from options.choices import DEVICES
 from options.parser import script_parser
 from scripts.generators import add_generator_flags
 from util.command import run_command
 from util.device import select_device
 from util.images import to_image
+from util.paths import ROOT
 
 EXAMPLES = (
     "", "--name mine", "--weights weights/chart_AtoB.safetensors weights/chart_BtoA.safetensors --port 8080"
 )  # fmt: skip
-PAGE = Path(__file__).parent.parent / "display" / "pages" / "demo.html"
-BUNDLED = sorted((Path(__file__).parent.parent / "weights").glob("*to*.safetensors"))  # of translations
+PAGE = ROOT / "display" / "pages" / "demo.html"
+BUNDLED = sorted((ROOT / "weights").glob("*to*.safetensors"))  # of translations
 MAX_BYTES = 2**25  # of an uploaded file
 MAX_PIXELS = 2**21  # of an uploaded image
 WAITING = 4  # uploads at one time, the one that runs included
@@ -127,6 +129,8 @@ class Demo:
             assert isinstance(block, SelfAttention2d)
             features, size = result.inputs[stage], result.image.shape[1:]
             inner = result.net.net
+            if isinstance(inner, AnySize):  # of a network that colors
+                inner = inner.net
             assert isinstance(inner, nn.Module)
             cells = visible_cells(inner, size, features.shape[2:])
             padded = fitting_size(inner, size)
@@ -146,7 +150,7 @@ def read_upload(content: bytes) -> Image.Image:
         Refused: it is no image, damaged or too large.
     """
     try:
-        file = Image.open(io.BytesIO(content), formats=FORMATS)
+        file = Image.open(io.BytesIO(content), formats=known_formats())
         if file.width * file.height > MAX_PIXELS:
             raise Refused(
                 f"the image has {file.width}x{file.height} pixels, more than {MAX_PIXELS:,}: use "
@@ -155,6 +159,8 @@ def read_upload(content: bytes) -> Image.Image:
         return load_rgb(file, Path("the image"))
     except Refused:
         raise
+    except UnidentifiedImageError as error:
+        raise Refused("this file cannot be read as an image: it has no known format") from error
     except DataError as error:
         raise Refused("the image has more than 8 bits per channel: use python -m scripts.translate") from error
     except Exception as error:  # the decoders raise a dozen unrelated types for a broken file
@@ -266,7 +272,10 @@ def load_translators(args: argparse.Namespace) -> dict[str, Translator]:
     """The generators of the command line, by the name that the page shows."""
     keywords = {"device": select_device(args.device), "ema": not args.no_ema, "evaluate": args.eval}
     if not args.name:
-        return {path.stem: Translator.load(path, **keywords) for path in args.weights or BUNDLED}
+        paths = args.weights or BUNDLED
+        stems = collections.Counter(path.stem for path in paths)
+        names = {path: path.stem if stems[path.stem] == 1 else str(path) for path in paths}
+        return {name: Translator.load(path, **keywords) for path, name in names.items()}
     run = args.checkpoints_dir / args.name
     found: dict[str, Translator] = {}
     for direction in (args.direction,) if args.direction else ("AtoB", "BtoA"):
@@ -286,7 +295,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add_generator_flags(parser, several=True)
     add("--host", default="127.0.0.1", help="address to listen at (default: 127.0.0.1, this machine alone)")
     add("--port", type=values.non_negative_int, default=7860, help="0 = any that is free (default: 7860)")
-    add("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="auto = a GPU if there is one")
+    add("--device", default="auto", choices=DEVICES, help="auto = a GPU if there is one")
     add("--verbose", action="store_true", help="print tracebacks of errors")
     args = parser.parse_args(argv)
     if args.name and args.weights:

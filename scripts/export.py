@@ -34,6 +34,7 @@ from scripts.generators import (
     without_dropout,
 )
 from util.command import run_command
+from util.files import check_kept
 
 EXAMPLES = (
     "--name mine --format onnx",
@@ -78,6 +79,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     subject = from_noise(args) if is_sagan(args) else translating(args)
     path: Path = args.out or Path(f"{args.name or args.weights.stem}{SUFFIXES[args.format]}")
+    if args.weights:
+        check_kept(args.weights, path)
     path.parent.mkdir(parents=True, exist_ok=True)
     export(subject.net, path, args.format, subject.notes, dtype=args.dtype, calibration=subject.calibration)
     exported = subject.reload(path) if args.format == "safetensors" else load_exported(path, args.format)

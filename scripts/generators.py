@@ -82,7 +82,8 @@ def load_for_export(args: argparse.Namespace) -> tuple[Translator, AnySize]:
     translator = load_translator(args, device="cpu")
     net = translator.net
     if not isinstance(net, AnySize):
-        raise ValueError(f"{args.weights or args.name}: this network takes images of one size and cannot be exported")
+        name = args.weights or args.name
+        raise ValueError(f"{name}: networks that color, or take images of one size, cannot be exported")
     return without_dropout(translator), net
 
 

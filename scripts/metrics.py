@@ -33,6 +33,7 @@ EXAMPLES = (
     "results/maps/test_latest/images mydata/testB --label fake_B --paired",
 )
 CHUNK = 64  # images in memory at a time
+EXACT = {".png": 0, ".dcm": 1, ".tif": 2}  # of the files of one result, the one with all of its values
 ENOUGH = 50  # images of each kind, for the KID of a class: the KID of fewer says more about the sample than the class
 BAR = 20  # characters of the bar of the highest KID
 
@@ -199,6 +200,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def named_images(folder: Path, label: str = "") -> dict[str, Path]:
     """The images of a folder by name, without suffix and, if there is one, without label.
 
+    With a label they are results of test.py, of which some have two files: one that pages show, and one of all values.
+
     Raises:
         ValueError: there are none, or two of one name.
     """
@@ -208,8 +211,10 @@ def named_images(folder: Path, label: str = "") -> dict[str, Path]:
         name = path.relative_to(folder).with_suffix("").as_posix()
         if name.endswith(ending):
             name = name.removesuffix(ending)
-            if name in images:
-                raise ValueError(f"{images[name]} and {path} have one name: remove one, or choose a --label")
+            if other := images.get(name):
+                if not label or EXACT.get(other.suffix) == EXACT.get(path.suffix):
+                    raise ValueError(f"{other} and {path} have one name: remove one, or choose a --label")
+                path = max(other, path, key=lambda file: EXACT.get(file.suffix, 0))
             images[name] = path
     if not images:
         raise ValueError(f"{folder} has no images{f' whose names end in {ending}' if label else ''}")

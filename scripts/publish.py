@@ -101,7 +101,7 @@ def before_and_after(args: argparse.Namespace, translator: Translator) -> Iterat
         ValueError: there are none, or they are label maps.
     """
     if args.images:
-        paths = list_images(args.images, SHOWN)
+        paths = list_images(args.images, SHOWN, translator.slice_axis)
         if not paths:
             raise ValueError(f"--images {args.images}: there are no images")
         if translator.has_labels:

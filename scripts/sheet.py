@@ -6,17 +6,16 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import functional as F
 from torchvision.utils import make_grid
 
 from data.image_file import read_image
 from options import values
 from options.parser import script_parser
 from util.command import run_command
-from util.images import save_image
+from util.images import save_image, to_tensor
 
 GAP = 2  # px between images
-LABELS = ["real_A", "fake_B", "fake_B_rgb", "real_B", "real_B_rgb", "fake_A"]
+LABELS = ["real_A", "real", "fake_B", "fake_B_rgb", "fake", "real_B", "real_B_rgb", "fake_A", "sample"]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -44,7 +43,7 @@ def result_names(folder: Path, label: str, count: int) -> list[str]:
 
 def load(path: Path, scale: int) -> Tensor:
     """An image, (3, H, W) in [-1, 1], with every pixel `scale` px wide."""
-    image = F.pil_to_tensor(read_image(path)) / 127.5 - 1
+    image = to_tensor(read_image(path))
     return image.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
 
 

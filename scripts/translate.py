@@ -18,10 +18,12 @@ from inference.tiles import OVERLAP
 from inference.translator import Translator, as_tensor
 from inference.windows import open_windows, translate_windows
 from options import values
+from options.choices import DEVICES
 from options.parser import script_parser
 from scripts.generators import add_generator_flags, check_generator, load_translator
 from util.command import SKIPPED, configure_logging, run_command
 from util.device import select_device
+from util.files import check_kept
 from util.images import PixelFormat, is_viewable, save_image
 from util.threads import choose_threads
 
@@ -65,6 +67,7 @@ def main(argv: list[str] | None = None) -> int:
             continue
         if target != args.target and not is_viewable(made, fmt) and not fmt.classes:
             target = target.with_suffix(".tif")  # of the depth and channels that PNG cannot hold
+            check_kept(path, target)
         save_image(made, target, fmt)
     scans.close()
     print(f"{len(pairs)} translated by {args.weights or args.name}: {args.target}")
@@ -123,7 +126,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--value_range_B", type=values.value_range, default="", metavar="LOW,HIGH", help=text.format("B"))
     text = "axis of NIfTI volumes along which slices are images (default: as trained)"
     add("--slice_axis", type=int, choices=(0, 1, 2), help=text)
-    add("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="auto = a GPU if there is one")
+    add("--device", default="auto", choices=DEVICES, help="auto = a GPU if there is one")
     text = "CPU threads; 0 = OMP_NUM_THREADS, or measured on the first images"
     add("--cpu_threads", type=values.non_negative_int, default=0, help=text)
     text = "pixels of a side of the tiles of large images, such as 512: the same result in bounded memory"
@@ -158,7 +161,7 @@ def plan(source: Path, target: Path, slice_axis: int = LAST) -> list[tuple[Path,
         files = {file_of(path): path for path in paths}
         names = {file: file.relative_to(source) for file in files}
         results = {file: names[file] if scan_suffix(files[file]) else names[file].with_suffix(".png") for file in files}
-        if len(set(results.values())) < len(files):  # 1.jpg beside 1.png
+        if len({name.with_suffix("") for name in results.values()}) < len(files):  # 1.jpg beside 1.png or 1.tif
             results = {file: name.with_name(f"{name.name}.png") for file, name in names.items()}
             results |= {file: names[file] for file, path in files.items() if scan_suffix(path)}
         return [(path, target / results[file_of(path)]) for path in paths]
@@ -173,8 +176,7 @@ def plan(source: Path, target: Path, slice_axis: int = LAST) -> list[tuple[Path,
         raise ValueError(f"{target}: the result of a volume is a volume, whose name ends in {' or '.join(suffixes)}")
     if not is_scan_of(paths[0], target) and not target.name.lower().endswith(WRITABLE):
         raise ValueError(f"{target} is not the name of an image file: these end in {' '.join(WRITABLE)}")
-    if target.exists() and target.samefile(source):
-        raise ValueError(f"{target} would replace the image it is made from: choose another name")
+    check_kept(source, target)
     return [(path, target) for path in paths]
 
 

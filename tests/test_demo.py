@@ -4,6 +4,7 @@ import base64
 import http.client
 import io
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -51,6 +52,12 @@ def test_without_flags_the_bundled_translations_are_tried():
     assert translators.keys() == {"chart_AtoB", "chart_BtoA", "emoji_AtoB", "emoji_BtoA"}
 
 
+def test_files_of_one_name_have_names_of_their_own(files, tmp_path):
+    twin = shutil.copy(files[0], tmp_path)
+    names = demo.load_translators(demo.parse(["--weights", str(files[0]), str(twin), "--device", "cpu"])).keys()
+    assert names == {str(files[0]), str(twin)}
+
+
 def ask(server, method, path, body=None, headers=None):
     """The status and the content of an answer."""
     connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=PATIENCE)
@@ -85,8 +92,8 @@ def test_translation_and_attention(server, files):
 @pytest.mark.parametrize(
     ("content", "status", "message"),
     [
-        (b"no image", 400, "cannot be read as an image"),
-        (b"", 400, "cannot be read as an image"),
+        (b"no image", 400, "cannot be read as an image: it has no known format"),
+        (b"", 400, "cannot be read as an image: it has no known format"),
         (upload("JPEG")[:-200], 400, "cannot be read as an image"),
         (upload()[:150], 400, "cannot be read as an image"),
         (upload(size=(3000, 2000)), 400, "3000x2000 pixels, more than"),

@@ -268,6 +268,8 @@ def test_errors_of_files(file, tmp_path):
     (tmp_path / "bad.onnx").write_bytes(b"no model")
     with pytest.raises(ValueError, match=r"bad.onnx"):
         Translator.load(tmp_path / "bad.onnx")
+    with pytest.raises(ValueError, match="would replace the file that it is made from"):
+        script.main(["--weights", str(file), "--format", "safetensors", "--dtype", "fp16", "--out", str(file)])
     assert script.main(["--weights", str(file), "--out", str(tmp_path / "net.onnx")]) == 0
     with pytest.raises(ValueError, match="is one exported generator, which runs whole"):
         Translator.load(tmp_path / "net.onnx", direction="BtoA")

@@ -1,5 +1,9 @@
 """Listing images, and errors about the user's folders."""
 
+import errno
+import os
+from pathlib import Path
+
 import pytest
 
 from data.image_folder import DataError, any_images, domain_images, list_images
@@ -76,3 +80,17 @@ def test_links_to_a_parent_folder_are_not_followed(tmp_path):
         (tmp_path / link).symlink_to("..")
     (tmp_path / "sub" / "deep" / "top").symlink_to(tmp_path)
     assert list_images(tmp_path) == [tmp_path / "sub" / "a.png"]
+
+
+def test_a_folder_that_cannot_be_read_is_an_error(tmp_path, monkeypatch):
+    (tmp_path / "sub").mkdir()
+    scandir = os.scandir
+
+    def refused(folder):
+        if Path(folder).name == "sub":
+            raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    with pytest.raises(DataError, match=r"sub: Permission denied. Its images would be left out"):
+        list_images(tmp_path)

@@ -119,6 +119,15 @@ def test_pairs_inputs_and_labels(folders, tmp_path, capsys):
     assert kept["edge correlation"] == 1 and kept["mutual information (bits)"] > 0.5
 
 
+def test_of_a_deep_result_the_file_with_all_values_is_compared(tmp_path):
+    draw_shapes("shown", (32, 32)).save(tmp_path / "x_fake_B.png")
+    for suffix in ("dcm", "tif"):
+        (tmp_path / f"x_fake_B.{suffix}").touch()
+        assert script.named_images(tmp_path, "fake_B") == {"x": tmp_path / f"x_fake_B.{suffix}"}
+    with pytest.raises(ValueError, match="have one name"):
+        script.named_images(tmp_path)
+
+
 def test_label_maps_by_the_names_of_the_images(tmp_path, capsys):
     for kind, color in (("fakes", "orange"), ("reals", "blue"), ("labelsA", 9), ("labelsB", 9)):
         (tmp_path / kind).mkdir()

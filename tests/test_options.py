@@ -215,3 +215,10 @@ def test_no_command_line_gives_a_traceback(script, argv):
         except SystemExit as end:
             assert end.code == 2
             assert errors.getvalue().splitlines()[-1].split("error: ", 1)[1].strip()
+
+
+def test_backslashes_of_windows_paths_are_no_escapes(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "sep", "\\")
+    (tmp_path / "flags.txt").write_text('--name x --results_dir C:\\new\\maps "C:\\two words"')
+    words = Parser("test.py", "", []).convert_arg_line_to_args((tmp_path / "flags.txt").read_text())
+    assert words == ["--name", "x", "--results_dir", "C:\\new\\maps", "C:\\two words"]

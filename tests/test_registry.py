@@ -47,7 +47,7 @@ def test_a_near_miss_is_offered():
 def test_what_only_upstream_has_is_explained(monkeypatch, tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "two_dataset.py").write_text("from data.base_dataset import BaseDataset, get_transform\n")
-    monkeypatch.setattr(registry, "__file__", str(tmp_path / "util" / "registry.py"))
+    monkeypatch.setattr(registry, "ROOT", tmp_path)
     monkeypatch.setattr(sys.modules["data"], "__path__", [str(tmp_path / "data")])
     with pytest.raises(
         ValueError, match=r"data/two_dataset\.py: cannot import name 'get_transform' .*docs/migrating\.md"
@@ -58,7 +58,7 @@ def test_what_only_upstream_has_is_explained(monkeypatch, tmp_path):
 def test_a_file_without_its_class_is_named(monkeypatch, tmp_path):
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "lonely_model.py").write_text("from models.cycle_gan_model import CycleGANModel\n")
-    monkeypatch.setattr(registry, "__file__", str(tmp_path / "util" / "registry.py"))
+    monkeypatch.setattr(registry, "ROOT", tmp_path)
     monkeypatch.setattr(sys.modules["models"], "__path__", [str(tmp_path / "models")])
     with pytest.raises(ValueError, match=r"lonely_model\.py has no class 'lonelymodel'"):
         find_class("models", "lonely")

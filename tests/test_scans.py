@@ -1,5 +1,7 @@
 """DICOM, NIfTI and GeoTIFF: small real files, written by their libraries, go through every entrance and come back."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import nibabel
 import numpy as np
 import pydicom
@@ -12,6 +14,10 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from rasterio.transform import from_origin
 
 import test as testing
+from data import nifti
+from data.dicom import read_dicom
+from data.dicom import write_dicom as write_dicom_file
+from data.geotiff import is_georeferenced
 from data.image_file import ImageReader, describe, image_size
 from data.image_folder import list_images
 from inference import Translator
@@ -269,3 +275,38 @@ def test_frames_of_dicom_are_slices_and_come_back_as_frames(own_scales, tmp_path
         translate.main([str(source), str(tmp_path / "one.png"), *places])
     with pytest.raises(ValueError, match=r"it has 3 frames, which are .*a\.dcm.0000 and so on"):
         ImageReader(channels=1, value_range=(0, 1))(source)
+
+
+def test_files_that_are_no_tiff_are_not_scenes(tmp_path):
+    (tmp_path / "empty.tif").touch()
+    Image.new("RGB", (8, 8)).save(tmp_path / "png.tif", "PNG")
+    assert not is_georeferenced(tmp_path / "empty.tif") and not is_georeferenced(tmp_path / "png.tif")
+
+
+def test_threads_unpack_a_volume_once(tmp_path):
+    write_volume(tmp_path / "v.nii.gz", depth=64)
+    nifti._values.cache_clear()
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda index: nifti.read_slice(tmp_path / "v.nii.gz", 2, index), range(64)))
+    assert nifti._values.cache_info().misses == 1
+
+
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("frames", [1, 2])
+def test_white_is_the_larger_value_of_dicom(signed, frames, tmp_path):
+    source = tmp_path / "white_is_small.dcm"
+    write_dicom(source, frames=frames)
+    plain = [read_dicom(source, frame) for frame in (range(frames) if frames > 1 else [None])]
+    scan = pydicom.dcmread(source)
+    scan.PhotometricInterpretation, scan.PresentationLUTShape, scan.WindowCenter = "MONOCHROME1", "INVERSE", 40
+    pixels = scan.pixel_array
+    scan.PixelRepresentation = int(signed)
+    scan.PixelData = (~pixels.astype(np.int16) if signed else 65535 - pixels).tobytes()
+    scan.save_as(source)
+    found = [read_dicom(source, frame) for frame in (range(frames) if frames > 1 else [None])]
+    assert all(np.array_equal(a, b) for a, b in zip(found, plain, strict=True))
+    write_dicom_file(np.stack(found) if frames > 1 else found[0], tmp_path / "made.dcm", source)
+    made = pydicom.dcmread(tmp_path / "made.dcm")
+    assert (made.PhotometricInterpretation, made.PresentationLUTShape) == ("MONOCHROME2", "IDENTITY")
+    assert "WindowCenter" not in made
+    assert np.array_equal(read_dicom(tmp_path / "made.dcm", 0 if frames > 1 else None), plain[0])

@@ -34,6 +34,13 @@ def test_by_default_a_sheet_has_the_labels_that_there_are(results, capsys):
     assert "3 columns, rows real_A, fake_B" in capsys.readouterr().out
 
 
+def test_a_sheet_of_one_generator(results, capsys):
+    for path in (results / "images").iterdir():
+        path.rename(path.with_name(path.name.replace("real_A", "real").replace("fake_B", "fake")))
+    assert sheet.main([str(results), str(results / "sheet.png")]) == 0
+    assert "3 columns, rows real, fake" in capsys.readouterr().out
+
+
 def test_missing_results_and_other_sizes_are_named(results):
     with pytest.raises(ValueError, match=r"images has no image of the label real_B: is .* a folder of test.py\?"):
         sheet.main([str(results), "x.png", "--labels", "real_B"])

@@ -16,6 +16,7 @@ from options.test_options import TestOptions
 from scripts import translate
 from tests.conftest import draw_shapes
 from tests.test_cli import ONE_THREAD, ROOT, train
+from tests.test_scans import write_scene
 
 
 @pytest.fixture
@@ -71,9 +72,9 @@ def test_script_translates_a_folder(file, tiny_data, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("source", "target", "message"),
     [
-        ("in.png", "in.png", "would replace the image"),
-        ("in.png", ".", "would replace the image"),
-        ("in.png", "link.png", "would replace the image"),
+        ("in.png", "in.png", "would replace the file"),
+        ("in.png", ".", "would replace the file"),
+        ("in.png", "link.png", "would replace the file"),
         ("in.png", "out.gif", "is not the name of an image file"),
         ("nothing.png", "out.png", "there is no such image"),
         ("folder", "folder/out", "lies in"),
@@ -126,6 +127,25 @@ def test_script_keeps_the_depth_of_the_image(file, tmp_path):
     x = torch.from_numpy(deep.astype(np.float32) / 65535 * 2 - 1).expand(3, -1, -1)
     expected = (Translator.load(file)(x) + 1) / 2 * 65535
     assert np.abs(made - expected.permute(1, 2, 0).cpu().numpy()).max() < 2
+
+
+@pytest.mark.parametrize("tiles", [[], ["--tile", "16"]])
+def test_a_deep_result_does_not_replace_its_source(tiles, file, tmp_path):
+    source = tmp_path / "in" / "deep.tif"
+    source.parent.mkdir()
+    tifffile.imwrite(source, np.zeros((20, 20, 3), np.uint16), photometric="rgb")
+    before = source.read_bytes()
+    with pytest.raises(ValueError, match=r"deep.tif would replace the file that it is made from"):
+        translate.main([str(source), str(source.parent), "--weights", str(file), *tiles])
+    assert source.read_bytes() == before
+
+
+def test_results_of_equal_stems_have_names_of_their_own(file, tmp_path):
+    (tmp_path / "in").mkdir()
+    Image.fromarray(np.zeros((20, 20), np.uint16)).save(tmp_path / "in" / "x.png")
+    write_scene(tmp_path / "in" / "x.tif", "uint16", 0, bands=3)
+    assert translate.main([str(tmp_path / "in"), str(tmp_path / "out"), "--weights", str(file)]) == 0
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"x.png.tif", "x.tif"}
 
 
 def test_script_takes_the_range_of_values_of_the_run(file, tmp_path):

@@ -18,3 +18,9 @@ def atomic(path: Path) -> Iterator[Path]:
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def check_kept(source: Path, target: Path) -> None:
+    """Raise ValueError if writing `target` would replace the file `source` that it is made from."""
+    if target.exists() and source.exists() and target.samefile(source):
+        raise ValueError(f"{target} would replace the file that it is made from: choose another name")

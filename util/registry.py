@@ -2,8 +2,9 @@
 
 import difflib
 from importlib import import_module
-from pathlib import Path
 from typing import Any
+
+from util.paths import ROOT
 
 MIGRATING = "docs/migrating.md shows how datasets and models written for upstream move here"
 OWN = ("data", "models", "options", "util")  # packages that such a file may import from
@@ -13,10 +14,8 @@ KINDS = {"models": "model", "data": "dataset"}  # package -> how its files and c
 def choices(package: str) -> list[str]:
     """The names that `find_class` knows in "models" or "data", from their files alone: nothing is imported."""
     ending = f"_{KINDS[package]}"
-    folder = Path(__file__).resolve().parent.parent / package
-    return sorted(
-        path.stem.removesuffix(ending) for path in folder.glob(f"*{ending}.py") if path.stem != f"base{ending}"
-    )
+    files = (ROOT / package).glob(f"*{ending}.py")
+    return sorted(path.stem.removesuffix(ending) for path in files if path.stem != f"base{ending}")
 
 
 def find_class(package: str, name: str) -> type[Any]:

@@ -10,6 +10,7 @@ from dominate import tags as h
 from PIL import Image
 from tqdm import tqdm
 
+from display.event_log import FILE
 from display.events import End, Event, Images, Metrics, Start
 from display.history import Episode, History
 from display.pages.charts import add_charts
@@ -61,7 +62,7 @@ class PageSink(Sink):
         self.images_freq = images_freq
         self.command = command
         self.options: dict[str, object] = {}
-        self.history = History(folder.parent / "events.jsonl")
+        self.history = History(folder.parent / FILE)
 
     def show(self, events: Sequence[Event]) -> None:
         """Write the page once for all images and metrics."""
