@@ -317,4 +317,4 @@ def test_lambda_gp_needs_wgangp():
 def test_flags_of_other_models_are_unknown(flags, capsys):
     with pytest.raises(SystemExit):
         training_model(*flags.split())
-    assert f"no option {flags.split()[2]}" in capsys.readouterr().err
+    assert f"{flags.split()[2]} is no option of this --model, but of" in capsys.readouterr().err
