@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from options.train_options import TrainOptions
-from util.device import create_tuning, select_device, tuning
+from util.device import create_tuning, select_device, tuning, warn_once
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -35,12 +35,16 @@ def test_the_cpu_leaves_the_gpus_alone(current, device, gpu_ids):
 
 
 def test_gpus_that_stay_idle_are_no_secret(current, caplog):
-    assert select_device("auto", "1,0") == torch.device("cuda", 1)
+    warn_once.cache_clear()
+    for _ in range(2):
+        assert select_device("auto", "1,0") == torch.device("cuda", 1)
+    assert len(caplog.records) == 1
     assert "gpu_ids=1,0: a process computes on one GPU, so for all of them start torchrun --nproc_per_" in caplog.text
 
 
 def test_gpus_that_are_asked_for_in_vain_are_no_secret(monkeypatch, caplog):
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    warn_once.cache_clear()
     assert select_device("auto", "1") == CPU
     assert "gpu_ids=1: PyTorch finds no NVIDIA GPU, so the CPU computes" in caplog.text
 

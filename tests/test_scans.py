@@ -296,17 +296,18 @@ def test_threads_unpack_a_volume_once(tmp_path):
 def test_white_is_the_larger_value_of_dicom(signed, frames, tmp_path):
     source = tmp_path / "white_is_small.dcm"
     write_dicom(source, frames=frames)
-    plain = [read_dicom(source, frame) for frame in (range(frames) if frames > 1 else [None])]
+    indices = range(frames) if frames > 1 else [None]
+    plain = [read_dicom(source, index) for index in indices]
     scan = pydicom.dcmread(source)
     scan.PhotometricInterpretation, scan.PresentationLUTShape, scan.WindowCenter = "MONOCHROME1", "INVERSE", 40
     pixels = scan.pixel_array
     scan.PixelRepresentation = int(signed)
     scan.PixelData = (~pixels.astype(np.int16) if signed else 65535 - pixels).tobytes()
     scan.save_as(source)
-    found = [read_dicom(source, frame) for frame in (range(frames) if frames > 1 else [None])]
+    found = [read_dicom(source, index) for index in indices]
     assert all(np.array_equal(a, b) for a, b in zip(found, plain, strict=True))
     write_dicom_file(np.stack(found) if frames > 1 else found[0], tmp_path / "made.dcm", source)
     made = pydicom.dcmread(tmp_path / "made.dcm")
     assert (made.PhotometricInterpretation, made.PresentationLUTShape) == ("MONOCHROME2", "IDENTITY")
     assert "WindowCenter" not in made
-    assert np.array_equal(read_dicom(tmp_path / "made.dcm", 0 if frames > 1 else None), plain[0])
+    assert np.array_equal(read_dicom(tmp_path / "made.dcm", indices[0]), plain[0])

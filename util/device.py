@@ -1,6 +1,7 @@
 """The device of a run, its precision, and the memory it uses."""
 
 import ctypes
+import functools
 import logging
 import math
 import os
@@ -37,7 +38,7 @@ def select_device(device: str = "auto", gpu_ids: str = "0") -> torch.device:
             raise ValueError(f"gpu_ids={gpu_ids}: {processes} processes need a GPU each: name all, or leave it out")
         if len(numbers) > processes:
             start = f"torchrun --nproc_per_node={len(numbers)}"
-            log.warning("gpu_ids=%s: a process computes on one GPU, so for all of them start %s", gpu_ids, start)
+            warn_once(f"gpu_ids={gpu_ids}: a process computes on one GPU, so for all of them start {start}")
         index = numbers[distributed.local_rank()]
         if index >= torch.cuda.device_count():
             raise ValueError(
@@ -49,9 +50,15 @@ def select_device(device: str = "auto", gpu_ids: str = "0") -> torch.device:
         return torch.device("mps")
     if device == "auto":
         if gpu_ids != "0":
-            log.warning("gpu_ids=%s: PyTorch finds no NVIDIA GPU, so the CPU computes", gpu_ids)
+            warn_once(f"gpu_ids={gpu_ids}: PyTorch finds no NVIDIA GPU, so the CPU computes")
         return torch.device("cpu")
     raise RemediedError(f"device={device}: PyTorch finds none on this machine.", remedy={"device": "cpu"})
+
+
+@functools.cache  # the loader asks for the device too
+def warn_once(message: str) -> None:
+    """Log a warning the first time."""
+    log.warning("%s", message)
 
 
 FEW_SIZES = 4  # of images: timing cuDNN's algorithms takes seconds for each
