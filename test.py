@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import logging
+import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -38,7 +39,16 @@ from training.metrics import mean_absolute_error, psnr, ssim
 from util import distributed
 from util.command import SKIPPED, configure_logging, run_command, writing
 from util.device import autocast, choose_precision, keep_freed_memory, select_device, tuning
-from util.images import PixelFormat, in_color, is_viewable, label_formats, save_file, save_image, to_images
+from util.images import (
+    PixelFormat,
+    check_finite,
+    in_color,
+    is_viewable,
+    label_formats,
+    save_file,
+    save_image,
+    to_images,
+)
 from util.threads import ThreadChooser, choose_threads
 
 log = logging.getLogger("test")
@@ -127,7 +137,7 @@ def save_results(
     notes = {"run": opt.name, "model": opt.model, "weights": ", ".join(path.name for path in files.values())}
     title = f"{opt.name}: {model.results_title.format(A=a, B=b)}"
     formats = label_formats(loader.dataset.formats, made)
-    earlier = {path: path.stat().st_mtime_ns for path in (folder / "images").glob("*.*")}
+    earlier = {path: path.stat().st_mtime_ns for path in (folder / "images").rglob("*.*")}
     page = ResultsPage(folder, title, names=(a, b), notes=notes, size=opt.display_winsize, formats=formats)
     total = len(loader.dataset)
     count = int(min(opt.num_test, total))
@@ -142,7 +152,8 @@ def save_results(
     if measurement:
         figures = measurement.figures([measurement.part()])
         measured_on = measurement.describe()
-        (folder / "metrics.json").write_text(json.dumps({"figures": figures, "measured_on": measured_on}) + "\n")
+        known = {name: value if math.isfinite(value) else None for name, value in figures.items()}
+        (folder / "metrics.json").write_text(json.dumps({"figures": known, "measured_on": measured_on}) + "\n")
         note = f"{in_words(figures)}; {measured_on}"
         page.notes["metrics"] = note
         log.info("%s", note)
@@ -188,6 +199,7 @@ def save_samples(
         for batch in loader:
             with threads.timed(batch), torch.no_grad(), autocast(model.device, precision):
                 samples = model(batch)["sample"]
+                check_finite(samples, *batch["A_paths"])
             viewable = is_viewable(samples, fmt)
             paths = [folder / f"{name}.{'png' if viewable else 'tif'}" for name in batch["A_paths"]]
             if viewable and not fmt.alpha:  # converted as a batch, which is faster
@@ -324,6 +336,8 @@ def translate(
         recorder = AttentionRecorder(views)
         with threads.timed(batch), torch.no_grad(), autocast(model.device, precision), recorder:
             images = model(batch)
+            for image in images.values():
+                check_finite(image, *batch["A_paths"])
             recorder.run_missing(images)
         attention = recorder.maps()
         for i, path in enumerate(batch["A_paths"]):
@@ -340,7 +354,7 @@ def translate(
 
 
 def stretch(image: Tensor, aspect_ratio: float, *, smooth: bool = True) -> Tensor:
-    """(C, H, W) with its width (above 1) or its height (below 1) enlarged by the ratio, as upstream shows results."""
+    """(C, H, W) with its width (above 1) or its height (below 1) stretched by the ratio, as upstream shows results."""
     if aspect_ratio == 1:
         return image
     scale = (1.0, aspect_ratio) if aspect_ratio > 1 else (1 / aspect_ratio, 1.0)

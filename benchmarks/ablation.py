@@ -8,6 +8,7 @@ Figures are those of the test images at the end of each run.
 
 import argparse
 import json
+import math
 import re
 import shlex
 import shutil
@@ -24,8 +25,8 @@ from display.events import End
 from options.parser import script_parser
 from training.meter import figure
 from util.command import run_command
+from util.paths import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 VARIANTS = {
     "none": ["--model", "cycle_gan"],
     "G": ["--attn_D", "none"],
@@ -85,19 +86,20 @@ def train(args: argparse.Namespace, variant: str, seed: int) -> dict[str, float]
     """Train and test a variant, unless it is done already. Returns its figures: name -> value.
 
     Raises:
-        ValueError: a script ended with an error; its output is above.
+        ValueError: a script ended with an error, and its output is above; or the run was begun with other flags.
     """
     name = f"{args.recipe.stem}_{variant.replace(', ', '_').replace(' ', '_')}_{seed}"
     log, state = args.folder / name / FILE, args.folder / name / "latest_state.pth"
     measured = args.folder / "results" / name / "test_latest" / "metrics.json"
     place = ["--name", name, "--checkpoints_dir", str(args.folder)]
+    length = ["--train_minutes", f"{args.minutes}"]
+    if args.epochs:
+        decay = args.epochs // 2
+        length = ["--train_minutes", "0", "--n_epochs", f"{args.epochs - decay}", "--n_epochs_decay", f"{decay}"]
+    flags = [*recipe_flags(args.recipe, variant), *VARIANTS[variant], *length, "--seed", f"{seed}"]
+    check_unchanged(args.folder / f"{name}.txt", shlex.join([*flags, "--metrics", args.metrics]))
     if not is_finished(log):
         measured.unlink(missing_ok=True)
-        length = ["--train_minutes", f"{args.minutes}"]
-        if args.epochs:
-            decay = args.epochs // 2
-            length = ["--train_minutes", "0", "--n_epochs", f"{args.epochs - decay}", "--n_epochs_decay", f"{decay}"]
-        flags = [*recipe_flags(args.recipe, variant), *VARIANTS[variant], *length, "--seed", f"{seed}"]
         if state.is_file():
             flags = ["--continue_train"]
         elif log.parent.is_dir():
@@ -109,7 +111,18 @@ def train(args: argparse.Namespace, variant: str, seed: int) -> dict[str, float]
     events = LogReader(log).read()
     end = [event for event in events if isinstance(event, End)][-1]
     seconds = statistics.median(event.step_seconds for event in events if event.step_seconds)
-    return {"images": end.images, "ms": 1000 * seconds, **json.loads(measured.read_text())["figures"]}
+    figures = json.loads(measured.read_text())["figures"]
+    known = {name: math.nan if value is None else value for name, value in figures.items()}
+    return {"images": end.images, "ms": 1000 * seconds, **known}
+
+
+def check_unchanged(path: Path, flags: str) -> None:
+    """Keep the flags of a run in a file. ValueError if it holds others: finished runs are not trained again."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        path.write_text(flags + "\n")
+    elif (before := path.read_text().rstrip("\n")) != flags:
+        raise ValueError(f"{path} has other flags: choose another --folder.\nThen: {before}\nNow:  {flags}")
 
 
 def recipe_flags(recipe: Path, variant: str) -> list[str]:

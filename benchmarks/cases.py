@@ -189,7 +189,7 @@ def consume(loader: Iterable[object]) -> None:
 
 
 def plain_loading() -> Case:
-    """JPEGs of 600 px, resized to 286, cut to 256, flipped, by one worker."""
+    """JPEGs of 600 px, resized to 286, cropped to 256, flipped, by one worker."""
     root = make_dataset(count=COUNT, size=600, suffix=".jpg")
     resize = transforms.Resize((286, 286), transforms.InterpolationMode.BICUBIC)
     changes = (resize, transforms.RandomCrop(256), transforms.RandomHorizontalFlip())

@@ -8,12 +8,11 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from options.train_options import TrainOptions
+from util.paths import ROOT
 
-ROOT = Path(__file__).parent.parent
 GB = 1e9
 
 
@@ -42,20 +41,19 @@ class Worker:
 
     def __init__(self, case: str, *, operations: bool = False, **keywords: Any):
         command = [sys.executable, "-m", "benchmarks.worker", case, json.dumps(keywords), *["operations"] * operations]
-        self.process = subprocess.Popen(
-            command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
+        self.process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.ready = self.answer()
         self.seconds: list[float] = []
         self.peak = 0.0
 
     def answer(self) -> dict[str, Any]:
         """The next line that the process prints."""
-        assert self.process.stdout and self.process.stderr
+        assert self.process.stdout
         while line := self.process.stdout.readline():
             if line.startswith("{"):
                 return json.loads(line)
-        raise RuntimeError(f"a worker ended: {self.process.stderr.read()}")
+        self.close()
+        raise RuntimeError("a worker ended; its error is above")
 
     def step(self) -> None:
         """Take a step."""

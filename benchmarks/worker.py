@@ -1,7 +1,7 @@
 """One side of a comparison, in a process of its own: takes a step whenever it is told to, and says how long it took.
 
 python -m benchmarks.worker CASE '{"keyword": "value"}' [operations] prints a JSON line when it is ready, and one for
-every line that it reads. To count operations takes memory, and slows down the loading processes that are started then.
+every line that it reads. Counting operations takes memory, and slows down workers of a data loader started meanwhile.
 """
 
 import contextlib

@@ -8,7 +8,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from data.base_dataset import BaseDataset, Sample, create_reader, create_transform
+from data.base_dataset import BaseDataset, Sample, create_reader, create_transform, good_pairs
 from data.check import Check
 from data.image_file import image_size
 from data.image_folder import DataError, domain_images, list_images, missing_folder, nearest_fix, relative_name
@@ -61,7 +61,7 @@ class AlignedDataset(BaseDataset):
             self.transform_B = create_transform(opt, self.read_B.channels)
             good = {*self.usable(A_paths, Check(self.read_A, self.transform_A))}
             good |= {*self.usable(B_paths, Check(self.read_B, self.transform_B))}
-            pairs = [pair for pair in pairs if good.issuperset(pair)]
+            pairs = good_pairs(pairs, good)
             self.A_paths, self.B_paths = [A for A, _ in pairs], [B for _, B in pairs]
             if (self.transform_A.crops and opt.preprocess != "resize_and_crop") or opt.center_crop:
                 for pair in pairs:

@@ -3,7 +3,7 @@
 import hashlib
 from abc import ABC, abstractmethod
 from argparse import ArgumentParser
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +85,17 @@ class BaseDataset(Dataset[Sample], ABC):
         """A random number generator for one sample; its seed is a function of (seed, epoch, index)."""
         digest = hashlib.blake2b(repr((self.seed, epoch, index)).encode(), digest_size=8).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest))
+
+
+def good_pairs(pairs: Iterable[tuple[Path, Path]], good: set[Path]) -> list[tuple[Path, Path]]:
+    """The pairs whose files are both `good`.
+
+    Raises:
+        DataError: there is none.
+    """
+    if found := [pair for pair in pairs if good.issuperset(pair)]:
+        return found
+    raise DataError("No pair of images is left, since of each at least one is skipped.")
 
 
 def create_reader(opt: Any, channels: int, domain: str, *arguments: str, paths: Sequence[Path] = ()) -> ImageReader:

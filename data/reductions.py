@@ -183,10 +183,10 @@ def of_sizes(sizes: Sequence[tuple[int, int]], check: Check, among: str, *, trai
         factor, example = max(changed)
         lines.append(f"the aspect ratio of {len(changed)}{among} images changes {factor:.2f} times or less: {example}")
     if max(centered) > 0:
-        lines.append(f"center_crop={transform.center_crop} cuts away {max(centered):.0%} of an image or less")
+        lines.append(f"center_crop={transform.center_crop} removes {max(centered):.0%} of an image or less")
     if max(cropped) > 0:
         where = "another part of it each time" if train else "the same part each time"
-        lines.append(f"crop_size={transform.crop_size} cuts away {max(cropped):.0%} of an image or less, {where}")
+        lines.append(f"crop_size={transform.crop_size} removes {max(cropped):.0%} of an image or less, {where}")
     return lines
 
 

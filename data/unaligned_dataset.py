@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from data.base_dataset import BaseDataset, Sample, create_reader, create_transform
+from data.base_dataset import BaseDataset, Sample, create_reader, create_transform, good_pairs
 from data.check import Check
 from data.image_folder import domain_images
 
@@ -30,7 +30,7 @@ class UnalignedDataset(BaseDataset):
         self.serial: bool = opt.serial_batches
         if self.serial and [path.name for path in A_paths] == [path.name for path in B_paths]:
             good = {*self.A_paths, *self.B_paths}
-            pairs = [pair for pair in zip(A_paths, B_paths, strict=True) if good.issuperset(pair)]
+            pairs = good_pairs(zip(A_paths, B_paths, strict=True), good)
             self.A_paths, self.B_paths = [A for A, _ in pairs], [B for _, B in pairs]
         self.formats = {"A": self.read_A.format(self.A_paths[0]), "B": self.read_B.format(self.B_paths[0])}
         self.sizes = {

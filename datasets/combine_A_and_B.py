@@ -89,6 +89,10 @@ def find_pairs(fold_A: Path, fold_B: Path, *, num_imgs: float, use_AB: bool) -> 
             taken[str(name_A.parent)] += 1
             lossless = path_A.suffix == path_B.suffix and path_A.suffix.lower() in WRITABLE
             pairs.append((path_A, path_B, name_AB if lossless else name_AB.with_suffix(".png")))
+    sources: dict[Path, Path] = {}
+    for path_A, _, name_AB in pairs:
+        if (other := sources.setdefault(name_AB, path_A)) != path_A:
+            raise DataError(f"{other} and {path_A} would both become {name_AB}: remove or rename one.")
     if not pairs:
         rule = "1_A.jpg belongs to 1_B.jpg" if use_AB else "both have the same name; with --use_AB, 1_A.jpg and 1_B.jpg"
         found = f": {alone[0]}" if alone else f".\nFound:\n{tree(fold_A)}"

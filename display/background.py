@@ -11,6 +11,7 @@ from display.sink import Sink
 log = logging.getLogger(__name__)
 
 RETRY = 10.0  # seconds between two attempts to reach a server
+REPLAY = "`python -m scripts.replay` sends everything again."
 GRACE = 5.0  # seconds that the end of training waits for the last events to arrive
 
 
@@ -56,7 +57,7 @@ class Background(Sink):
         self.new_events.set()
         self.thread.join(GRACE)
         if self.reachable and self.thread.is_alive():
-            log.warning("%s did not receive everything in time. `python -m scripts.replay` sends it again.", self.name)
+            log.warning("%s did not receive everything in time. %s", self.name, REPLAY)
 
     def _run(self) -> None:
         sink: Sink | None = None
@@ -79,6 +80,9 @@ class Background(Sink):
                 if not last:
                     self.closing.wait(RETRY)
                     self.new_events.set()
+            except Exception:  # of a library or a damaged log; nobody waits for this thread, so it has to be shown here
+                log.exception("%s shows nothing more. Training continues. %s", self.name, REPLAY)
+                return
             if last:
                 return
 

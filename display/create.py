@@ -158,6 +158,6 @@ def create_wandb(opt: Options, folder: Path, *, images_freq: int = 0, resumed: b
     try:
         sink = WandbSink(folder, opt.wandb_project_name, opt.name, config, run_id=run_id, images_freq=images_freq)
     except wandb.errors.UsageError as error:  # such as no API key
-        raise ValueError(f"--use_wandb: {error} Or set WANDB_MODE=offline, or leave it out.") from error
+        raise ValueError(f"--use_wandb: {error} Or set WANDB_MODE=offline, or omit it.") from error
     file.write_text(sink.run.id, encoding="ascii")
     return sink

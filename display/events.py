@@ -111,7 +111,6 @@ KINDS: dict[str, type[Event]] = {
     "start": Start, "losses": Losses, "metrics": Metrics, "images": Images, "health": Health, "end": End,
 }  # fmt: skip
 NAMES = {kind: name for name, kind in KINDS.items()}
-RENAMED = {"continued": "resumed", "pictures": "files"}  # fields in the logs of earlier commits
 
 
 def to_json(event: Event) -> str:
@@ -131,7 +130,7 @@ def from_json(line: str | bytes) -> Event:
         ValueError: the line holds no event.
     """
     try:
-        content = {RENAMED.get(name, name): value for name, value in json.loads(line).items()}
+        content = json.loads(line)
         event = KINDS[content.pop("kind")](**content)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"no event: {line[:80]!r} ({error})") from error

@@ -17,7 +17,7 @@ from inference.hub import local_file
 from inference.tiles import OVERLAP, Tiled
 from inference.trained import Source, find_source, from_notes, load_generator
 from options import values
-from util.images import WITH_ALPHA, PixelFormat, is_viewable, to_image, to_label_map
+from util.images import WITH_ALPHA, PixelFormat, check_finite, is_viewable, to_image, to_label_map
 from util.label_maps import Palette, pixels
 
 AnyImage = TypeVar("AnyImage", Image.Image, np.ndarray, Tensor)
@@ -176,7 +176,7 @@ class Translator:
                 statistics over all images of a tensor.
 
         Raises:
-            ValueError: the type, shape, dtype or range of values is not supported.
+            ValueError: the type, shape, dtype or range of values is not supported, or the result is not finite.
         """
         if isinstance(images, list | tuple):
             return [self(image) for image in images]
@@ -209,7 +209,9 @@ class Translator:
         if x.shape[1] != self.input_nc:
             raise ValueError(f"the generator takes {self.input_nc} channels, but the image has {x.shape[1]}")
         with torch.no_grad():
-            return self.net(x.to(next(self.net.parameters(), x.cpu()).device, torch.float32))
+            result = self.net(x.to(next(self.net.parameters(), x.cpu()).device, torch.float32))
+        check_finite(result)
+        return result
 
     def _from_image(self, image: Image.Image) -> tuple[Tensor, PixelFormat]:
         """The tensor (input_nc, H, W) of an image, and its format."""

@@ -19,7 +19,7 @@ from inference.tile_maps import Box
 from inference.tiles import Tiled
 from inference.translator import Translator, as_tensor
 from util.files import atomic, check_kept
-from util.images import PixelFormat, is_viewable, write_array
+from util.images import PixelFormat, check_finite, is_viewable, write_array
 
 CACHE = 2**26  # bytes of decoded strips or tiles of a compressed file
 SCENE_CACHE = 2**28  # bytes that GDAL keeps of the files that it reads and writes; its default is 5% of the machine
@@ -287,7 +287,7 @@ def translate_windows(translator: Translator, image: WindowedFile, target: Path,
 
     Raises:
         ValueError: files of this suffix do not support the depth or the channels of the result; or its depth does not
-            support what marks pixels without data; or the result would replace the file.
+            support what marks pixels without data; the result would replace the file, or is not finite.
     """
     net, fmt = translator.net, translator.result_format(image.format)
     assert isinstance(net, Tiled)
@@ -303,4 +303,9 @@ def translate_windows(translator: Translator, image: WindowedFile, target: Path,
         else:
             writer = tiff_writer(draft, (image.shape[2], image.shape[3], net.output_nc), fmt)
         with writer as write:
-            net.run(image, lambda box, window: write(box, fmt.to_array(window[0])))
+
+            def write_tile(box: Box, tile: Tensor) -> None:
+                check_finite(tile, str(image.path))
+                write(box, fmt.to_array(tile[0]))
+
+            net.run(image, write_tile)

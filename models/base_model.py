@@ -119,13 +119,13 @@ class BaseModel(nn.Module):
         optimization: set by `prepare_training`.
         pools: the image pools, by name. Checkpoints contain them.
         queues: the feature queues of discriminators with a batch head, by name. Checkpoints contain them.
-        needs_one_size: why all images of training need one size, as the start of a message; empty if they do not.
+        one_size_reason: why all images of training need one size, as the start of a message; empty if they do not.
     """
 
     results_title = "{A} → {B}"
     test_dataset_mode = ""
     unused_flags: tuple[str, ...] = ()
-    needs_one_size = ""
+    one_size_reason = ""
 
     optimization: Optimization
     micro_batch_size: int | None = None  # if --accumulate splits batches
@@ -256,10 +256,10 @@ class BaseModel(nn.Module):
             ValueError: a network does not accept a size, or training needs images of one size.
         """
         sizes = sorted(set(sizes))
-        if self.needs_one_size and len(sizes) > 1:
+        if self.one_size_reason and len(sizes) > 1:
             shown = ", ".join(f"{width}x{height}" for width, height in sizes[:3])
             raise RemediedError(
-                f"{self.needs_one_size}, which have {len(sizes)} sizes here: {shown}"
+                f"{self.one_size_reason}, which have {len(sizes)} sizes here: {shown}"
                 f"{', ...' if len(sizes) > 3 else ''}. It needs images of one size.",
                 remedy={"preprocess": "resize_and_crop"},
             )

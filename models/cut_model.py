@@ -23,7 +23,7 @@ from models.contrastive import draw_positions, flipped_positions, patch_nce
 from models.feature_queue import create_queues, with_queues
 from models.image_pool import ImagePool
 from models.losses import add_gan_flags, create_gan_loss
-from models.projected_loss import ProjectedLoss, add_projected_flag
+from models.projected_loss import add_projected_flag, create_projected_loss
 from options import values
 from util.paths import BUNDLED
 
@@ -108,12 +108,11 @@ class CUTModel(BaseModel):
         self.gan_loss, self.projected = create_gan_loss(opt), None
         discriminators = [self.netD]
         if opt.lambda_projected:
-            self.netP = networks.define_projected_D(opt, opt.output_nc, "lambda_projected").to(self.device)
-            discriminators.append(self.netP)
-            self.projected = ProjectedLoss(self.netP, weight=opt.lambda_projected)
+            self.projected = create_projected_loss(opt, self, "netP", opt.output_nc)
+            discriminators.append(self.projected.net)
         random_pairs = opt.dataset_mode == "unaligned" and not opt.serial_batches
         mixes = opt.pool_size > 0 or random_pairs
-        self.needs_one_size = self.gan_loss.runs_need_one_size(mixes=mixes, batch_head=opt.batch_head)
+        self.one_size_reason = self.gan_loss.run_one_size_reason(mixes=mixes, batch_head=opt.batch_head)
         self.pools = {"fake_B": ImagePool(opt.pool_size)}
         self.queues = create_queues(opt.batch_head, "D")
         optimization.add("G", [self.netG, self.netF], lr=opt.lr_G)
@@ -182,7 +181,7 @@ class CUTModel(BaseModel):
         return average_losses(losses_G) | average_losses(losses_D) | self.gammas(), images
 
     def translate(self, images: Tensor, *, flipped: bool) -> tuple[Tensor, Patches]:
-        """Translate images (B, C, H, W), or with `flipped` their mirror images, and draw patches of `images`."""
+        """Translate images (B, C, H, W), flipped if `flipped`, and draw patches of `images`."""
         if flipped:
             fake = self.netG(images.flip(3))
             with torch.no_grad():

@@ -1,10 +1,10 @@
 """CycleGAN: translation between two domains, learned from unpaired images."""
 
 from argparse import ArgumentParser
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from models import networks
@@ -22,25 +22,9 @@ from models.feature_queue import create_queues, with_queues
 from models.image_pool import ImagePool
 from models.losses import Scorer, add_gan_flags, create_gan_loss
 from models.networks.layers import run_together
-from models.projected_loss import ProjectedLoss, add_projected_flag
+from models.projected_loss import ProjectedLoss, add_projected_flag, create_projected_loss
 from options import values
 from util.paths import BUNDLED
-
-
-class Cycle(NamedTuple):
-    """One direction of a training step, detached: images (B, C, H, W) in [-1, 1] and losses (scalars).
-
-    `idt` and the losses of parts that are off are None.
-    """
-
-    fake: Tensor
-    rec: Tensor
-    idt: Tensor | None
-    loss_G: Tensor
-    loss_idt: Tensor | None
-    loss_cycle: Tensor
-    loss_projected: Tensor | None
-    loss_content: Tensor | None
 
 
 class CycleGANModel(BaseModel):
@@ -97,22 +81,20 @@ class CycleGANModel(BaseModel):
             raise ValueError("the identity loss compares images of A and B, not classes: add --lambda_identity 0")
         if opt.identity_decay and not opt.lambda_identity:
             raise ValueError("--identity_decay has no effect with --lambda_identity 0: omit it")
-        self.lambda_A, self.lambda_B, self.lambda_identity = opt.lambda_A, opt.lambda_B, opt.lambda_identity
+        self.lambda_cycle, self.lambda_identity = {"A": opt.lambda_A, "B": opt.lambda_B}, opt.lambda_identity
         self.identity_decay, self.cycle_noise = opt.identity_decay, opt.cycle_noise
         self.content_loss, self.lambda_content = create_content_loss(opt), opt.lambda_content
         self.add_discriminators(opt)
         self.gan_loss = create_gan_loss(opt)
-        self.projected: dict[str, ProjectedLoss] = {}  # by side
         discriminators = [self.netD_A, self.netD_B]
+        self.projected: dict[str, ProjectedLoss] = {}  # by side
         if opt.lambda_projected:
-            self.netP_A = networks.define_projected_D(opt, opt.output_nc, "lambda_projected").to(self.device)
-            self.netP_B = networks.define_projected_D(opt, opt.input_nc, "lambda_projected").to(self.device)
-            discriminators += [self.netP_A, self.netP_B]
-            self.projected["A"] = ProjectedLoss(self.netP_A, weight=opt.lambda_projected)
-            self.projected["B"] = ProjectedLoss(self.netP_B, weight=opt.lambda_projected)
+            self.projected["A"] = create_projected_loss(opt, self, "netP_A", opt.output_nc)
+            self.projected["B"] = create_projected_loss(opt, self, "netP_B", opt.input_nc)
+            discriminators += [loss.net for loss in self.projected.values()]
         random_pairs = opt.dataset_mode == "unaligned" and not opt.serial_batches
         mixes = opt.pool_size > 0 or random_pairs
-        self.needs_one_size = self.gan_loss.runs_need_one_size(mixes=mixes, batch_head=opt.batch_head)
+        self.one_size_reason = self.gan_loss.run_one_size_reason(mixes=mixes, batch_head=opt.batch_head)
         self.pools = {"fake_A": ImagePool(opt.pool_size), "fake_B": ImagePool(opt.pool_size)}
         self.queues = create_queues(opt.batch_head, "D_A", "D_B")
         optimization.add("G", [self.netG_A, self.netG_B], lr=opt.lr_G)
@@ -137,71 +119,58 @@ class CycleGANModel(BaseModel):
     def step(self, batch: dict) -> tuple[Losses, Images]:
         """Update the generators, then the discriminators on fake images from the pools; see BaseModel."""
         D_A, D_B = (with_queues(f"D_{side}", self.get_submodule(f"netD_{side}"), self.queues) for side in "AB")
-        made: list[tuple[float, Tensor, Tensor, Cycle, Cycle]] = []
+        made: list[tuple[float, Losses, Images]] = []
         for micro in self.micro_batches(batch):
             real_A, real_B = self.inputs(micro.batch, "A", "B")
-            A = self.backward_cycle("A", real_A, real_B, self.netG_A, self.netG_B, D_A, self.lambda_A, micro.share)
-            B = self.backward_cycle("B", real_B, real_A, self.netG_B, self.netG_A, D_B, self.lambda_B, micro.share)
-            made.append((micro.share, real_A, real_B, A, B))
+            losses_A, images_A = self.backward_G("A", real_A, real_B, D_A, micro.share)
+            losses_B, images_B = self.backward_G("B", real_B, real_A, D_B, micro.share)
+            made.append((micro.share, losses_A | losses_B, images_A | images_B))
         self.optimization.update("G")
         logged: list[tuple[float, Losses]] = []
-        for share, real_A, real_B, A, B in made:
-            losses_D_A = self.backward_D("A", D_A, real_B, self.pools["fake_B"].query(A.fake), share)
-            losses_D_B = self.backward_D("B", D_B, real_A, self.pools["fake_A"].query(B.fake), share)
-            losses: dict[str, Tensor | None] = {
-                "G_A": A.loss_G, "G_B": B.loss_G, "cycle_A": A.loss_cycle, "cycle_B": B.loss_cycle,
-                "idt_A": B.loss_idt, "idt_B": A.loss_idt,
-                "projected_A": A.loss_projected, "projected_B": B.loss_projected,
-                "content_A": A.loss_content, "content_B": B.loss_content, **losses_D_A, **losses_D_B,
-            }  # fmt: skip
-            logged.append((share, without_none(losses)))
+        for share, losses, images in made:
+            losses |= self.backward_D("A", D_A, images["real_B"], self.pools["fake_B"].query(images["fake_B"]), share)
+            losses |= self.backward_D("B", D_B, images["real_A"], self.pools["fake_A"].query(images["fake_A"]), share)
+            logged.append((share, losses))
         self.optimization.update("D")
         self.optimization.end_step()
+        return average_losses(logged) | self.gammas(), images
 
-        images: dict[str, Tensor | None] = {
-            "real_A": real_A, "fake_B": A.fake, "rec_A": A.rec,
-            "real_B": real_B, "fake_A": B.fake, "rec_B": B.rec,
-            "idt_A": B.idt, "idt_B": A.idt,
-        }  # fmt: skip
-        return average_losses(logged) | self.gammas(), without_none(images)
-
-    def backward_cycle(
-        self, side: str, real: Tensor, target: Tensor, net: nn.Module, back: nn.Module, netD: Scorer, weight: float,
-        share: float,
-    ) -> Cycle:  # fmt: skip
-        """Translate images with `net` and back, and accumulate the gradients of the losses of both generators.
+    def backward_G(self, side: str, real: Tensor, target: Tensor, netD: Scorer, share: float) -> tuple[Losses, Images]:
+        """Translate images and back, and accumulate the gradients of the losses of both generators.
 
         The two directions run one after the other, so that only one autograd graph is in memory.
 
         Args:
-            side: of the generator and its discriminators, "A" or "B".
+            side: the domain of the images, "A" or "B".
             real: images (B, C, H, W) in [-1, 1].
             target: real images of the other domain.
-            net: the generator of this direction.
-            back: the generator of the other direction.
             netD: the discriminator of the translations.
-            weight: of the cycle loss and, times lambda_identity, of the identity loss.
             share: of these images in the batch.
+
+        Returns:
+            The weighted losses and the images of this direction, detached.
         """
-        identity = self.lambda_identity * ((1 - self.optimization.progress) if self.identity_decay else 1)
+        other = "B" if side == "A" else "A"
+        net, back = self.get_submodule(f"netG_{side}"), self.get_submodule(f"netG_{other}")
+        weight = self.lambda_cycle[side]
         with self.optimization.autocast():
             fake = net(real)
-            loss_G = self.gan_loss.generator(netD, target, fake)
+            losses = {f"G_{side}": self.gan_loss.generator(netD, target, fake)}
+            images = {f"real_{side}": real, f"fake_{other}": fake}
             sent = fake + self.cycle_noise * torch.randn_like(fake) if self.cycle_noise else fake
             rec, idt = run_together(back, sent, real) if self.lambda_identity else (back(sent), None)
-            loss_idt = None if idt is None else F.l1_loss(idt, real) * weight * identity
-            loss_cycle, loss_projected = F.l1_loss(rec, real) * weight, None
+            losses[f"cycle_{side}"] = F.l1_loss(rec, real) * weight
+            images[f"rec_{side}"] = rec
+            if idt is not None:
+                identity = self.lambda_identity * (1 - self.optimization.progress if self.identity_decay else 1)
+                losses[f"idt_{other}"] = F.l1_loss(idt, real) * weight * identity
+                images[f"idt_{other}"] = idt
             if self.projected:
-                loss_projected = self.projected[side].generator(target, fake)
-            loss_content = None
+                losses[f"projected_{side}"] = self.projected[side].generator(target, fake)
             if self.content_loss:
-                loss_content = self.content_loss(real, fake, domain=side) * self.lambda_content
-        losses = loss_G, loss_idt, loss_cycle, loss_projected, loss_content
-        self.optimization.backward("G", *(loss for loss in losses if loss is not None), share=share)
-        return Cycle(
-            fake.detach(), rec.detach(), detached(idt), loss_G.detach(), detached(loss_idt), loss_cycle.detach(),
-            detached(loss_projected), detached(loss_content),
-        )  # fmt: skip
+                losses[f"content_{side}"] = self.content_loss(real, fake, domain=side) * self.lambda_content
+        self.optimization.backward("G", *losses.values(), share=share)
+        return without_graphs(losses), without_graphs(images)
 
     def backward_D(self, side: str, netD: Scorer, real: Tensor, fake: Tensor, share: float) -> Losses:
         """Accumulate the gradients of the discriminators of a side, "A" or "B". Returns their losses, detached.
@@ -246,11 +215,6 @@ class CycleGANModel(BaseModel):
         return [label.translate(str.maketrans("AB", "BA")) if reverse else label]
 
 
-def detached(tensor: Tensor | None) -> Tensor | None:
-    """A tensor without its autograd graph."""
-    return None if tensor is None else tensor.detach()
-
-
-def without_none(tensors: dict[str, Tensor | None]) -> dict[str, Tensor]:
-    """The entries that are not None."""
-    return {name: tensor for name, tensor in tensors.items() if tensor is not None}
+def without_graphs(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors, detached."""
+    return {name: tensor.detach() for name, tensor in tensors.items()}

@@ -102,7 +102,7 @@ class GANLoss:
         self.penalty_every = penalty_every
 
     @property
-    def needs_one_size(self) -> str:
+    def one_size_reason(self) -> str:
         """Why real and fake images need the same size, as the start of a message; empty if they do not."""
         if self.mode == "wgangp":
             return "gan_mode='wgangp' mixes real and fake images"
@@ -110,7 +110,7 @@ class GANLoss:
             return "gan_mode='relativistic' compares real and fake images"
         return f"lambda_zero_gp={self.lambda_zero_gp} mixes real and fake images" if self.lambda_zero_gp else ""
 
-    def runs_need_one_size(self, *, mixes: bool, batch_head: int) -> str:
+    def run_one_size_reason(self, *, mixes: bool, batch_head: int) -> str:
         """Why all images of a run need one size, as the start of a message; empty if they do not.
 
         Args:
@@ -119,7 +119,7 @@ class GANLoss:
         """
         if batch_head:
             return f"batch_head={batch_head} compares images of several steps"
-        return self.needs_one_size if mixes else ""
+        return self.one_size_reason if mixes else ""
 
     def generator(self, net: Scorer, real: Tensor, fake: Tensor) -> Tensor:
         """The loss of the generator (a scalar) for fake images, scored by the discriminator `net`.
@@ -133,7 +133,7 @@ class GANLoss:
             fake: images (B, C, H, W).
 
         Raises:
-            ValueError: real and fake images need the same size, see `needs_one_size`.
+            ValueError: real and fake images need the same size, see `one_size_reason`.
         """
         if self.mode == "relativistic":
             self.check_sizes(real, fake)
@@ -159,7 +159,7 @@ class GANLoss:
             "real" and "fake", or "pair" for relativistic; "penalty" for wgangp; and the terms of `penalties`.
 
         Raises:
-            ValueError: real and fake images need the same size, see `needs_one_size`.
+            ValueError: real and fake images need the same size, see `one_size_reason`.
         """
         fake = fake.detach()
         self.check_sizes(real, fake)
@@ -247,10 +247,10 @@ class GANLoss:
 
     def check_sizes(self, real: Tensor, fake: Tensor) -> None:
         """Raise ValueError if real and fake images (B, C, H, W) need the same size and do not have it."""
-        if self.needs_one_size and real.shape[2:] != fake.shape[2:]:
+        if self.one_size_reason and real.shape[2:] != fake.shape[2:]:
             sizes = [f"{images.shape[3]}x{images.shape[2]}" for images in (real, fake)]
             raise RemediedError(
-                f"{self.needs_one_size}, which have {sizes[0]} and {sizes[1]} pixels here. It needs images of one "
+                f"{self.one_size_reason}, which have {sizes[0]} and {sizes[1]} pixels here. It needs images of one "
                 "size.",
                 remedy={"preprocess": "resize_and_crop"},
             )

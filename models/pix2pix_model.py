@@ -56,7 +56,7 @@ class Pix2PixModel(BaseModel):
         self.lambda_L1 = opt.lambda_L1
         self.add_discriminators(opt)
         self.gan_loss = create_gan_loss(opt)
-        self.needs_one_size = self.gan_loss.runs_need_one_size(mixes=opt.pool_size > 0, batch_head=opt.batch_head)
+        self.one_size_reason = self.gan_loss.run_one_size_reason(mixes=opt.pool_size > 0, batch_head=opt.batch_head)
         self.pools = {"fake_AB": ImagePool(opt.pool_size)}
         self.queues = create_queues(opt.batch_head, "D")
         optimization.add("G", [self.netG], lr=opt.lr_G)

@@ -24,7 +24,7 @@ from models.base_model import (
 )
 from models.losses import ClassDiscriminator, Scorer, add_gan_flags, create_gan_loss
 from models.networks.layers import evaluating
-from models.projected_loss import ProjectedLoss, add_projected_flag
+from models.projected_loss import add_projected_flag, create_projected_loss
 from options import values
 from util.errors import RemediedError
 from util.images import grid
@@ -113,9 +113,8 @@ class SAGANModel(BaseModel):
         discriminators: list[nn.Module] = [self.netD]
         self.projected = None
         if opt.lambda_projected:
-            self.netP = networks.define_projected_D(opt, opt.input_nc, "lambda_projected").to(self.device)
-            discriminators.append(self.netP)
-            self.projected = ProjectedLoss(lambda x: self.netP(self.augment(x)), weight=opt.lambda_projected)
+            self.projected = create_projected_loss(opt, self, "netP", opt.input_nc, augment=self.augment)
+            discriminators.append(self.projected.net)
         optimization.add("G", [self.netG], lr=opt.lr_G)
         optimization.add("D", discriminators, lr=opt.lr_D)
         optimization.add_averages(self, "netG")

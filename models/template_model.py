@@ -26,7 +26,7 @@ from util.paths import BUNDLED
 class TemplateModel(BaseModel):
     """A generator from A to B, trained on pairs with an L1 loss."""
 
-    # The parser refuses these shared flags, which this model does not read.
+    # The parser refuses these shared flags: without a discriminator they mean nothing.
     unused_flags = ("attn_D", "spectral_norm_D", "lr_D", "batch_head")
 
     @staticmethod

@@ -89,11 +89,15 @@ def read_weights(path: Path, *, network: str = "", objects: bool = False) -> dic
     weights = dict(content)
     statistics = ("running_mean", "running_var", "num_batches_tracked")
     others = [key for key in weights if not key.endswith(statistics)]
-    return {
-        key: value
-        for key, value in weights.items()
-        if not key.endswith(statistics) or any(other.startswith(f"{key.rpartition('.')[0]}.") for other in others)
-    }
+    kept: dict[str, Any] = {}
+    for key, value in weights.items():
+        layer = key.rpartition(".")[0]
+        if key.endswith(statistics) and not any(other.startswith(f"{layer}.") for other in others):
+            continue
+        kept[key] = value
+        if key.endswith("running_var"):  # before 0.4.1, PyTorch saved no counter
+            kept[f"{layer}.num_batches_tracked"] = weights.get(f"{layer}.num_batches_tracked", torch.tensor(0))
+    return kept
 
 
 def split(content: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -175,7 +175,7 @@ class BaseOptions:
         if unknown:
             parser.refuse(unknown, self.models_with)
         for flag in given.keys() & parser.withdrawn.keys():
-            parser.error(f"--{flag} is not an option of {parser.withdrawn[flag]}: leave it out")
+            parser.error(f"--{flag} is not an option of {parser.withdrawn[flag]}: omit it")
         defaults = parser.defaults()
         flags = defaults | given
         self.complete(flags, given, parser)
@@ -251,8 +251,17 @@ class BaseOptions:
             if "metrics_features" in given:
                 parser.error("--metrics_features lite0 judges a run that learns from the same features: take lite2")
             flags["metrics_features"] = "lite2"
-        if given.get("label_dir") and "content" not in flags["metrics"]:
-            parser.error(f"--label_dir {flags['label_dir']} needs the metric that reads it: add content to --metrics")
+        for flag in ("metrics_features", "metrics_weights"):
+            if flag in given and not flags["metrics"]:
+                parser.error(f"--{flag} {flags[flag]} needs metrics that read it: add --metrics kid")
+        if "content" not in flags["metrics"]:
+            if given.get("label_dir"):
+                parser.error(
+                    f"--label_dir {flags['label_dir']} needs the metric that reads it: add content to --metrics"
+                )
+            if given.get("content") and "lambda_content" not in given and not flags.get("lambda_content"):
+                loss = ", or set --lambda_content" if "lambda_content" in flags else ""
+                parser.error(f"--content needs what reads its rules: add content to --metrics{loss}")
         cut = flags["preprocess"] in ("resize_and_crop", "scale_width_and_crop")
         if cut and flags["crop_size"] > flags["load_size"]:
             parser.error(f"--crop_size {flags['crop_size']} is larger than --load_size {flags['load_size']}")

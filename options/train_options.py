@@ -43,7 +43,7 @@ class TrainOptions(BaseOptions):
         super().initialize(parser)
         add_training_flags(parser)
         add_speed_flags(parser)
-        add_rate_flags(parser)
+        add_lr_flags(parser)
         add_saving_flags(parser)
         add_display_flags(parser)
         add_evaluation_flags(parser)
@@ -56,10 +56,10 @@ class TrainOptions(BaseOptions):
                 flags[rate] = flags["lr"]
         if "ema_decay" in given:
             if "ema_halflife" in given:
-                parser.error("--ema_decay and --ema_halflife are two ways to set the same decay: leave one of them out")
+                parser.error("--ema_decay and --ema_halflife are two ways to set the same decay: omit one")
             flags["ema_halflife"] = 0  # instead of that of a saved run
         if flags["init_from"] and flags["continue_train"]:
-            parser.error("--init_from starts a new run and --continue_train resumes one: leave one of them out")
+            parser.error("--init_from starts a new run and --continue_train resumes one: omit one of them")
         if flags["init_partial"] and not flags["init_from"]:
             parser.error("--init_partial needs --init_from: it allows older weights that fit in part")
         if flags["override"] and not flags["continue_train"]:
@@ -69,7 +69,7 @@ class TrainOptions(BaseOptions):
         if flags["best"] and not flags["metrics"]:
             parser.error(f"--best {flags['best']} needs the metric: add --metrics")
         if flags["tf32"] and flags["no_tf32"]:
-            parser.error("--tf32 and --no_tf32 contradict each other: leave one of them out")
+            parser.error("--tf32 and --no_tf32 contradict each other: omit one")
         if flags["cuda_graphs"] and not flags["compile"]:
             parser.error("--cuda_graphs needs --compile: it replays the kernels of compiled networks")
         epochs = flags["n_epochs"] + flags["n_epochs_decay"]
@@ -170,7 +170,7 @@ def add_speed_flags(parser: ArgumentParser) -> None:
     add("--cpu_threads", type=values.non_negative_int, default=0, help=text)
 
 
-def add_rate_flags(parser: ArgumentParser) -> None:
+def add_lr_flags(parser: ArgumentParser) -> None:
     """The optimizer and its schedule."""
     add = parser.add_argument_group("learning rate").add_argument
     policy = (

@@ -8,6 +8,7 @@ import base64
 import collections
 import io
 import json
+import logging
 import math
 import sys
 import threading
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 from data.arrays import known_formats
 from data.image_file import load_rgb
 from data.image_folder import DataError
-from display.attention_maps import overlay
+from display.attention_maps import as_script, overlay
 from inference.translator import Translator, as_tensor
 from models.networks.any_size import AnySize, fitting_size, visible_cells
 from models.networks.attention import SelfAttention2d, attention_blocks, block_inputs
@@ -33,7 +34,7 @@ from options import values
 from options.choices import DEVICES
 from options.parser import script_parser
 from scripts.generators import add_generator_flags
-from util.command import run_command
+from util.command import configure_logging, run_command
 from util.device import select_device
 from util.images import to_image
 from util.paths import ROOT
@@ -47,6 +48,8 @@ MAX_BYTES = 2**25  # of an uploaded file
 MAX_PIXELS = 2**21  # of an uploaded image
 WAITING = 4  # uploads at one time, the one that runs included
 REMEMBERED = 4  # results whose attention can be asked for
+
+log = logging.getLogger("scripts.demo")
 
 
 @dataclass(frozen=True)
@@ -183,12 +186,13 @@ class Handler(BaseHTTPRequestHandler):
     """Serves the page, translations and attention maps. No file but the page is readable through it."""
 
     server: "Server"
+    timeout = 30  # seconds of silence that end a connection
 
     def do_GET(self) -> None:
         """The page, and attention maps."""
         url = urlsplit(self.path)
         if url.path == "/":
-            names = json.dumps(list(self.server.demo.translators)).replace("<", "\\u003c")
+            names = as_script(list(self.server.demo.translators))
             self._send(
                 PAGE.read_text(encoding="utf-8").replace("__NAMES__", names).encode(), "text/html; charset=utf-8"
             )
@@ -225,6 +229,9 @@ class Handler(BaseHTTPRequestHandler):
             self._refuse(error)
         except ValueError as error:  # the network does not take such an image
             self._refuse(Refused(str(error)))
+        except RuntimeError as error:  # such as too little memory: other images may still fit
+            log.exception("an image could not be translated")
+            self._refuse(Refused(f"the translation failed: {error}", HTTPStatus.INTERNAL_SERVER_ERROR))
         else:
             self._send(json.dumps(answer).encode(), "application/json")
 
@@ -256,6 +263,7 @@ class Server(ThreadingHTTPServer):
 
 def main(argv: list[str] | None = None) -> int:
     """Load the generators and serve the page until Ctrl-C. Returns the exit status."""
+    configure_logging()
     args = parse(argv)
     demo = Demo(load_translators(args))
     try:

@@ -4,6 +4,7 @@ A file takes images; that of a generator of sagan takes noise (B, z_dim + n_clas
 """
 
 import argparse
+import math
 import statistics
 import sys
 import time
@@ -140,12 +141,13 @@ def load_sagan(trained: Trained) -> NoiseGenerator:
 def compare(exported: Callable[[Tensor], Tensor], subject: Subject, path: Path, args: argparse.Namespace) -> None:
     """Print how much a file differs from PyTorch, and its speed. ValueError if that is more than rounding."""
     errors = [(exported(x) - truth).abs() for x, truth in zip(subject.inputs, subject.expected, strict=True)]
-    largest, mean = max(error.max().item() for error in errors), statistics.mean(e.mean().item() for e in errors)
+    largest = torch.stack([error.max() for error in errors]).max().item()  # NaN if there is one, unlike max of Python
+    mean = statistics.mean(error.mean().item() for error in errors)
     sizes = ", ".join(f"{made.shape[0]}x{made.shape[3]}x{made.shape[2]}" for made in subject.expected)
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, {args.format} {args.dtype}")
     print(f"difference from PyTorch in [-1, 1]: {largest:.2g} at most, {mean:.2g} on average (sizes {sizes})")
-    if args.dtype == "fp32" and not largest <= LARGEST_ERROR:
-        raise ValueError(f"{path} differs from PyTorch by {largest:.2g}, which is more than rounding")
+    if not math.isfinite(largest) or (args.dtype == "fp32" and largest > LARGEST_ERROR):
+        raise ValueError(f"{path} differs from PyTorch by {largest:.2g}, which is more than rounding: do not use it")
     height, width = exported(subject.timed).shape[2:]
     rate = images_per_second(exported, subject.timed)
     print(f"images/s at {width}x{height}: PyTorch {subject.rate:.2f}, exported file {rate:.2f}")

@@ -111,7 +111,7 @@ def before_and_after(args: argparse.Namespace, translator: Translator) -> Iterat
             yield to_image(x), to_image(translator(x))
     elif args.results:
         folder = args.results / "images"
-        labels = ("real", "fake") if any(folder.glob("*_fake.png")) else ("real_A", "fake_B")
+        labels = ("real", "fake") if any(folder.rglob("*_fake.png")) else ("real_A", "fake_B")
         for name in result_names(folder, labels[1], SHOWN):
             before, after = (Image.open(folder / f"{name}_{label}.png") for label in labels)
             yield before, after
@@ -130,7 +130,8 @@ def described_training(args: argparse.Namespace) -> Iterator[str]:
         raise ValueError(f"--results {args.results}: there is no such folder")
     if args.results and (path := args.results / "metrics.json").is_file():
         measured = json.loads(path.read_text())
-        yield f"Test: {in_words(measured['figures'])}; {measured['measured_on']}."
+        figures = {name: value for name, value in measured["figures"].items() if value is not None}
+        yield f"Test: {in_words(figures)}; {measured['measured_on']}."
 
 
 def card(args: argparse.Namespace, notes: dict[str, Any], examples: int, training: str) -> str:

@@ -22,7 +22,7 @@ def main(argv: list[str] | None = None) -> int:
     """Write the sheet: a row for each label, a column for each image. Returns the exit status."""
     args = parse(argv)
     folder = args.results / "images"
-    labels = args.labels or [label for label in LABELS if any(folder.glob(f"*_{label}.png"))] or LABELS
+    labels = args.labels or [label for label in LABELS if any(folder.rglob(f"*_{label}.png"))] or LABELS
     names = result_names(folder, labels[0], args.count)
     images = [load(folder / f"{name}_{label}.png", args.scale) for label in labels for name in names]
     if sizes := sorted({f"{image.shape[2]}x{image.shape[1]}" for image in images})[1:]:
@@ -35,7 +35,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def result_names(folder: Path, label: str, count: int) -> list[str]:
     """The names of the first images of a label that test.py wrote into `folder`. ValueError if there is none."""
-    names = [path.name.removesuffix(f"_{label}.png") for path in sorted(folder.glob(f"*_{label}.png"))]
+    paths = sorted(folder.rglob(f"*_{label}.png"))
+    names = [path.relative_to(folder).as_posix().removesuffix(f"_{label}.png") for path in paths]
     if not names:
         raise ValueError(f"{folder} has no image of the label {label}: is {folder.parent} a folder of test.py?")
     return names[:count]

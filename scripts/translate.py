@@ -60,8 +60,11 @@ def main(argv: list[str] | None = None) -> int:
             continue
         image = as_tensor(reader(path), channels=translator.input_nc)
         fmt = translator.result_format(reader.format(path))
-        with threads.timed({"A": image}):
-            made = translator(image)
+        try:
+            with threads.timed({"A": image}):
+                made = translator(image)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
         if is_scan_of(path, target):
             scans.add(path, fmt.to_array(made), target)
             continue
@@ -161,7 +164,8 @@ def plan(source: Path, target: Path, slice_axis: int = LAST) -> list[tuple[Path,
         files = {file_of(path): path for path in paths}
         names = {file: file.relative_to(source) for file in files}
         results = {file: names[file] if scan_suffix(files[file]) else names[file].with_suffix(".png") for file in files}
-        if len({name.with_suffix("") for name in results.values()}) < len(files):  # 1.jpg beside 1.png or 1.tif
+        stems = {str(name.with_suffix("")).casefold() for name in results.values()}  # disks may take a.png for A.png
+        if len(stems) < len(files):  # 1.jpg beside 1.png or 1.tif
             results = {file: name.with_name(f"{name.name}.png") for file, name in names.items()}
             results |= {file: names[file] for file, path in files.items() if scan_suffix(path)}
         return [(path, target / results[file_of(path)]) for path in paths]

@@ -10,6 +10,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
@@ -31,6 +32,14 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 # Tiny networks run faster with one thread, and nothing depends on measured times.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # of the scripts that tests start
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Let random numbers not depend on the tests that ran before in this process."""
+    torch.manual_seed(0)
+    random.seed(0)
+    np.random.seed(0)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -2,6 +2,8 @@
 
 import subprocess
 
+import pytest
+
 from benchmarks.ablation import main
 from tests.helpers import TINY
 
@@ -33,3 +35,7 @@ def test_a_table_of_variants_whose_runs_are_kept(tiny_data, tmp_path, capsys, mo
     monkeypatch.setattr(subprocess, "run", None)
     assert main(argv) == 0, "nothing is trained again"
     assert capsys.readouterr().out == table
+
+    recipe.write_text(" ".join([*flags, "--lr", "0.001"]))
+    with pytest.raises(ValueError, match="has other flags: choose another --folder"):
+        main(argv)

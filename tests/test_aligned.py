@@ -261,3 +261,11 @@ def test_an_image_that_cannot_be_read_is_named(tmp_path):
         (tmp_path / folder / "0.png").write_text("no image")
     with pytest.raises(DataError, match=f"Cannot read the image {tmp_path / 'A' / '0.png'}"):
         combine(tmp_path / "A", tmp_path / "B", tmp_path / "AB")
+
+
+def test_two_pairs_do_not_become_one_file(tmp_path):
+    for name in ("A/1.jpg", "A/1.png", "B/1.png"):
+        save(tmp_path / name, draw_shapes("same"))
+    with pytest.raises(DataError, match=r"1\.jpg and .*1\.png would both become 1\.png: remove or rename one"):
+        combine(tmp_path / "A", tmp_path / "B", tmp_path / "AB")
+    assert not (tmp_path / "AB").exists()

@@ -137,6 +137,17 @@ def test_every_dataset_skips_images_that_it_cannot_use(mode, bad, reason, flags,
         create_dataset(flags_of("train", tmp_path, "--dataset_mode", mode, "--skip_bad_images", *flags))
 
 
+@pytest.mark.parametrize("flags", [["--dataset_mode", "aligned"], ["--dataset_mode", "unaligned", "--serial_batches"]])
+def test_without_a_whole_pair_there_is_no_training(flags, tmp_path):
+    for folder, bad in (("trainA", "1.png"), ("trainB", "2.png")):
+        (tmp_path / folder).mkdir()
+        for name in ("1.png", "2.png"):
+            draw_shapes(name).save(tmp_path / folder / name)
+        (tmp_path / folder / bad).write_text("damaged")
+    with pytest.raises(DataError, match=r"^No pair of images is left"):
+        create_dataset(flags_of("train", tmp_path, *flags, "--skip_bad_images"))
+
+
 def test_only_the_first_bad_images_are_named(tmp_path, capsys):
     draw_shapes("a").save(tmp_path / "a.png")
     for number in range(9):

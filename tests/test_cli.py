@@ -169,7 +169,7 @@ def test_a_run_trained_from_b_to_a_is_tested_from_b_to_a(tiny_data, tmp_path, ca
         (
             "train.py",
             "--gpu_ids -1 --device cuda",
-            "leave one of them out" if torch.cuda.is_available() else "--device cpu",
+            "omit one of them" if torch.cuda.is_available() else "--device cpu",
         ),
     ],
 )

@@ -13,7 +13,7 @@ import test as testing
 import train as training
 from display.event_log import LogReader
 from display.events import Losses
-from tests.helpers import assert_equal_checkpoints, more_workers_than_cores
+from tests.helpers import PATIENCE, assert_equal_checkpoints, more_workers_than_cores
 from tests.test_cli import ONE_THREAD, ROOT, TINY, logged_losses, train
 from training.checkpoints import read_state
 
@@ -24,7 +24,7 @@ def train_until(line: str, number: signal.Signals, folder: Path, *flags: str | P
     command = [sys.executable, "-m", "tests.signalled", "group", number.name, line, *places, *flags]
     done = subprocess.run(
         [*map(str, command)], cwd=ROOT, env=ONE_THREAD, capture_output=True, text=True, check=False,
-        start_new_session=True,
+        start_new_session=True, timeout=PATIENCE,
     )  # fmt: skip
     assert done.returncode == (-number if number == signal.SIGKILL else 128 + number), done.stderr
     assert done.stdout.count("To resume: ") == (number != signal.SIGKILL)
@@ -113,8 +113,9 @@ def test_a_compiled_run_resumes_like_one_that_never_stopped(tiny_data, tmp_path)
     for folder, limit in limits:  # each in a process of its own: what is compiled is shared within one
         command = [sys.executable, "-c", script, *flags, "--checkpoints_dir", folder, "--max_minutes", *limit]
         done = subprocess.run(
-            [*map(str, command)], cwd=ROOT, env=ONE_THREAD, capture_output=True, text=True, check=True
-        )
+            [*map(str, command)], cwd=ROOT, env=ONE_THREAD, capture_output=True, text=True, check=True,
+            timeout=PATIENCE,
+        )  # fmt: skip
         assert "the networks are compiled" in done.stdout
     assert_equal_checkpoints(whole / "run", parts / "run")
     assert logged_losses(parts / "run") == logged_losses(whole / "run")

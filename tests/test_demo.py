@@ -6,6 +6,7 @@ import io
 import json
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -128,6 +129,25 @@ def test_many_uploads_at_once_wait_or_are_refused(server):
         thread.join()
     assert sorted(statuses) == [200] * demo.WAITING + [503] * (50 - demo.WAITING)
     assert len(server.demo.results) <= demo.REMEMBERED
+
+
+def test_a_network_that_fails_gets_an_answer(server, monkeypatch, capfd):
+    def fail(image):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setitem(server.demo.translators, "failing", fail)
+    monkeypatch.setattr(fail, "input_nc", 3, raising=False)
+    monkeypatch.setattr(fail, "net", torch.nn.Identity(), raising=False)
+    status, answer = ask(server, "POST", "/translate?weights=failing", upload())
+    assert status == 500 and json.loads(answer)["error"] == "the translation failed: out of memory"
+    assert ask(server, "POST", "/translate?weights=plain", upload())[0] == 200
+
+
+def test_a_silent_upload_is_given_up(server, monkeypatch):
+    monkeypatch.setattr(demo.Handler, "timeout", 0.1)
+    with socket.create_connection(("127.0.0.1", server.server_port), timeout=PATIENCE) as connection:
+        connection.sendall(b"POST /translate?weights=plain HTTP/1.0\r\nContent-Length: 1000\r\n\r\nfew")
+        assert connection.recv(1) == b""
 
 
 def test_nothing_but_the_page_is_readable(server):

@@ -189,13 +189,6 @@ def test_events_survive_the_log_and_non_finite_values_become_nan():
     assert start.options == {"max_dataset_size": "inf"}
 
 
-def test_logs_of_earlier_commits_are_read():
-    start = Start.at(progress(), time="", resumed=True, options={})
-    assert from_json(to_json(start).replace('"resumed"', '"continued"')) == start
-    images = Images.at(progress(), files={"a": "b"})
-    assert from_json(to_json(images).replace('"files"', '"pictures"')) == images
-
-
 @pytest.mark.parametrize("line", ["{}", "[]", "half", '{"kind": "end"}', '{"kind": "other"}'])
 def test_a_damaged_log_is_named(tmp_path, line):
     (tmp_path / "events.jsonl").write_text(line + "\n")

@@ -228,9 +228,24 @@ def test_undelivered_values_are_reported(tmp_path, port, monkeypatch, capfd):
         server.send_signal(signal.SIGSTOP)  # hangs in the middle of a run
         shown.update(progress(1, 2), losses(), images, learning_rates)
         shown.close("finished")
-        message = "did not receive everything in time. `python -m scripts.replay` sends it again."
+        message = "did not receive everything in time. `python -m scripts.replay` sends everything again."
         assert message in capfd.readouterr().out
     assert len(events(tmp_path / "run", Losses)) == 2
+
+
+def test_an_unexpected_error_of_a_sink_is_shown(tmp_path, port, monkeypatch, capfd):
+    def broken(self, events):
+        raise RuntimeError("the library changed")
+
+    monkeypatch.setattr(visdom_display.VisdomSink, "show", broken)
+    with visdom_server(tmp_path, port):
+        shown = shown_on(tmp_path, port, "--print_freq", "1")
+        shown.update(progress(1, 1), losses(), images, learning_rates)
+        wait_for(lambda: not background_thread(shown).is_alive())
+        shown.close("finished")
+    said = "".join(capfd.readouterr())
+    assert "shows nothing more. Training continues. `python -m scripts.replay`" in said
+    assert "RuntimeError: the library changed" in said
 
 
 def test_the_thread_starts_after_the_workers_of_the_data_loader(tmp_path, port):

@@ -17,6 +17,7 @@ from tests.conftest import COMBINE
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+SOURCES = {".py", ".html", ".css", ".js"}
 SAMPLING = {"--seeds", "--samples_only", "--classes"}  # flags of sagan alone
 
 
@@ -24,28 +25,6 @@ SAMPLING = {"--seeds", "--samples_only", "--classes"}  # flags of sagan alone
 def test_links_lead_somewhere(page):
     links = re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8"))
     assert [link for link in links if "://" not in link and not (page.parent / link).exists()] == []
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_commands_parse(page):
-    for script, flags in re.findall(r"python (train|test)\.py ([^\n`&#[)]+)", page.read_text(encoding="utf-8")):
-        words = flags.replace("@", f"@{ROOT}/").split()
-        if "--help" in words:
-            continue
-        if "--weights" in words:  # whose file names the model
-            words = ["--model", "sagan" if "cats" in flags else "test", *words]
-        elif script == "test" and SAMPLING & set(words):  # the run names the model
-            words = ["--model", "sagan", *words]
-        opt = (TrainOptions if script == "train" else TestOptions)().parse(words)
-        assert opt.name
-
-
-def test_every_source_file_is_on_the_map():
-    overview = (ROOT / "docs" / "overview.md").read_text(encoding="utf-8")
-    folders = ("models", "options", "data", "util", "scripts")
-    files = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
-    known = [path for path in files if path.name != "__init__.py" and "display" not in path.parts]
-    assert [str(path.relative_to(ROOT)) for path in known if path.name not in overview] == []
 
 
 PROGRAMS: dict[str, Callable[[list[str]], object]] = {
@@ -59,6 +38,29 @@ PROGRAMS: dict[str, Callable[[list[str]], object]] = {
     for path in sorted((ROOT / "scripts").glob("*.py"))
     if "run_command" in path.read_text(encoding="utf-8")
 }
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "Makefile"], ids=lambda page: page.name)
+def test_commands_parse(page):
+    names = "|".join(map(re.escape, sorted(PROGRAMS, key=len, reverse=True)))
+    text = page.read_text(encoding="utf-8").replace("$(python)", "python").replace("$@", "chart")
+    for program, flags in re.findall(rf"python ({names}) ([^\n`&#()|[]+)", text):
+        words = shlex.split(flags.replace("@", f"@{ROOT}/"))
+        if "--help" in words:
+            continue
+        if program == "test.py" and "--weights" in words:  # whose file names the model
+            words = ["--model", "sagan" if "cats" in flags else "test", *words]
+        elif program == "test.py" and SAMPLING & set(words):  # the run names the model
+            words = ["--model", "sagan", *words]
+        PROGRAMS[program](words)
+
+
+def test_every_source_file_is_on_the_map():
+    overview = (ROOT / "docs" / "overview.md").read_text(encoding="utf-8")
+    folders = ("models", "options", "data", "training", "inference", "display", "util", "scripts", "benchmarks")
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*.*") if path.suffix in SOURCES]
+    named = {Path(name).name for name in re.findall(r"[\w./]+", overview)}
+    assert [str(path.relative_to(ROOT)) for path in files if path.name not in named] == []
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
@@ -86,4 +88,5 @@ def test_extras_that_are_named_exist():
 @pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.txt")), ids=lambda path: path.stem)
 def test_recipes_are_named_like_their_target(recipe):
     assert TrainOptions().parse([f"@{recipe}"]).name == recipe.stem
-    assert f"{recipe.stem}" in (ROOT / "Makefile").read_text(encoding="utf-8")
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert re.search(rf"^(\w+ )*{recipe.stem}( \w+)*:", makefile, re.MULTILINE)

@@ -39,6 +39,11 @@ def test_four_maps_of_any_size_and_gradients_of_the_input_alone():
     assert all(weight.grad is None for weight in net.parameters())
 
 
+def test_maps_are_channels_last_whatever_the_format_of_a_model_in_training():
+    net = efficientnet_lite(0).to(memory_format=torch.contiguous_format)
+    assert all(maps.is_contiguous(memory_format=torch.channels_last) for maps in net(torch.zeros(2, 3, 64, 80)))
+
+
 def test_unknown_sizes_and_missing_packages_are_named(monkeypatch):
     with pytest.raises(ValueError, match="size=1: EfficientNet-Lite is there in sizes 0, 2"):
         EfficientNetLite(1)

@@ -106,6 +106,19 @@ def test_smaller_files_say_their_error(file, tmp_path, capsys):
     assert sizes["fp16"] < 0.7 * sizes["fp32"] and sizes["int8"] < 0.7 * sizes["fp32"]
 
 
+@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
+def test_an_exported_file_that_makes_no_numbers_is_refused(dtype, tmp_path, capsys):
+    images = [torch.zeros(1, 3, 8, 8), torch.ones(1, 3, 8, 8)]
+    args = script.parse(["--name", "mine", "--dtype", dtype])
+    subject = script.Subject(None, {}, images, images, images[0], 1.0, None)
+    (tmp_path / "x.onnx").touch()
+    with pytest.raises(ValueError, match="differs from PyTorch by nan"):
+        script.compare(lambda x: x / x.max(), subject, tmp_path / "x.onnx", args)  # 0 / 0 in the first
+    subject = script.Subject(None, {}, images[::-1], images[::-1], images[0], 1.0, None)
+    with pytest.raises(ValueError, match="differs from PyTorch by nan"):
+        script.compare(lambda x: x / x.max(), subject, tmp_path / "x.onnx", args)
+
+
 def test_safetensors_are_plain_weights(tmp_path):
     net = generator(GENERATORS["resnet_6blocks"], input_nc=3, output_nc=3, ngf=8, spectral=True)
     image = random_images(3, stride=4)[0]

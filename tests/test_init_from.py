@@ -139,4 +139,4 @@ def test_mistakes(tiny_data, tmp_path, capsys):
     (tmp_path / "run" / "latest_net_G_A.pth").touch()
     with pytest.raises(SystemExit):
         train(tmp_path, "--dataroot", tiny_data, "--init_from", "run", "--continue_train")
-    assert "leave one of them out" in capsys.readouterr().err
+    assert "omit one of them" in capsys.readouterr().err

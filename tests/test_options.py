@@ -65,6 +65,8 @@ def test_left_out_dataroot_is_bundled():
         ("--crop_size 256.0", "argument --crop_size: '256.0' is not a whole number from 1"),
         ("--crop_size 300", "--crop_size 300 is larger than --load_size 286"),
         ("--preprocess scale_width_and_crop --crop_size 300", "--crop_size 300 is larger than --load_size 286"),
+        ("--content sea:B>R", "--content needs what reads its rules: add content to --metrics, or set --lambda_co"),
+        ("--metrics_features lite2", "--metrics_features lite2 needs metrics that read it: add --metrics kid"),
         ("--save_by_iter --save_latest_freq 0", "--save_by_iter keeps the checkpoints of --save_latest_freq"),
         ("--epoch_count 0", "argument --epoch_count: '0' is not a whole number from 1"),
         ("--epoch_count 201", "--epoch_count 201: "),

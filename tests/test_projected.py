@@ -101,6 +101,8 @@ def test_weights_are_inferred_and_wrong_uses_refused():
         training_model("--model", "pix2pix", "--dataroot", ".", *PROJECTED)
     with pytest.raises(ValueError, match=r"--lambda_projected 1.0: input_nc=1"):
         training_model("--lambda_projected", "1", "--input_nc", "1", "--lambda_identity", "0")
+    with pytest.raises(ValueError, match=r"--no-spectral_norm_D: --netD projected always has spectral norm"):
+        training_model("--model", "cycle_gan", *PROJECTED, "--no-spectral_norm_D")
     with pytest.raises(ValueError, match=r"--attn_D bottleneck: .*has no stages"):
         training_model("--model", "cycle_gan_attn", *PROJECTED)
 

@@ -133,7 +133,7 @@ def outcome(main, argv: list[str], capsys) -> str:
         assert main(argv) == 0
     except SystemExit as refusal:
         assert refusal.code == 2
-        message = capsys.readouterr().err
+        message = capsys.readouterr().err.partition("error: ")[2]  # after the usage, which names flags too
     except ValueError as refusal:
         message = f"{refusal} {refusal.advice() if isinstance(refusal, RemediedError) else ''}"
     else:

@@ -60,13 +60,13 @@ def test_sizes(tmp_path):
     square = ["--load_size", "30", "--crop_size", "24"]
     assert lines_of(tmp_path, *square) == [
         "the aspect ratio of 1 of 2 images changes 2.00 times or less: 80x40 becomes 30x30",
-        "crop_size=24 cuts away 36% of an image or less, another part of it each time",
+        "crop_size=24 removes 36% of an image or less, another part of it each time",
     ]
     assert lines_of(tmp_path, *square, train=False)[1:] == [
-        "crop_size=24 cuts away 36% of an image or less, the same part each time"
+        "crop_size=24 removes 36% of an image or less, the same part each time"
     ]
     assert lines_of(tmp_path, "--center_crop", "max", "--load_size", "24", "--crop_size", "24") == [
-        "center_crop=max cuts away 50% of an image or less"
+        "center_crop=max removes 50% of an image or less"
     ]
 
 
@@ -145,7 +145,7 @@ def test_every_entrance_says_it(tiny_data, tmp_path, capsys):
     assert "results have 8 bits" in shown
     train(tmp_path, "--dataroot", root, "--n_epochs_decay", "0")
     shown = capsys.readouterr().out
-    assert all(line.format("train") in shown for line in expected) and "\ntrainA: crop_size=32 cuts away 21%" in shown
+    assert all(line.format("train") in shown for line in expected) and "\ntrainA: crop_size=32 removes 21%" in shown
     run = ["--checkpoints_dir", str(tmp_path), "--name", "run", "--device", "cpu"]
     assert testing.main([*run, "--results_dir", str(tmp_path / "results")]) == 0
     shown = capsys.readouterr().out

@@ -280,7 +280,7 @@ def test_a_step_equals_plain_pytorch():
 def test_flags_that_sagan_does_not_read_are_refused(flags, capsys):
     with pytest.raises(SystemExit):
         training_model(*flags)
-    assert f"{flags[0]} is not an option of --model sagan: leave it out" in capsys.readouterr().err
+    assert f"{flags[0]} is not an option of --model sagan: omit it" in capsys.readouterr().err
 
 
 def test_networks_of_other_models_are_refused():

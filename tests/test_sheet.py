@@ -41,6 +41,14 @@ def test_a_sheet_of_one_generator(results, capsys):
     assert "3 columns, rows real, fake" in capsys.readouterr().out
 
 
+def test_results_in_folders(results, capsys):
+    (results / "images" / "more").mkdir()
+    for path in (results / "images").glob("*.png"):
+        path.rename(path.parent / "more" / path.name)
+    assert sheet.main([str(results), str(results / "sheet.png")]) == 0
+    assert "3 columns, rows real_A, fake_B" in capsys.readouterr().out
+
+
 def test_missing_results_and_other_sizes_are_named(results):
     with pytest.raises(ValueError, match=r"images has no image of the label real_B: is .* a folder of test.py\?"):
         sheet.main([str(results), "x.png", "--labels", "real_B"])

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.helpers import PATIENCE
 from tests.test_cli import ONE_THREAD, ROOT, TINY, logged_losses
 from util import signals
 from util.signals import stop_requests
@@ -71,5 +72,7 @@ def test_a_run_is_saved_when_its_terminal_is_closed(tiny_data, tmp_path):
 def test_an_output_that_is_full_is_an_error(tiny_data, tmp_path):
     command = [sys.executable, ROOT / "train.py", "--dry_run", "--dataroot", tiny_data, *TINY]
     with Path("/dev/full").open("w") as full:
-        done = subprocess.run([*map(str, command)], cwd=tmp_path, env=ONE_THREAD, stdout=full, check=False)
+        done = subprocess.run(
+            [*map(str, command)], cwd=tmp_path, env=ONE_THREAD, stdout=full, check=False, timeout=PATIENCE
+        )
     assert done.returncode != 0

@@ -33,6 +33,7 @@ from options.train_options import TrainOptions
 from tests.helpers import random_batch, training_model
 from training.compiling import PAYS_AFTER, compile_networks
 from util.images import to_tensor
+from util.paths import ROOT
 
 
 def attention_inputs() -> list[torch.Tensor]:
@@ -208,6 +209,15 @@ def test_narrow_convolution_reads_its_weight_once():
     layer.parametrizations.weight[0].register_forward_hook(lambda *_: reads.append(1))
     layer(torch.randn(1, 4, 9, 9))
     assert len(reads) == 1
+
+
+@pytest.mark.parametrize("compute", [attention.attend_plain, attention._AttendInChunks.apply])
+def test_large_products_of_bf16_are_precise(compute):
+    """Rounded to bf16, they would make weights wrong by 0.05."""
+    query, key, value = (torch.randn(1, 64, 32).mul(scale).bfloat16() for scale in (4, 4, 1))
+    exact = torch.softmax(query.double() @ key.double().transpose(1, 2), dim=-1) @ value.double()
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(compute(query, key, value).double(), exact, atol=0.02, rtol=0.01)
 
 
 def test_instance_norm_of_channels_last_equals_instance_norm():
@@ -397,7 +407,7 @@ def test_training_without_a_compiler_is_eager():
         "losses, _ = model.step(random_batch()); print(len(losses))"
     )
     env = {"CXX": "/no/such/compiler", "PATH": "/nowhere", "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}
-    done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=env, capture_output=True, text=True, check=True)
     assert "--compile does not work here (netG_A: " in done.stdout and "C++ compiler" in done.stdout
     assert "training without" in done.stdout
     assert done.stdout.split()[-1] == "8"
@@ -453,7 +463,7 @@ def test_freed_memory_is_reused():
     )
     command = [sys.executable, "-c", script]
     kept, freed = (
-        int(subprocess.run([*command, how], capture_output=True, text=True, check=True).stdout)
+        int(subprocess.run([*command, how], cwd=ROOT, capture_output=True, text=True, check=True).stdout)
         for how in ("keep", "free")
     )
     assert kept < freed / 10, (kept, freed)  # pages that the kernel mapped again

@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import tifffile
 import torch
 from PIL import Image
 
+import test as testing
 from inference import Translator
 from models.networks import GENERATORS
 from options.test_options import TestOptions
@@ -67,6 +69,28 @@ def test_script_translates_a_folder(file, tiny_data, tmp_path, capsys):
     assert translate.main([str(images), str(tmp_path / "out"), "--weights", str(file)]) == 0
     made = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*")}
     assert made == {"1.png.png", "1.jpg.png", "sub/1.png.png", "sub/2.png.png"}
+
+
+def test_names_that_some_disks_cannot_tell_apart_keep_their_suffixes(tmp_path):
+    for name in ("a.png", "A.jpg"):
+        draw_shapes(name).save(tmp_path / name)
+    targets = {target.name for _, target in translate.plan(tmp_path, Path("out"))}
+    assert targets == {"a.png.png", "A.jpg.png"}
+
+
+def test_a_result_that_is_not_finite_is_no_image(tmp_path):
+    net = GENERATORS["resnet_6blocks"](3, 3, ngf=8)
+    next(net.parameters()).data[0] = torch.nan
+    torch.save(net.state_dict(), tmp_path / "nan.pth")
+    draw_shapes("photo").save(tmp_path / "in.png")
+    argv = [str(tmp_path / "in.png"), str(tmp_path / "out.png"), "--weights", str(tmp_path / "nan.pth")]
+    for flags in ([], ["--tile", "32"]):
+        with pytest.raises(ValueError, match=r"in\.png: the result is not finite"):
+            translate.main([*argv, *flags])
+    flags = ["--dataroot", str(tmp_path), "--results_dir", str(tmp_path / "results")]
+    with pytest.raises(ValueError, match=r"in\.png: the result is not finite"):
+        testing.main(["--weights", str(tmp_path / "nan.pth"), *flags])
+    assert not (tmp_path / "out.png").exists() and not list(tmp_path.glob(".*"))
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from torch import nn
 
 from models.base_model import BaseModel
 from models.networks import DISCRIMINATORS, GENERATORS
+from models.networks.infer import infer_network
 from models.weights import load_weights, read_weights
 from tests.golden.fill import fill
 from tests.test_networks import GOLDEN, build_golden, golden_networks
@@ -40,6 +41,14 @@ def test_files_of_upstream_load_with_any_wrapper_prefix(name, prefix, tmp_path):
     torch.save(content, tmp_path / "net.pth", _use_new_zipfile_serialization=False)
     assert load_weights(net, tmp_path / "net.pth")
     assert all(torch.equal(value, weights[key]) for key, value in net.state_dict().items())
+
+
+def test_batch_norm_of_old_files_has_no_counters(tmp_path):
+    net = small(norm="batch")
+    weights = {key: value for key, value in net.state_dict().items() if not key.endswith("num_batches_tracked")}
+    torch.save(weights, tmp_path / "net.pth")
+    assert load_weights(net, tmp_path / "net.pth")
+    assert infer_network(read_weights(tmp_path / "net.pth"))["norm"] == "batch"
 
 
 def test_prefixes_inside_a_name_are_removed(tmp_path):

@@ -67,7 +67,7 @@ def lite_extractor(size: int, device: torch.device) -> Extractor:
 
     def features(pixels: Tensor) -> Tensor:
         x = F.interpolate(pixels.float(), (net.side, net.side), mode="bilinear", antialias=True)
-        return net.vector((x / 127.5 - 1).contiguous(memory_format=torch.channels_last))
+        return net.vector(x / 127.5 - 1)
 
     return Extractor(f"EfficientNet-Lite{size} features", file_digest(weights_file(size)), features, device)
 

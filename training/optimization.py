@@ -236,7 +236,7 @@ class Optimization:
             saved, scheduler = state["optimizers"][name], self.schedulers[name]
             optimizer.load_state_dict(saved | {"param_groups": optimizer.state_dict()["param_groups"]})
             match_memory_format(optimizer)
-            same_policy = scheduler.state_dict().keys() == state["schedulers"][name].keys()
+            same_policy = isinstance(scheduler, ReduceLROnPlateau) == ("best" in state["schedulers"][name])
             if isinstance(scheduler, LambdaLR):
                 if same_policy:
                     scheduler.load_state_dict(state["schedulers"][name] | {"base_lrs": scheduler.base_lrs})

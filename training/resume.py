@@ -230,9 +230,7 @@ def resume(
     except (KeyError, ValueError, TypeError, RuntimeError) as error:
         raise ValueError(f"{label}_state.pth in {run_dir} does not belong to this model: {error}") from error
     if opt.given("epoch_count") and opt.epoch_count != start.epoch:
-        raise ValueError(
-            f"--epoch_count {opt.epoch_count}: the checkpoint resumes in epoch {start.epoch}; leave it out"
-        )
+        raise ValueError(f"--epoch_count {opt.epoch_count}: the checkpoint resumes in epoch {start.epoch}; omit it")
     if start.epoch_images >= epoch_size:
         raise ValueError(
             f"the run has seen {start.epoch_images} images of an epoch, but now there are {epoch_size}: "

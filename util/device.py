@@ -31,11 +31,11 @@ def select_device(device: str = "auto", gpu_ids: str = "0") -> torch.device:
         return torch.device("cpu")
     if device in ("auto", "cuda") and torch.cuda.is_available():
         if first == "-1":
-            raise ValueError("gpu_ids=-1 is the CPU, but device=cuda asks for a GPU: leave one of them out")
+            raise ValueError("gpu_ids=-1 is the CPU, but device=cuda asks for a GPU: omit one of them")
         processes = distributed.local_world_size()
         numbers = [int(first), *map(int, others)] if gpu_ids != "0" else list(range(processes))
         if len(numbers) < processes:
-            raise ValueError(f"gpu_ids={gpu_ids}: {processes} processes need a GPU each: name all, or leave it out")
+            raise ValueError(f"gpu_ids={gpu_ids}: {processes} processes need a GPU each: name all, or omit it")
         if len(numbers) > processes:
             start = f"torchrun --nproc_per_node={len(numbers)}"
             warn_once(f"gpu_ids={gpu_ids}: a process computes on one GPU, so for all of them start {start}")
@@ -164,7 +164,7 @@ def tuning(
     """
     cuda = device.type == "cuda"
     if tf32 is not None and not cuda:
-        raise ValueError(f"TF32 is for NVIDIA GPUs, not for {device.type}: leave it out")
+        raise ValueError(f"TF32 is for NVIDIA GPUs, not for {device.type}: omit it")
     if cuda_graphs and not (cuda and compiled):
         raise ValueError(f"CUDA graphs are for compiled networks on NVIDIA GPUs, not on {device.type}: leave them out")
     tensor_cores = cuda and (precision != "fp32" or tf32 is not False)

@@ -160,6 +160,13 @@ def read_formats(run_dir: Path) -> dict[str, PixelFormat]:
         raise ValueError(f"{path} is damaged ({error}): restore or remove it") from error
 
 
+def check_finite(result: Tensor, *sources: str) -> None:
+    """Raise ValueError if values of the result for `sources` are NaN or infinite, which no 8-bit file would show."""
+    if not result.isfinite().all():
+        problem = "the result is not finite (NaN or infinity): the weights are damaged or overflow, as in fp16"
+        raise ValueError(f"{', '.join(sources)}: {problem}" if sources else problem)
+
+
 def to_bytes(tensor: Tensor) -> Tensor:
     """Values in [-1, 1] as uint8; values outside are clamped."""
     return tensor.detach().float().add(1).mul(127.5).round().clamp(0, 255).byte()

@@ -178,7 +178,8 @@ def article(card: Card) -> h.html_tag:
         tag["data-attention"] = url(card.attention)
     if card.scores:
         # JSON has no infinity, the PSNR of a perfect image
-        tag["data-scores"] = json.dumps({name: min(value, 1e9) for name, value in card.scores.items()})
+        scores = {name: min(value, 1e9) for name, value in card.scores.items()}
+        tag["data-scores"] = json.dumps(scores, allow_nan=False)
     return tag
 
 

@@ -136,7 +136,11 @@ def define_D(opt: Any, input_nc: int) -> nn.Module:
     Raises:
         ValueError: flags have unknown values or exclude each other.
     """
+    if opt.netD != "n_layers" and opt.n_layers_D != BASIC_LAYERS:
+        log.warning("--n_layers_D %d has no effect without --netD n_layers", opt.n_layers_D)
     if opt.netD in FEATURE_DISCRIMINATORS:
+        if opt.given("spectral_norm_D") and not opt.spectral_norm_D:
+            raise ValueError(f"--no-spectral_norm_D: --netD {opt.netD} always has spectral norm")
         if opt.batch_head:
             raise ValueError(f"--batch_head {opt.batch_head} needs --netD basic or n_layers, not {opt.netD}")
         return define_projected_D(opt, input_nc, "netD", "attn_D", attention=stages(opt.attn_D))
@@ -147,8 +151,6 @@ def define_D(opt: Any, input_nc: int) -> nn.Module:
             raise ValueError(f"--batch_head {opt.batch_head} needs --netD basic or n_layers, not pixel")
     if opt.netD == "n_layers":
         own["n_layers"] = opt.n_layers_D
-    elif opt.n_layers_D != BASIC_LAYERS:
-        log.warning("--n_layers_D %d has no effect without --netD n_layers", opt.n_layers_D)
     with from_flags(opt, "netD", "ndf", "attn_D"):
         make = choose(opt.netD, DISCRIMINATORS)
         net = make(input_nc, ndf=opt.ndf, norm=opt.norm, attention=stages(opt.attn_D), **own)

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 from torch.nn import functional as F
 
+from models.networks.layers import no_autocast
+
 LARGEST_MAP = 2**24  # elements of the attention map of one image (4096 x 4096) up to which CPUs keep it for backward
 LARGEST_MAPS = 2**26  # the same for the maps of a batch
 CHUNK = 2**22  # elements of an attention map that are computed at once beyond that
@@ -87,9 +89,10 @@ def tokens(x: Tensor) -> Tensor:
 
 
 def attention_weights(query: Tensor, key: Tensor) -> Tensor:
-    """softmax(query key^T): (B, N, D) and (B, M, D) -> (B, N, M). The softmax is in float32 or wider."""
-    weights = query @ key.transpose(1, 2)
-    return torch.softmax(weights, dim=-1, dtype=torch.promote_types(weights.dtype, torch.float32))
+    """softmax(query key^T), in float32 or wider: (B, N, D) and (B, M, D) -> (B, N, M)."""
+    precise = torch.promote_types(query.dtype, torch.float32)
+    with no_autocast(query):  # products near 100 in bf16 would make weights wrong by 0.05; it is no faster, either
+        return torch.softmax(query.to(precise) @ key.to(precise).transpose(1, 2), dim=-1)
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:

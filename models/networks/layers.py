@@ -141,7 +141,7 @@ class SpectralNorm(parametrizations._SpectralNorm):
             return super().forward(weight)
 
 
-# Activations after these are not in place: instance norm returns a view, and autograd copies a view that changes.
+# ResNets and PatchGANs have no in-place activation after these: autograd would copy instance norm's result, a view.
 NORMS: dict[str, Callable[[int], nn.Module]] = {
     "instance": InstanceNorm2d,
     "batch": nn.BatchNorm2d,
@@ -252,12 +252,12 @@ def run_together(net: Callable[[Tensor], Tensor], *images: Tensor) -> tuple[Tens
         The output for each batch.
     """
     same_size = len({image.shape[1:] for image in images}) == 1
-    if isinstance(net, nn.Module) and same_size and scores_images_alone(net):
+    if isinstance(net, nn.Module) and same_size and is_batch_independent(net):
         return net(torch.cat(images)).split([len(image) for image in images])
     return tuple(net(image) for image in images)
 
 
-def scores_images_alone(net: nn.Module) -> bool:
+def is_batch_independent(net: nn.Module) -> bool:
     """Whether the result of `net` for an image depends on this image alone. Its layers are looked at once."""
     if net not in _ALONE:
         _ALONE[net] = not any(isinstance(module, DEPENDENT) for module in net.modules())

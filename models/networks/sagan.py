@@ -283,6 +283,7 @@ class DownBlock(nn.Module):
             self.shortcut = nn.Sequential(pool, nn.Conv2d(before, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
+        """See the class."""
         return self.shortcut(x) + self.residual(x)
 
 
@@ -338,6 +339,7 @@ class SumPool(nn.Module):
     """Sum over all positions: (B, C, H, W) -> (B, C)."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """See the class."""
         return x.sum(dim=(2, 3))
 
 
