@@ -90,7 +90,7 @@ def test_tf32_is_pytorchs_default_unless_chosen(tf32, expected):
 
 @pytest.mark.parametrize("keywords", [{"tf32": True}, {"tf32": False}, {"cuda_graphs": True, "compiled": True}])
 def test_what_only_gpus_have_is_refused_elsewhere(keywords):
-    with pytest.raises(ValueError, match=r"for .*NVIDIA GPUs, not (for|on) cpu: leave"):
+    with pytest.raises(ValueError, match=r"for .*NVIDIA GPUs, not (for|on) cpu: omit"):
         tuning(CPU, **keywords)
 
 

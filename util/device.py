@@ -166,7 +166,7 @@ def tuning(
     if tf32 is not None and not cuda:
         raise ValueError(f"TF32 is for NVIDIA GPUs, not for {device.type}: omit it")
     if cuda_graphs and not (cuda and compiled):
-        raise ValueError(f"CUDA graphs are for compiled networks on NVIDIA GPUs, not on {device.type}: leave them out")
+        raise ValueError(f"CUDA graphs are for compiled networks on NVIDIA GPUs, not on {device.type}: omit them")
     tensor_cores = cuda and (precision != "fp32" or tf32 is not False)
     return Tuning(
         # Without compiling, instance norm in training returns contiguous tensors on every device.
