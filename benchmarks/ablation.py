@@ -29,10 +29,10 @@ from util.paths import ROOT
 
 VARIANTS = {
     "none": ["--model", "cycle_gan"],
-    "G": ["--attn_D", "none"],
-    "D": ["--attn_G", "none"],
-    "G and D": [],
-    "G and D, in G at up1": ["--attn_G", "up1"],
+    "G": ["--attn_G", "bottleneck", "--attn_D", "none"],
+    "D": ["--attn_G", "none", "--attn_D", "bottleneck"],
+    "G and D": ["--attn_G", "bottleneck", "--attn_D", "bottleneck"],
+    "G and D, in G at up1": ["--attn_G", "up1", "--attn_D", "bottleneck"],
     "CUT": ["--model", "cut"],
 }
 OF_CYCLES = r"--(lambda_A|lambda_B|lambda_identity|cycle_noise)[ =]\S+"  # flags of recipes that CUT does not have

@@ -189,7 +189,7 @@ def find_trained(argv: Sequence[str] | None = None) -> Trained:
         try:
             source.check_translates()
         except ValueError as error:
-            raise ValueError(f"{error}: leave out --model test") from error
+            raise ValueError(f"{error}: omit --model test") from error
     if (reverse := source.is_reverse(opt.direction)) and "input_nc" in source.flags:
         opt = TestOptions().parse(argv, swap_channels(source.flags))
     text = f"inferred from the weights: {as_text(source.inferred)}" if source.inferred else ""

@@ -22,7 +22,7 @@ from models.content import add_content_flag, create_content_loss
 from models.contrastive import draw_positions, flipped_positions, patch_nce
 from models.feature_queue import create_queues, with_queues
 from models.image_pool import ImagePool
-from models.losses import add_gan_flags, create_gan_loss
+from models.losses import Scorer, add_gan_flags, create_gan_loss
 from models.projected_loss import add_projected_flag, create_projected_loss
 from options import values
 from util.paths import BUNDLED
@@ -133,27 +133,18 @@ class CUTModel(BaseModel):
         # The same in all processes: they have to make the same forward passes, for syncbatch.
         flipped = self.flip_equivariance and Random(f"{self.seed} {self.optimization.updates}").random() < 0.5
         micro_batches, losses_D, losses_G = self.micro_batches(batch), [], []
+        keep_graph = len(micro_batches) == 1  # several graphs would fill the memory
         for micro in micro_batches:
             real_A, real_B = self.inputs(micro.batch, "A", "B")
-            with self.optimization.autocast():
-                with torch.set_grad_enabled(len(micro_batches) == 1):  # several graphs would fill the memory
-                    fake_B, patches = self.translate(real_A, flipped=flipped)
-                queried = self.pools["fake_B"].query(fake_B)
-                terms = self.gan_loss.discriminator(
-                    netD, real_B, queried, step=self.optimization.updates, progress=self.optimization.progress
-                )
-                losses = {f"D_{name}": loss for name, loss in terms.items()}
-                total = [self.gan_loss.total(terms)]
-                if self.projected:
-                    losses["projected_D"] = self.projected.discriminator(real_B, queried)
-                    total.append(losses["projected_D"])
-            self.optimization.backward("D", *total, share=micro.share)
-            losses_D.append((micro.share, {name: loss.detach() for name, loss in losses.items()}))
+            with self.optimization.autocast(), torch.set_grad_enabled(keep_graph):
+                fake_B, patches = self.translate(real_A, flipped=flipped)
+            queried = self.pools["fake_B"].query(fake_B)
+            losses_D.append((micro.share, self.backward_D(netD, real_B, queried, micro.share)))
         self.optimization.update("D")
         weight = 0.5 if self.nce_idt else 1.0  # the mean of both contrastive losses
         for micro in micro_batches:
             with self.optimization.autocast():
-                if len(micro_batches) > 1:
+                if not keep_graph:
                     real_A, real_B = self.inputs(micro.batch, "A", "B")
                     fake_B, patches = self.translate(real_A, flipped=flipped)
                 losses = {
@@ -179,6 +170,23 @@ class CUTModel(BaseModel):
         self.optimization.update("G")
         self.optimization.end_step()
         return average_losses(losses_G) | average_losses(losses_D) | self.gammas(), images
+
+    def backward_D(self, netD: Scorer, real: Tensor, fake: Tensor, share: float) -> Losses:
+        """Accumulate the gradients of the discriminators. Returns their losses, detached.
+
+        `share` is that of these images in the batch.
+        """
+        with self.optimization.autocast():
+            terms = self.gan_loss.discriminator(
+                netD, real, fake, step=self.optimization.updates, progress=self.optimization.progress
+            )
+            losses = {f"D_{name}": loss for name, loss in terms.items()}
+            total = [self.gan_loss.total(terms)]
+            if self.projected:
+                losses["projected_D"] = self.projected.discriminator(real, fake)
+                total.append(losses["projected_D"])
+        self.optimization.backward("D", *total, share=share)
+        return {name: loss.detach() for name, loss in losses.items()}
 
     def translate(self, images: Tensor, *, flipped: bool) -> tuple[Tensor, Patches]:
         """Translate images (B, C, H, W), flipped if `flipped`, and draw patches of `images`."""

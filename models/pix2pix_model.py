@@ -76,9 +76,10 @@ class Pix2PixModel(BaseModel):
         """Update the discriminator on fake images from the pool, then the generator; see BaseModel."""
         netD = with_queues("D", self.netD, self.queues)
         micro_batches, losses_D, losses_G = self.micro_batches(batch), [], []
+        keep_graph = len(micro_batches) == 1  # several graphs would fill the memory
         for micro in micro_batches:
             with self.optimization.autocast():
-                with torch.set_grad_enabled(len(micro_batches) == 1):  # several graphs would fill the memory
+                with torch.set_grad_enabled(keep_graph):
                     x = self.translate(micro.batch)
                 real_AB, fake_AB = self.pairs(x)
                 terms = self.gan_loss.discriminator(
@@ -90,7 +91,7 @@ class Pix2PixModel(BaseModel):
         self.optimization.update("D")
         for micro in micro_batches:
             with self.optimization.autocast():
-                if len(micro_batches) > 1:
+                if not keep_graph:
                     x = self.translate(micro.batch)
                     real_AB, fake_AB = self.pairs(x)
                 losses = {

@@ -256,7 +256,7 @@ def test_a_generator_of_sagan_does_not_translate(run_of_sagan):
     for file in ("run.safetensors", run_of_sagan):
         with pytest.raises(ValueError, match=r"run.*: a generator of sagan .* makes them from noise, by test\.py"):
             Translator.load(file)
-    with pytest.raises(ValueError, match=r"makes them from noise, by test\.py: leave out --model test"):
+    with pytest.raises(ValueError, match=r"makes them from noise, by test\.py: omit --model test"):
         testing.main(["--weights", "run.safetensors", "--model", "test"])
     for flags in (["--direction", "AtoB"], ["--dtype", "int8", "--calibrate", "images"]):
         with pytest.raises(ValueError, match=rf"{flags[-2]} {flags[-1]}: a generator of sagan takes no images"):

@@ -203,28 +203,17 @@ def resume(
     Raises:
         ValueError: the checkpoint does not suit the model, the dataset or the flags.
     """
-    start = Position(opt.epoch_count)
-    label = checkpoint_label(opt.epoch, opt.load_iter)
     if not opt.continue_train:
-        if label != "latest" and not opt.init_from:
-            raise ValueError("--epoch and --load_iter choose a checkpoint: they need --continue_train or --init_from")
-        if any(run_dir.glob("latest_net_*.pth")):
-            if replaced_checkpoint(run_dir):
-                kept = "it"
-            else:
-                kept = "the longer run before it" if complete_checkpoint(run_dir, OLD) else ""
-            advice = f"; to resume {kept}: {resume_command(opt)} --epoch {OLD}" if kept else ""
-            log.info("%s already holds a run, which this one replaces%s", run_dir, advice)
-        if opt.init_from:
-            start_from(opt, model, run_dir)
-        return start
+        start_new(opt, model, run_dir)
+        return Position(opt.epoch_count)
+    label = checkpoint_label(opt.epoch, opt.load_iter)
     if state is not None:
         check_networks(model, state, opt.name)
     filled = load_networks(model, run_dir, label)
     if state is None or not filled:
         kept = f"; the run so far stays as --epoch {OLD}" if label == "latest" and replaced_checkpoint(run_dir) else ""
         log.info("only the weights are resumed: all else starts over, in epoch %d%s", opt.epoch_count, kept)
-        return start
+        return Position(opt.epoch_count)
     try:
         start = restore(model, optimization, state)
     except (KeyError, ValueError, TypeError, RuntimeError) as error:
@@ -241,6 +230,25 @@ def resume(
     place = f", {start.epoch_images} of the {epoch_size} of this epoch" if start.epoch_images else ""
     log.info("resuming %s in epoch %d after %d images%s", opt.name, start.epoch, start.total_images, place)
     return start
+
+
+def start_new(opt: Options, model: BaseModel, run_dir: Path) -> None:
+    """Load the weights of --init_from, if it is set, and say which run in `run_dir` the new one replaces.
+
+    Raises:
+        ValueError: the flags choose a checkpoint to resume, or the weights do not suit the model.
+    """
+    if checkpoint_label(opt.epoch, opt.load_iter) != "latest" and not opt.init_from:
+        raise ValueError("--epoch and --load_iter choose a checkpoint: they need --continue_train or --init_from")
+    if any(run_dir.glob("latest_net_*.pth")):
+        if replaced_checkpoint(run_dir):
+            kept = "it"
+        else:
+            kept = "the longer run before it" if complete_checkpoint(run_dir, OLD) else ""
+        advice = f"; to resume {kept}: {resume_command(opt)} --epoch {OLD}" if kept else ""
+        log.info("%s already holds a run, which this one replaces%s", run_dir, advice)
+    if opt.init_from:
+        start_from(opt, model, run_dir)
 
 
 def check_networks(model: BaseModel, state: dict[str, Any], name: str) -> None:
