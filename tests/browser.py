@@ -38,12 +38,17 @@ class Browser:
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
 
-    def call(self, method, **parameters):
-        """Send a command and return its result. Events that arrive meanwhile are kept."""
+    def send(self, method, **parameters):
+        """Send a command and return the answer. Events that arrive meanwhile are kept."""
         number = next(self.ids)
         self.socket.send(json.dumps({"id": number, "method": method, "params": parameters}))
         while (message := json.loads(self.socket.recv())).get("id") != number:
             self.events.append(message)
+        return message
+
+    def call(self, method, **parameters):
+        """Send a command and return its result."""
+        message = self.send(method, **parameters)
         assert "error" not in message, message
         return message["result"]
 
@@ -90,11 +95,12 @@ class Browser:
             self.call("Input.dispatchKeyEvent", type="keyUp", key=key, windowsVirtualKeyCode=code)
 
     def wait(self, script):
-        """Wait until a JavaScript expression is true."""
-        end = time.monotonic() + PATIENCE
-        while not self.run(script):
-            assert time.monotonic() < end, f"never true: {script}"
+        """Wait until a JavaScript expression is true, also while another page loads, when it has no answer."""
+        end, answer = time.monotonic() + PATIENCE, {}
+        while not answer.get("result", {}).get("result", {}).get("value"):
+            assert time.monotonic() < end, f"never true: {script}: {answer}"
             time.sleep(0.05)
+            answer = self.send("Runtime.evaluate", expression=f"Boolean({script})")
 
     def screenshot(self, path):
         """Save a screenshot of the window."""

@@ -141,14 +141,14 @@ def test_refresh_keeps_the_position(browser, tmp_path):
     browser.run("document.querySelector('details').open = true; scrollTo(0, 700)")
     set_epoch(browser, 0)
     end_epoch(sink, 3, make_images(3))
-    browser.run("document.body.dataset.old = 'yes'; refresh()")
+    browser.run("document.body.dataset.old = 'yes'; setTimeout(refresh)")
     browser.wait("document.readyState === 'complete' && !document.body.dataset.old")
     assert browser.run("document.querySelector('.count').textContent") == "epoch 3 of 4"
     assert browser.run("document.querySelector('article h2').textContent") == "epoch 1"
     assert browser.run("scrollY") == pytest.approx(700, abs=2)
     set_epoch(browser, 2)
     end_epoch(sink, 4, make_images(4))
-    browser.run("document.body.dataset.old = 'yes'; refresh()")
+    browser.run("document.body.dataset.old = 'yes'; setTimeout(refresh)")
     browser.wait("document.readyState === 'complete' && !document.body.dataset.old")
     # the timeline was at its end and stays there
     assert browser.run("document.querySelector('article h2').textContent") == "epoch 4"
