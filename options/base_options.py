@@ -246,7 +246,7 @@ class BaseOptions:
         for own in ("label_A", "label_B"):
             if flags[own] == []:  # the classes of the run, if there is one
                 flags[own] = parser.get_default(own) or []
-        # A discriminator that learned from features would be judged too well by the same features.
+        # A discriminator that learned from features would get too good a figure by the same features.
         if flags.get("metrics_features") == "lite0" and (flags["netD"] == "projected" or flags.get("lambda_projected")):
             if "metrics_features" in given:
                 parser.error("--metrics_features lite0 judges a run that learns from the same features: take lite2")

@@ -55,7 +55,7 @@ class Health:
     """Looks at a run from time to time, and tells what begins to go wrong and what is over.
 
     Training does not change: a look draws no random numbers, updates no weight and no buffer. Of several processes,
-    rank 0 alone looks. Figures are not saved with a checkpoint: a resumed run collects new ones before it judges.
+    rank 0 alone looks. Figures are not saved with a checkpoint: a resumed run collects new ones before it checks them.
 
     Args:
         model: in training.
@@ -115,7 +115,7 @@ class Health:
         with evaluating(self.model):
             self.see({name: self._look(name, view, few) for name, view in self.model.generator_views().items()})
         found = [
-            self._judge(check, subject, thing)
+            self._update(check, subject, thing)
             for (subject, _), thing in self.seen.items()
             for check in CHECKS
             if isinstance(thing, check.of) and steps >= check.warm_up
@@ -123,8 +123,8 @@ class Health:
         self.seen.clear()
         return [finding for finding in found if finding is not None]
 
-    def _judge(self, check: Check, subject: str, seen: object) -> Finding | None:
-        """Add a figure of a check to the last ones, and judge their median."""
+    def _update(self, check: Check, subject: str, seen: object) -> Finding | None:
+        """Add a figure of a check to the last ones, and check their median."""
         figure = check.measure(seen)
         if figure is None or not math.isfinite(figure):
             return None
